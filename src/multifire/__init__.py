@@ -1,0 +1,41 @@
+"""Deep spiking neural networks of multi-level firing (MLF) neurons, trained directly by back-propagation.
+
+The public names are loaded when they are first used, so that `import multifire` costs no import of torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multifire import datasets, nn, ops
+    from multifire.checkpoint import load_reference_checkpoint, to_reference_state_dict
+    from multifire.nn import SpikingResNet, build_model
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("datasets", "nn", "ops")
+_NAMES = {
+    "SpikingResNet": "multifire.nn",
+    "build_model": "multifire.nn",
+    "load_reference_checkpoint": "multifire.checkpoint",
+    "to_reference_state_dict": "multifire.checkpoint",
+}
+
+__all__ = [
+    "SpikingResNet",
+    "__version__",
+    "build_model",
+    "datasets",
+    "load_reference_checkpoint",
+    "nn",
+    "ops",
+    "to_reference_state_dict",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"multifire.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'multifire' has no attribute {name!r}")

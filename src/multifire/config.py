@@ -1,0 +1,207 @@
+"""What a run is made of. Frozen, plain values only: this module imports neither torch nor NumPy."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+CONFIG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    name: str = "digits"
+    """Data set; `multifire data list` shows which there are."""
+    root: str = "data"
+    """Folder that holds the data sets, each in a folder of its own name."""
+    timesteps: int = 4
+    """T: how many times an image is shown to the network."""
+    validation: float = 0.0
+    """Share of the training set held out to choose the best checkpoint, 0 <= share < 1."""
+    crop_padding: int = 0
+    """Random crop after padding with this many black pixels on every side; 0 turns it off."""
+    flip: bool = False
+    """Random horizontal flip."""
+    limit: int | None = None
+    """Use only the first so many training images of the (seeded) order; for trying things out."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "ds_resnet20"
+    """ds_resnet{6n+2} or plain_resnet{6n+2}."""
+    in_channels: int = 3
+    """Channels of one frame."""
+    num_classes: int = 10
+    """Size of the voting layer."""
+    width: int = 64
+    """Channels of the first stage; the next two have twice and four times as many."""
+    levels: int = 3
+    """K: firing levels of a neuron. K = 1 is the ordinary LIF neuron."""
+    thresholds: tuple[float, ...] | None = None
+    """Firing threshold of each level; by default 0.6, 1.6, 2.6, ... for the given levels."""
+    decay: float = 0.25
+    """Membrane decay per time step."""
+    surrogate: Literal["rect", "triangle", "atan"] = "rect"
+    """Shape of the surrogate derivative."""
+    surrogate_width: float = 1.0
+    """Width a of the surrogate derivative."""
+    detach_reset: bool = False
+    """Stop the gradient at the reset gate (the paper lets it through)."""
+    norm_input: bool = False
+    """Normalise the input by an affine-less tdBN, as the paper's Gesture network does."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    epochs: int = 110
+    """Passes over the training set."""
+    batch_size: int = 64
+    """Images in one training step."""
+    lr: float = 0.1
+    """Learning rate at its highest."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """L2 decay, on every parameter as in the paper."""
+    schedule: Literal["step", "cosine", "one-cycle"] = "step"
+    """step: lr × gamma every step_epochs; cosine: half a cosine down to 0; one-cycle: up for warmup_share, then down by a cosine."""
+    step_epochs: int = 40
+    """Epochs between two drops of the step schedule."""
+    gamma: float = 0.1
+    """Factor of one drop of the step schedule."""
+    warmup_share: float = 0.25
+    """Share of the one-cycle schedule spent rising, 0 < share < 1."""
+    loss: Literal["mean", "tet"] = "mean"
+    """mean: cross entropy of the time-averaged logits; tet: mean cross entropy of each time step's logits."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross entropy, 0 <= s < 1."""
+    clip_norm: float | None = None
+    """Clip the gradient to this total norm."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    recipe: str = "digits"
+    """Name of the recipe that the run started from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 0
+    """Decides the initial weights, the order of the data and its augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs convolutions under autocast; membranes and norms stay in fp32."""
+    backend: str = "auto"
+    """Which implementation of the neuron runs; see multifire.ops.BACKENDS."""
+    eval_batch_size: int = 128
+    """Images in one evaluation step."""
+
+    def __post_init__(self):
+        """Refuse what no run could mean.
+
+        Raises:
+            ValueError: naming the field, its value and the range it must lie in.
+        """
+        _require(self.data.timesteps >= 1, "data.timesteps", self.data.timesteps, "at least 1")
+        _require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "0 <= share < 1")
+        _require(self.data.crop_padding >= 0, "data.crop_padding", self.data.crop_padding, "at least 0")
+        _require(self.data.limit is None or self.data.limit >= 1, "data.limit", self.data.limit, "at least 1")
+        _require(self.model.levels >= 1, "model.levels", self.model.levels, "at least 1")
+        _require(self.model.width >= 1, "model.width", self.model.width, "at least 1")
+        _require(self.model.surrogate_width > 0, "model.surrogate_width", self.model.surrogate_width, "above 0")
+        _require(self.optim.epochs >= 1, "optim.epochs", self.optim.epochs, "at least 1")
+        _require(self.optim.batch_size >= 1, "optim.batch_size", self.optim.batch_size, "at least 1")
+        _require(self.optim.lr > 0, "optim.lr", self.optim.lr, "above 0")
+        _require(self.optim.step_epochs >= 1, "optim.step_epochs", self.optim.step_epochs, "at least 1")
+        _require(0 < self.optim.warmup_share < 1, "optim.warmup_share", self.optim.warmup_share, "0 < share < 1")
+        _require(0 <= self.optim.label_smoothing < 1, "optim.label_smoothing", self.optim.label_smoothing, "0 <= s < 1")
+        _require(self.optim.clip_norm is None or self.optim.clip_norm > 0, "optim.clip_norm", self.optim.clip_norm, "above 0")
+        _require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "at least 1")
+        thresholds = self.model.thresholds
+        _require(thresholds is None or len(thresholds) == self.model.levels, "model.thresholds", thresholds,
+                 f"one for each of the {self.model.levels} levels")
+
+
+def _require(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value}, expected {expected}")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean X?` for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def parse_model_name(name: str) -> tuple[str, int]:
+    """Kind of block and blocks in each stage: `ds_resnet20` -> ("ds", 3).
+
+    Raises:
+        ValueError: not of the form ds_resnet{6n+2} or plain_resnet{6n+2}.
+    """
+    kind, separator, depth = name.partition("_resnet")
+    if kind in ("ds", "plain") and separator and depth.isascii() and depth.isdigit():
+        blocks, rest = divmod(int(depth) - 2, 6)
+        if rest == 0 and blocks >= 1:
+            return kind, blocks
+    raise ValueError(
+        f"unknown model {name!r}; expected ds_resnetD or plain_resnetD with depth D = 6n+2: 8, 14, 20, 32, 44, 68, ..."
+    )
+
+
+def to_json(cfg: RunConfig) -> str:
+    return json.dumps({"version": CONFIG_VERSION, **dataclasses.asdict(cfg)}, indent=2) + "\n"
+
+
+def from_json(text: str, source: str) -> RunConfig:
+    """Read what `to_json` wrote; `source` names the file in errors.
+
+    Raises:
+        ValueError: not JSON, written by another version, a field that is unknown or of the wrong type.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: not a config file: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: not a config file: found {type(values).__name__}, expected an object")
+    version = values.pop("version", None)
+    if version != CONFIG_VERSION:
+        raise ValueError(f"{source}: config version is {version}, this multifire reads version {CONFIG_VERSION}; "
+                         "use the multifire that wrote it, or train anew")
+    return _build(RunConfig, values, source, prefix="")
+
+
+def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    kwargs = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"{source}: unknown field {prefix}{key}{nearest(key, list(hints))}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict):
+            kwargs[key] = _build(hints[key], value, source, f"{prefix}{key}.")
+        else:
+            kwargs[key] = _convert(hints[key], value, f"{source}: field {prefix}{key}")
+    return cls(**kwargs)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type; JSON knows neither tuples nor the difference between 1 and 1.0."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal and value in args:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(args[0], item, where) for item in value)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"{where} is {value!r}, expected {hint if origin else hint.__name__}")

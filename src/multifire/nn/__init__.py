@@ -1,0 +1,21 @@
+"""Modules over `multifire.ops`: neuron, norm, blocks, network."""
+
+from multifire.nn.block import ConvFire, ConvNorm, DSBlock, PlainBlock
+from multifire.nn.neuron import MLF, Stream, Streaming
+from multifire.nn.norm import TdBatchNorm2d
+from multifire.nn.resnet import SpikingResNet, StreamState, build_model, model_from_config
+
+__all__ = [
+    "MLF",
+    "ConvFire",
+    "ConvNorm",
+    "DSBlock",
+    "PlainBlock",
+    "SpikingResNet",
+    "Stream",
+    "StreamState",
+    "Streaming",
+    "TdBatchNorm2d",
+    "build_model",
+    "model_from_config",
+]

@@ -1,0 +1,112 @@
+"""Convolution, norm and firing as one layer, and the two residual blocks made of such layers.
+
+Shapes: x_TNCHW is [time, sample, channel, row, column].
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from multifire import ops
+from multifire.nn.neuron import MLF, Stream, Streaming
+from multifire.nn.norm import TdBatchNorm2d
+
+MakeNeuron = Callable[[], MLF]
+
+
+def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
+    """The convolution at every time step, T folded into the batch."""
+    return conv(x_TNCHW.flatten(0, 1)).unflatten(0, x_TNCHW.shape[:2])
+
+
+def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
+    """A convolution without bias that keeps H × W (divided by the stride), kaiming-initialised, in channels-last memory."""
+    conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight)
+    return conv.to(memory_format=torch.channels_last)
+
+
+class ConvNorm(nn.Module):
+    """y = tdBN(conv(x)), the shortcut of a plain block."""
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int, v_threshold: float):
+        super().__init__()
+        self.conv = make_conv(before, after, kernel, stride)
+        self.norm = TdBatchNorm2d(after, v_threshold)
+
+    def forward(self, x_TNCHW: Tensor) -> Tensor:
+        return self.norm(convolve(self.conv, x_TNCHW))
+
+
+class ConvFire(Streaming):
+    """o = MLF(tdBN(conv(x)) + add_before) + add_after, the layer that the whole network is made of."""
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int, neuron: MLF):
+        super().__init__()
+        self.conv = make_conv(before, after, kernel, stride)
+        self.norm = TdBatchNorm2d(after, v_threshold=neuron.thresholds[0])
+        self.neuron = neuron
+
+    def forward(
+        self,
+        x_TNCHW: Tensor,
+        stream: Stream | None = None,
+        *,
+        add_before: Tensor | None = None,
+        add_after: Tensor | None = None,
+    ) -> Tensor:
+        if stream is not None and self.training:
+            raise ValueError("the norm's statistics need all time steps at once; call model.eval() before step()")
+        spikes, state = ops.tdbn_mlf(
+            convolve(self.conv, x_TNCHW),
+            *self.norm.tensors(),
+            **self.norm.options(),
+            **self.neuron.options(),
+            add_before=add_before,
+            add_after=add_after,
+            state=stream and stream.take(),
+            return_state=stream is not None,
+        )
+        if stream is not None and state is not None:
+            stream.put(state)
+        return spikes
+
+
+class DSBlock(Streaming):
+    """Dormant-suppressed residual block: o = MLF(F₂(MLF(F₁(x)))) + shortcut(x), F = tdBN∘conv3×3.
+
+    The shortcut is x, or MLF(tdBN(conv1×1)) where shapes change. The sum comes after firing, so it is an integer.
+    """
+
+    def __init__(self, before: int, after: int, stride: int = 1, make_neuron: MakeNeuron = MLF):
+        super().__init__()
+        self.fire1 = ConvFire(before, after, 3, stride, make_neuron())
+        self.fire2 = ConvFire(after, after, 3, 1, make_neuron())
+        same = before == after and stride == 1
+        self.shortcut = None if same else ConvFire(before, after, 1, stride, make_neuron())
+
+    def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
+        residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW, stream)
+        return self.fire2(self.fire1(x_TNCHW, stream), stream, add_after=residual)
+
+
+class PlainBlock(Streaming):
+    """Residual block of earlier spiking ResNets: o = MLF(F₂(MLF(F₁(x))) + shortcut(x)), F = tdBN∘conv3×3.
+
+    The shortcut is x, or tdBN(conv1×1) where shapes change.
+    """
+
+    def __init__(self, before: int, after: int, stride: int = 1, make_neuron: MakeNeuron = MLF):
+        super().__init__()
+        self.fire1 = ConvFire(before, after, 3, stride, make_neuron())
+        self.fire2 = ConvFire(after, after, 3, 1, make_neuron())
+        same = before == after and stride == 1
+        self.shortcut = None if same else ConvNorm(before, after, 1, stride, self.fire2.norm.v_threshold)
+
+    def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
+        residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW)
+        return self.fire2(self.fire1(x_TNCHW, stream), stream, add_before=residual)
+
+
+BLOCKS = {"ds": DSBlock, "plain": PlainBlock}

@@ -1,0 +1,134 @@
+"""The spiking residual network, and its builder."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from multifire import ops
+from multifire.config import ModelConfig, parse_model_name
+from multifire.nn.block import BLOCKS, ConvFire, MakeNeuron
+from multifire.nn.neuron import MLF, Membranes, Stream
+from multifire.nn.norm import TdBatchNorm2d
+
+
+class StreamState(NamedTuple):
+    """What `SpikingResNet.step` leaves for the next frame: membranes of every layer, sum of the logits, steps so far."""
+
+    membranes: Membranes
+    logit_sum: Tensor
+    steps: int
+
+
+class SpikingResNet(nn.Module):
+    """stem → three stages of blocks, widths w, 2w, 4w → global average pool → linear voting layer → mean over time.
+
+    Input [T, N, C, H, W], output logits [N, classes].
+
+    Source: Feng et al., IJCAI 2022, section 4 and table 1.
+    """
+
+    def __init__(
+        self,
+        block: str = "ds",
+        blocks_per_stage: int = 3,
+        *,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        width: int = 64,
+        norm_input: bool = False,
+        make_neuron: MakeNeuron = MLF,
+    ):
+        super().__init__()
+        self.in_channels, self.num_classes = in_channels, num_classes
+        neuron = make_neuron()
+        self.input_norm = TdBatchNorm2d(in_channels, neuron.thresholds[0], affine=False) if norm_input else None
+        self.stem = ConvFire(in_channels, width, 3, 1, neuron)
+        stages, before = [], width
+        for stage in range(3):
+            after = width * 2**stage
+            shapes = [(before, 1 if stage == 0 else 2), *[(after, 1)] * (blocks_per_stage - 1)]
+            stages.append(nn.ModuleList(BLOCKS[block](channels, after, stride, make_neuron) for channels, stride in shapes))
+            before = after
+        self.stages = nn.ModuleList(stages)
+        self.voting = nn.Linear(before, num_classes)
+        nn.init.kaiming_normal_(self.voting.weight)
+
+    def forward(self, x_TNCHW: Tensor, *, per_step: bool = False) -> Tensor:
+        """Logits [N, classes], averaged over time; with `per_step`, [T, N, classes].
+
+        Raises:
+            ValueError: x is not [T, N, in_channels, H, W].
+        """
+        logits_TNK = self._logits(x_TNCHW, None)
+        return logits_TNK if per_step else logits_TNK.mean(0)
+
+    @torch.no_grad()
+    def step(self, frame_NCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """One time step of a stream: the mean logits [N, classes] of the frames so far, and the state for the next.
+
+        T steps from state None end with the logits that one call on the T frames gives. Evaluation mode only.
+        """
+        if self.training:
+            raise ValueError("step() streams in evaluation mode, where norms need no batch; call model.eval() first")
+        stream = Stream(state and state.membranes)
+        logits = self._logits(frame_NCHW.unsqueeze(0), stream)[0]
+        logit_sum, steps = (logits, 1) if state is None else (state.logit_sum + logits, state.steps + 1)
+        return logit_sum / steps, StreamState(stream.after(), logit_sum, steps)
+
+    def _logits(self, x_TNCHW: Tensor, stream: Stream | None) -> Tensor:
+        if x_TNCHW.dim() != 5 or x_TNCHW.shape[2] != self.in_channels:
+            raise ValueError(f"input has shape {tuple(x_TNCHW.shape)}, expected [T, N, {self.in_channels}, H, W]: "
+                             "time first, then the batch")
+        if self.input_norm is not None:
+            x_TNCHW = self.input_norm(x_TNCHW)
+        x_TNCHW = self.stem(x_TNCHW, stream)
+        for stage in self.stages:
+            for block in stage:  # pyright: ignore[reportGeneralTypeIssues] - a ModuleList iterates, its stub does not say so
+                x_TNCHW = block(x_TNCHW, stream)
+        return self.voting(x_TNCHW.mean((3, 4)))
+
+
+def build_model(
+    name: str,
+    in_channels: int = 3,
+    num_classes: int = 10,
+    width: int = 64,
+    levels: int = 3,
+    *,
+    thresholds: tuple[float, ...] | None = None,
+    decay: float = 0.25,
+    surrogate: str = "rect",
+    surrogate_width: float = 1.0,
+    detach_reset: bool = False,
+    norm_input: bool = False,
+    backend: str = "auto",
+) -> SpikingResNet:
+    """A network by name: ds_resnet{6n+2} or plain_resnet{6n+2}.
+
+    Raises:
+        ValueError: another name, or thresholds that are not one for each level.
+    """
+    block, blocks_per_stage = parse_model_name(name)
+    if thresholds is None:
+        thresholds = ops.default_thresholds(levels, width=surrogate_width)
+    if len(thresholds) != levels or levels < 1:
+        raise ValueError(f"thresholds is {thresholds}, expected one for each of levels = {levels} >= 1")
+    make_neuron = partial(
+        MLF, thresholds, decay, surrogate=surrogate, width=surrogate_width, detach_reset=detach_reset, backend=backend
+    )
+    return SpikingResNet(
+        block,
+        blocks_per_stage,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        width=width,
+        norm_input=norm_input,
+        make_neuron=make_neuron,
+    )
+
+
+def model_from_config(model: ModelConfig, backend: str = "auto") -> SpikingResNet:
+    """The network that a run's configuration describes."""
+    return build_model(**vars(model), backend=backend)

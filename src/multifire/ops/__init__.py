@@ -1,0 +1,206 @@
+"""The neuron's arithmetic: one signature, several backends, chosen here.
+
+A backend is a module with `mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, and `why_not(x)`, which says why it
+cannot take this tensor, or None where it can.
+"""
+
+import os
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
+
+from multifire.config import nearest
+from multifire.ops import reference
+
+PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
+BACKENDS: dict[str, ModuleType] = {"reference": reference}
+
+
+def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], width: float = 1.0) -> tuple[float, ...]:
+    """Thresholds θ_k = v_threshold + k·width, so that the rectangular surrogate windows tile without a gap."""
+    return tuple(v_threshold + k * width for k in range(levels))
+
+
+def choose_backend(backend: str, x: Tensor) -> ModuleType:
+    """The module that computes for `x`; `auto` asks MULTIFIRE_BACKEND first, then takes the fastest that can.
+
+    Raises:
+        ValueError: no such backend, or it cannot run here; says why.
+    """
+    name = os.environ.get("MULTIFIRE_BACKEND", "auto") if backend == "auto" else backend
+    if name == "auto":
+        return reference
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}{nearest(name, list(BACKENDS))} Known: auto, {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def mlf(
+    x: Tensor,
+    thresholds: Sequence[float] = PAPER_THRESHOLDS,
+    decay: float = 0.25,
+    *,
+    surrogate: str = "rect",
+    width: float = 1.0,
+    detach_reset: bool = False,
+    state: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Multi-level firing neurons over time.
+
+        u_k[t] = decay · u_k[t-1] · (1 - s_k[t-1]) + x[t],   s_k[t] = 1 if u_k[t] > θ_k else 0,   o[t] = Σ_k s_k[t]
+
+    Args:
+        x: input currents [T, ...]; half precision is computed in fp32.
+        thresholds: θ, one for each of the K levels.
+        decay: share of the membrane kept from one time step to the next.
+        surrogate: "rect", "triangle" or "atan", the derivative ∂s_k/∂u_k used backward.
+        width: width a of the surrogate; each has area 1.
+        detach_reset: stop the gradient at the reset gate 1 - s_k[t-1].
+        state: u·(1 - s) [K, ...] left by an earlier call, to go on from; zeros by default.
+        backend: "auto" or a name in BACKENDS.
+
+    Returns:
+        Spikes o [T, ...], integers 0..K in x's dtype, and the state [K, ...] after the last step.
+
+    Raises:
+        ValueError: no time step, no threshold, an unknown surrogate or backend, a state of another shape.
+
+    Source: Feng et al., IJCAI 2022, eq. 5-7 and 9.
+    """
+    _check_neuron(x, thresholds, surrogate, width, state)
+    return choose_backend(backend, x).mlf(
+        x, tuple(thresholds), decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state
+    )
+
+
+def tdbn(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    scale: float = PAPER_THRESHOLDS[0],
+    backend: str = "auto",
+) -> Tensor:
+    """Threshold-dependent batch norm.
+
+        y = γ · scale·(x - μ) / (sqrt(σ²) + ε) + β,   scale = α·V_th
+
+    Args:
+        x: [T, N, C, H, W]; statistics are per channel over T, N, H, W.
+        weight: γ [C], or None for 1.
+        bias: β [C], or None for 0.
+        running_mean: [C]; used in evaluation, moved in place by `momentum` in training.
+        running_var: [C], unbiased; likewise.
+        training: use the batch's own mean and biased variance.
+        momentum: weight of the new batch in the running statistics.
+        eps: ε, added outside the root.
+        scale: α·V_th.
+        backend: "auto" or a name in BACKENDS.
+
+    Returns:
+        y, shaped as x, in fp32 or better.
+
+    Raises:
+        ValueError: x is not five-dimensional, its channels do not fit, or training on one value per channel.
+
+    Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks", AAAI 2021.
+    """
+    _check_norm(x, running_mean, training)
+    return choose_backend(backend, x).tdbn(
+        x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, scale=scale
+    )
+
+
+def tdbn_mlf(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    scale: float = PAPER_THRESHOLDS[0],
+    thresholds: Sequence[float] = PAPER_THRESHOLDS,
+    decay: float = 0.25,
+    surrogate: str = "rect",
+    width: float = 1.0,
+    detach_reset: bool = False,
+    add_before: Tensor | None = None,
+    add_after: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """tdBN, an optional sum before firing, multi-level firing, and an optional sum after it, in one pass.
+
+        o = mlf(tdbn(x) + add_before) + add_after
+
+    Args:
+        x: a convolution's output [T, N, C, H, W]. The other arguments are those of `tdbn` and `mlf`.
+        add_before: shortcut of a plain block, shaped as x.
+        add_after: shortcut of a dormant-suppressed block, shaped as x.
+        return_state: return the membranes after the last step, to go on from.
+
+    Returns:
+        o, shaped as x and in its dtype, and the state [K, N, C, H, W], or None where it was not asked for.
+
+    Raises:
+        ValueError: as `tdbn` and `mlf`, or a shortcut of another shape.
+    """
+    _check_norm(x, running_mean, training)
+    _check_neuron(x, thresholds, surrogate, width, state)
+    for name, add in (("add_before", add_before), ("add_after", add_after)):
+        if add is not None and add.shape != x.shape:
+            raise ValueError(f"{name} has shape {tuple(add.shape)}, expected x's {tuple(x.shape)}")
+    return choose_backend(backend, x).tdbn_mlf(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        scale=scale,
+        thresholds=tuple(thresholds),
+        decay=decay,
+        surrogate=surrogate,
+        width=width,
+        detach_reset=detach_reset,
+        add_before=add_before,
+        add_after=add_after,
+        state=state,
+        return_state=return_state,
+    )
+
+
+def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width: float, state: Tensor | None) -> None:
+    if x.dim() < 1 or x.shape[0] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, ...] with at least one time step")
+    if not x.is_floating_point():
+        raise ValueError(f"x is of {x.dtype}, expected floating point; convert it with x.float()")
+    if len(thresholds) < 1:
+        raise ValueError("thresholds is empty, expected one for each of K >= 1 levels")
+    if surrogate not in reference.SURROGATES:
+        raise ValueError(f"unknown surrogate {surrogate!r}, expected one of {', '.join(reference.SURROGATES)}")
+    if not width > 0:
+        raise ValueError(f"surrogate width is {width}, expected above 0")
+    if state is not None and state.shape != (len(thresholds), *x.shape[1:]):
+        raise ValueError(f"state has shape {tuple(state.shape)}, expected {(len(thresholds), *x.shape[1:])}")
+
+
+def _check_norm(x: Tensor, running_mean: Tensor, training: bool) -> None:
+    channels = running_mean.shape[0]
+    if x.dim() != 5 or x.shape[2] != channels:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, N, {channels}, H, W]")
+    if training and x.numel() <= channels:
+        raise ValueError(f"x has shape {tuple(x.shape)}: training needs more than one value per channel")

@@ -1,0 +1,146 @@
+"""The neuron's arithmetic in plain PyTorch: the definition that every other backend is tested against.
+
+Shapes: T time steps, K levels, N samples, C channels, H rows, W columns; [...] is any shape.
+Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def rect(v: Tensor, width: float) -> Tensor:
+    """Rectangular surrogate derivative, 1/a where |v| < a/2."""
+    return (v.abs() < width / 2).to(v.dtype) / width
+
+
+def triangle(v: Tensor, width: float) -> Tensor:
+    """Triangular surrogate derivative, max(0, 1 - |v|/a) / a."""
+    return (1 - v.abs() / width).clamp_min(0) / width
+
+
+def atan(v: Tensor, width: float) -> Tensor:
+    """Derivative of atan(πv/a)/π, which is 1 / (a·(1 + (πv/a)²))."""
+    return 1 / (width * (1 + (math.pi / width * v).square()))
+
+
+SURROGATES = {"rect": rect, "triangle": triangle, "atan": atan}
+
+
+class Fire(torch.autograd.Function):
+    """A step forward, 1 where v > 0; backward the surrogate derivative at v."""
+
+    @staticmethod
+    def forward(ctx, v: Tensor, surrogate: str, width: float) -> Tensor:
+        ctx.save_for_backward(v)
+        ctx.surrogate, ctx.width = surrogate, width
+        return (v > 0).to(v.dtype)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (v,) = ctx.saved_tensors
+        return grads[0] * SURROGATES[ctx.surrogate](v, ctx.width), None, None
+
+
+def mlf(
+    x: Tensor,
+    thresholds: Sequence[float],
+    decay: float,
+    *,
+    surrogate: str,
+    width: float,
+    detach_reset: bool,
+    state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Multi-level firing over time; see `multifire.ops.mlf`."""
+    currents = _wide(x)
+    levels = torch.tensor(thresholds, dtype=currents.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
+    carry = currents.new_zeros(len(thresholds), *x.shape[1:]) if state is None else state
+    fired = []
+    for current in currents.unbind(0):
+        u = decay * carry + current
+        s = Fire.apply(u - levels, surrogate, width)
+        carry = u * (1 - (s.detach() if detach_reset else s))
+        fired.append(s.sum(0))
+    return torch.stack(fired).to(x.dtype), carry
+
+
+def tdbn(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float,
+    eps: float,
+    scale: float,
+) -> Tensor:
+    """Threshold-dependent batch norm, computed and returned in at least fp32; see `multifire.ops.tdbn`."""
+    x = _wide(x)
+    mean, var = _batch_statistics(x, running_mean, running_var, momentum) if training else (running_mean, running_var)
+    # The root has no derivative at 0, where a channel is constant; the clamp makes it 0 and changes no value.
+    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
+    y = (x - _per_channel(mean)) * _per_channel(scale / (std + eps))
+    if weight is not None:
+        y = y * _per_channel(weight)
+    if bias is not None:
+        y = y + _per_channel(bias)
+    return y
+
+
+def tdbn_mlf(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    training: bool,
+    momentum: float,
+    eps: float,
+    scale: float,
+    thresholds: Sequence[float],
+    decay: float,
+    surrogate: str,
+    width: float,
+    detach_reset: bool,
+    add_before: Tensor | None,
+    add_after: Tensor | None,
+    state: Tensor | None,
+    return_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
+    y = tdbn(x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, scale=scale)
+    if add_before is not None:
+        y = y + add_before
+    spikes, state = mlf(
+        y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state
+    )
+    if add_after is not None:
+        spikes = spikes + add_after
+    return spikes.to(x.dtype), state if return_state else None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision is for storage; arithmetic is in fp32 or better."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _per_channel(v: Tensor) -> Tensor:
+    return v.view(-1, 1, 1)
+
+
+def _batch_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of x [T, N, C, H, W]; moves the running ones, in place, towards them."""
+    n = x.numel() // x.shape[2]
+    var, mean = torch.var_mean(x, dim=(0, 1, 3, 4), correction=0)
+    with torch.no_grad():
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * (n / (n - 1)), momentum)
+    return mean, var

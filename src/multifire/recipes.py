@@ -1,0 +1,80 @@
+"""Named configurations: the rows of the paper, the demo, and small ones for a laptop."""
+
+from dataclasses import dataclass, replace
+
+from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig, nearest, parse_model_name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration, what it is for, and the accuracy that its authors published, in percent."""
+
+    config: RunConfig
+    about: str
+    published: float | None = None
+
+
+CIFAR10 = RunConfig(
+    recipe="cifar10",
+    data=DataConfig(name="cifar10", timesteps=4, crop_padding=4, flip=True),
+    model=ModelConfig(name="ds_resnet20", width=64),
+    optim=OptimConfig(epochs=110, batch_size=64, lr=0.1, schedule="step"),
+)
+
+DIGITS = RunConfig(
+    recipe="digits",
+    data=DataConfig(name="digits", timesteps=4, crop_padding=2),
+    model=ModelConfig(name="ds_resnet8", in_channels=1, width=16),
+    optim=OptimConfig(epochs=10, batch_size=64, lr=0.1, schedule="one-cycle"),
+)
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(DIGITS, "the demo: 4,000 embedded MNIST digits"),
+    "cifar10": Recipe(CIFAR10, "CIFAR-10 as in the paper", published=94.25),
+    "cifar10-small": Recipe(
+        replace(
+            CIFAR10,
+            recipe="cifar10-small",
+            model=replace(CIFAR10.model, width=16),
+            optim=replace(CIFAR10.optim, epochs=30, schedule="one-cycle"),
+        ),
+        "CIFAR-10 for a laptop",
+    ),
+    "fashion-mnist": Recipe(
+        replace(
+            DIGITS,
+            recipe="fashion-mnist",
+            data=DataConfig(name="fashion-mnist", timesteps=4, crop_padding=2, flip=True),
+            optim=replace(DIGITS.optim, epochs=15),
+        ),
+        "Fashion-MNIST",
+    ),
+}
+
+
+def get_recipe(name: str) -> RunConfig:
+    """The configuration called `name`.
+
+    Raises:
+        ValueError: no such recipe; names the nearest one.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}{nearest(name, list(RECIPES))} Known: {', '.join(RECIPES)}")
+    return RECIPES[name].config
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Parameters of the network that `build_model` makes of this configuration, by counting alone."""
+    blocks = parse_model_name(model.name)[1]
+    channels = [model.width, 2 * model.width, 4 * model.width]
+    total = _conv_norm(model.in_channels, model.width, 3)
+    before = model.width
+    for after in channels:
+        total += _conv_norm(before, after, 3) + (2 * blocks - 1) * _conv_norm(after, after, 3)
+        total += _conv_norm(before, after, 1) if before != after else 0
+        before = after
+    return total + before * model.num_classes + model.num_classes
+
+
+def _conv_norm(before: int, after: int, kernel: int) -> int:
+    return before * after * kernel * kernel + 2 * after
