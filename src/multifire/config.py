@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -67,7 +68,7 @@ class OptimConfig:
     weight_decay: float = 1e-4
     """L2 decay, on every parameter as in the paper."""
     schedule: Literal["step", "cosine", "one-cycle"] = "step"
-    """step: lr × gamma every step_epochs; cosine: half a cosine down to 0; one-cycle: up for warmup_share, then down by a cosine."""
+    """step: lr × gamma every step_epochs; cosine: down to 0; one-cycle: up for warmup_share, then down by a cosine."""
     step_epochs: int = 40
     """Epochs between two drops of the step schedule."""
     gamma: float = 0.1
@@ -106,24 +107,25 @@ class RunConfig:
         Raises:
             ValueError: naming the field, its value and the range it must lie in.
         """
-        _require(self.data.timesteps >= 1, "data.timesteps", self.data.timesteps, "at least 1")
-        _require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "0 <= share < 1")
-        _require(self.data.crop_padding >= 0, "data.crop_padding", self.data.crop_padding, "at least 0")
-        _require(self.data.limit is None or self.data.limit >= 1, "data.limit", self.data.limit, "at least 1")
-        _require(self.model.levels >= 1, "model.levels", self.model.levels, "at least 1")
-        _require(self.model.width >= 1, "model.width", self.model.width, "at least 1")
-        _require(self.model.surrogate_width > 0, "model.surrogate_width", self.model.surrogate_width, "above 0")
-        _require(self.optim.epochs >= 1, "optim.epochs", self.optim.epochs, "at least 1")
-        _require(self.optim.batch_size >= 1, "optim.batch_size", self.optim.batch_size, "at least 1")
-        _require(self.optim.lr > 0, "optim.lr", self.optim.lr, "above 0")
-        _require(self.optim.step_epochs >= 1, "optim.step_epochs", self.optim.step_epochs, "at least 1")
-        _require(0 < self.optim.warmup_share < 1, "optim.warmup_share", self.optim.warmup_share, "0 < share < 1")
-        _require(0 <= self.optim.label_smoothing < 1, "optim.label_smoothing", self.optim.label_smoothing, "0 <= s < 1")
-        _require(self.optim.clip_norm is None or self.optim.clip_norm > 0, "optim.clip_norm", self.optim.clip_norm, "above 0")
+        data, model, optim = self.data, self.model, self.optim
+        _require(data.timesteps >= 1, "data.timesteps", data.timesteps, "at least 1")
+        _require(0 <= data.validation < 1, "data.validation", data.validation, "0 <= share < 1")
+        _require(data.crop_padding >= 0, "data.crop_padding", data.crop_padding, "at least 0")
+        _require(data.limit is None or data.limit >= 1, "data.limit", data.limit, "at least 1")
+        parse_model_name(model.name)
+        _require(model.levels >= 1, "model.levels", model.levels, "at least 1")
+        _require(model.width >= 1, "model.width", model.width, "at least 1")
+        _require(model.surrogate_width > 0, "model.surrogate_width", model.surrogate_width, "above 0")
+        fits = model.thresholds is None or len(model.thresholds) == model.levels
+        _require(fits, "model.thresholds", model.thresholds, f"one for each of the {model.levels} levels")
+        _require(optim.epochs >= 1, "optim.epochs", optim.epochs, "at least 1")
+        _require(optim.batch_size >= 1, "optim.batch_size", optim.batch_size, "at least 1")
+        _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
+        _require(optim.step_epochs >= 1, "optim.step_epochs", optim.step_epochs, "at least 1")
+        _require(0 < optim.warmup_share < 1, "optim.warmup_share", optim.warmup_share, "0 < share < 1")
+        _require(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "0 <= s < 1")
+        _require(optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
         _require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "at least 1")
-        thresholds = self.model.thresholds
-        _require(thresholds is None or len(thresholds) == self.model.levels, "model.thresholds", thresholds,
-                 f"one for each of the {self.model.levels} levels")
 
 
 def _require(holds: bool, name: str, value: Any, expected: str) -> None:
@@ -135,6 +137,12 @@ def nearest(name: str, known: list[str]) -> str:
     """`; did you mean X?` for the known name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not among the known ones; names the nearest."""
+    names = list(known)
+    return ValueError(f"unknown {what} {name!r}{nearest(name, names) or ';'} known: {', '.join(names)}")
 
 
 def parse_model_name(name: str) -> tuple[str, int]:
@@ -171,8 +179,10 @@ def from_json(text: str, source: str) -> RunConfig:
         raise ValueError(f"{source}: not a config file: found {type(values).__name__}, expected an object")
     version = values.pop("version", None)
     if version != CONFIG_VERSION:
-        raise ValueError(f"{source}: config version is {version}, this multifire reads version {CONFIG_VERSION}; "
-                         "use the multifire that wrote it, or train anew")
+        raise ValueError(
+            f"{source}: config version is {version}, this multifire reads version {CONFIG_VERSION}; "
+            "use the multifire that wrote it, or train anew"
+        )
     return _build(RunConfig, values, source, prefix="")
 
 

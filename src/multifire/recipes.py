@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig, nearest, parse_model_name
+from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig, parse_model_name, unknown
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def get_recipe(name: str) -> RunConfig:
         ValueError: no such recipe; names the nearest one.
     """
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}{nearest(name, list(RECIPES))} Known: {', '.join(RECIPES)}")
+        raise unknown("recipe", name, RECIPES)
     return RECIPES[name].config
 
 

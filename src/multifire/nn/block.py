@@ -21,10 +21,11 @@ def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
 
 
 def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
-    """A convolution without bias that keeps H × W (divided by the stride), kaiming-initialised, in channels-last memory."""
+    """A kaiming-initialised convolution without bias that keeps H × W (over the stride), in channels-last memory."""
     conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight)
-    return conv.to(memory_format=torch.channels_last)
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+    return conv
 
 
 class ConvNorm(nn.Module):

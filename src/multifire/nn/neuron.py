@@ -21,8 +21,10 @@ class Stream:
         try:
             return next(self._before)
         except StopIteration:
-            raise ValueError(f"the state holds {len(self._after)} layers, the network has more; "
-                             "pass the state that the same network returned") from None
+            raise ValueError(
+                f"the state holds {len(self._after)} layers, the network has more; "
+                "pass the state that the same network returned"
+            ) from None
 
     def put(self, state: Tensor) -> None:
         self._after.append(state)
@@ -30,8 +32,10 @@ class Stream:
     def after(self) -> Membranes:
         if isinstance(self._before, repeat) or next(self._before, None) is None:
             return tuple(self._after)
-        raise ValueError(f"the state holds more layers than the network's {len(self._after)}; "
-                         "pass the state that the same network returned")
+        raise ValueError(
+            f"the state holds more layers than the network's {len(self._after)}; "
+            "pass the state that the same network returned"
+        )
 
 
 class Streaming(nn.Module):

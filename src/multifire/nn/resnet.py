@@ -14,7 +14,7 @@ from multifire.nn.norm import TdBatchNorm2d
 
 
 class StreamState(NamedTuple):
-    """What `SpikingResNet.step` leaves for the next frame: membranes of every layer, sum of the logits, steps so far."""
+    """What `SpikingResNet.step` leaves for the next frame: every layer's membranes, sum of logits, steps so far."""
 
     membranes: Membranes
     logit_sum: Tensor
@@ -49,7 +49,9 @@ class SpikingResNet(nn.Module):
         for stage in range(3):
             after = width * 2**stage
             shapes = [(before, 1 if stage == 0 else 2), *[(after, 1)] * (blocks_per_stage - 1)]
-            stages.append(nn.ModuleList(BLOCKS[block](channels, after, stride, make_neuron) for channels, stride in shapes))
+            stages.append(
+                nn.ModuleList(BLOCKS[block](channels, after, stride, make_neuron) for channels, stride in shapes)
+            )
             before = after
         self.stages = nn.ModuleList(stages)
         self.voting = nn.Linear(before, num_classes)
@@ -79,8 +81,10 @@ class SpikingResNet(nn.Module):
 
     def _logits(self, x_TNCHW: Tensor, stream: Stream | None) -> Tensor:
         if x_TNCHW.dim() != 5 or x_TNCHW.shape[2] != self.in_channels:
-            raise ValueError(f"input has shape {tuple(x_TNCHW.shape)}, expected [T, N, {self.in_channels}, H, W]: "
-                             "time first, then the batch")
+            raise ValueError(
+                f"input has shape {tuple(x_TNCHW.shape)}, expected [T, N, {self.in_channels}, H, W]: "
+                "time first, then the batch"
+            )
         if self.input_norm is not None:
             x_TNCHW = self.input_norm(x_TNCHW)
         x_TNCHW = self.stem(x_TNCHW, stream)

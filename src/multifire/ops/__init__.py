@@ -1,7 +1,6 @@
 """The neuron's arithmetic: one signature, several backends, chosen here.
 
-A backend is a module with `mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, and `why_not(x)`, which says why it
-cannot take this tensor, or None where it can.
+A backend is a module with `mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures.
 """
 
 import os
@@ -10,7 +9,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from multifire.config import nearest
+from multifire.config import unknown
 from multifire.ops import reference
 
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
@@ -32,7 +31,7 @@ def choose_backend(backend: str, x: Tensor) -> ModuleType:
     if name == "auto":
         return reference
     if name not in BACKENDS:
-        raise ValueError(f"unknown backend {name!r}{nearest(name, list(BACKENDS))} Known: auto, {', '.join(BACKENDS)}")
+        raise unknown("backend", name, ["auto", *BACKENDS])
     return BACKENDS[name]
 
 

@@ -117,9 +117,7 @@ def tdbn_mlf(
     y = tdbn(x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, scale=scale)
     if add_before is not None:
         y = y + add_before
-    spikes, state = mlf(
-        y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state
-    )
+    spikes, state = mlf(y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state)
     if add_after is not None:
         spikes = spikes + add_after
     return spikes.to(x.dtype), state if return_state else None
@@ -134,9 +132,7 @@ def _per_channel(v: Tensor) -> Tensor:
     return v.view(-1, 1, 1)
 
 
-def _batch_statistics(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
-) -> tuple[Tensor, Tensor]:
+def _batch_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of x [T, N, C, H, W]; moves the running ones, in place, towards them."""
     n = x.numel() // x.shape[2]
     var, mean = torch.var_mean(x, dim=(0, 1, 3, 4), correction=0)

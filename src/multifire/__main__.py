@@ -1,0 +1,5 @@
+import sys
+
+from multifire.cli import main
+
+sys.exit(main())

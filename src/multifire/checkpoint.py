@@ -1,0 +1,249 @@
+"""Checkpoints: one safetensors file each, and the authors' published files in both directions."""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from multifire import config as configs
+from multifire.config import RunConfig
+from multifire.nn import SpikingResNet, build_model, model_from_config
+from multifire.runtime import write_atomic
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclass
+class Position:
+    """Where a run stands: the next batch to train on, the sums over this epoch so far, and the best figure."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    seen: int = 0
+    epoch_seconds: float = 0.0
+    train_seconds: float = 0.0
+    images: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    config: RunConfig
+    position: Position
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """Momentum by the name of its parameter; empty in `best`, which holds weights alone."""
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` as one safetensors file, beside its target and then renamed, with a digest over all of it."""
+    tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {
+        "multifire": str(CHECKPOINT_VERSION),
+        "config": configs.to_json(checkpoint.config),
+        "position": json.dumps(asdict(checkpoint.position)),
+    }
+    header["digest"] = _digest(tensors, header)
+    write_atomic(path, safetensors.torch.save(tensors, metadata=header))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read what `save_checkpoint` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: cut short, altered, another program's file, or another version's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged or no checkpoint ({error}); use another one") from None
+    version = header.get("multifire")
+    if version != str(CHECKPOINT_VERSION):
+        found = "no multifire checkpoint" if version is None else f"a checkpoint of version {version}"
+        raise ValueError(f"{path}: {found}, expected version {CHECKPOINT_VERSION}")
+    if header.pop("digest", None) != _digest(tensors, header):
+        raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
+    return Checkpoint(
+        config=configs.from_json(header["config"], source=str(path)),
+        position=Position(**json.loads(header["position"])),
+        model=_with_prefix(tensors, "model."),
+        optimizer=_with_prefix(tensors, "optimizer."),
+    )
+
+
+def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunConfig]:
+    """The network of a checkpoint file, in evaluation mode, and the configuration that it was trained with."""
+    checkpoint = load_checkpoint(path)
+    model = model_from_config(checkpoint.config.model, backend)
+    load_weights(model, checkpoint.model, source=str(path))
+    return model.eval(), checkpoint.config
+
+
+def load_weights(model: SpikingResNet, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into the model; every key must be there, known, and of the right shape.
+
+    Raises:
+        ValueError: naming the missing, extra and misshapen keys.
+    """
+    _check_keys(state, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
+    model.load_state_dict(state)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    sha = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+# Parameters of the authors' scripts and ours; stages count from 0 here, layers from 1 there.
+_TO_OURS = [
+    (r"conv1\.(.+)", r"stem.conv.\1"),
+    (r"bn1\.bn\.(.+)", r"stem.norm.\1"),
+    (r"bn0\.bn\.(.+)", r"input_norm.\1"),
+    (r"layer(\d+)\.execute\.(\d+)\.conv(\d)\.(.+)", r"stages.\1.\2.fire\3.conv.\4"),
+    (r"layer(\d+)\.execute\.(\d+)\.bn(\d)\.bn\.(.+)", r"stages.\1.\2.fire\3.norm.\4"),
+    (r"layer(\d+)\.execute\.(\d+)\.shortcut\.0\.(.+)", r"stages.\1.\2.shortcut.conv.\3"),
+    (r"layer(\d+)\.execute\.(\d+)\.shortcut\.1\.bn\.(.+)", r"stages.\1.\2.shortcut.norm.\3"),
+    (r"(voting\..+)", r"\1"),
+]
+_TO_THEIRS = [
+    (r"stem\.conv\.(.+)", r"conv1.\1"),
+    (r"stem\.norm\.(.+)", r"bn1.bn.\1"),
+    (r"input_norm\.(.+)", r"bn0.bn.\1"),
+    (r"stages\.(\d+)\.(\d+)\.fire(\d)\.conv\.(.+)", r"layer\1.execute.\2.conv\3.\4"),
+    (r"stages\.(\d+)\.(\d+)\.fire(\d)\.norm\.(.+)", r"layer\1.execute.\2.bn\3.bn.\4"),
+    (r"stages\.(\d+)\.(\d+)\.shortcut\.conv\.(.+)", r"layer\1.execute.\2.shortcut.0.\3"),
+    (r"stages\.(\d+)\.(\d+)\.shortcut\.norm\.(.+)", r"layer\1.execute.\2.shortcut.1.bn.\3"),
+    (r"(voting\..+)", r"\1"),
+]
+# A count of batches that torch's BatchNorm keeps; with a fixed momentum it changes nothing, so our norm has none.
+_COUNTER = "num_batches_tracked"
+
+
+def load_reference_checkpoint(
+    path_or_state_dict: str | Path | Mapping[str, Any], residual: str = "ds", levels: int = 3, **options: Any
+) -> SpikingResNet:
+    """The network of a checkpoint in the authors' format, `{"model": state_dict, "epoch": int}` or the state_dict.
+
+    Width, depth, channels, classes and the input norm follow from the shapes. No shape tells the kind of block, the
+    number of levels, or the options of `build_model`: give them where they differ from the paper's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or a key that is missing, extra or misshapen; names it by the authors' name.
+    """
+    source = "state_dict" if isinstance(path_or_state_dict, Mapping) else str(path_or_state_dict)
+    theirs = _read_theirs(path_or_state_dict, source)
+    model = _build_for(theirs, residual, levels, options, source)
+    expected = {name: tensor.shape for name, tensor in to_reference_state_dict(model).items()}
+    counters = {name for name in expected if name.endswith(_COUNTER)} - theirs.keys()
+    _check_keys(theirs, {name: shape for name, shape in expected.items() if name not in counters}, source)
+    ours = {_rename(name, _TO_OURS): tensor for name, tensor in theirs.items() if not name.endswith(_COUNTER)}
+    dtype = next(iter(ours.values())).dtype
+    model.to(dtype).load_state_dict(ours)
+    return model
+
+
+def to_reference_state_dict(model: SpikingResNet) -> dict[str, Tensor]:
+    """The model's weights under the authors' names, as their scripts load them."""
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        key = _rename(name, _TO_THEIRS)
+        theirs[key] = tensor.detach().clone()
+        if key.endswith("running_var"):
+            theirs[key.replace("running_var", _COUNTER)] = torch.tensor(0)
+    return theirs
+
+
+def _read_theirs(path_or_state_dict: str | Path | Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    content: Any = path_or_state_dict
+    if not isinstance(content, Mapping):
+        if not Path(content).is_file():
+            raise FileNotFoundError(f"{source}: no such checkpoint")
+        content = _unpickle_tensors(Path(content), source)
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f'{source}: expected {{"model": state_dict}} or a state_dict of tensors')
+    return dict(content)
+
+
+def _unpickle_tensors(path: Path, source: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the file's bytes lead it to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{source}: damaged, or not a checkpoint of tensors alone ({reason})") from None
+
+
+def _build_for(
+    theirs: Mapping[str, Tensor], residual: str, levels: int, options: dict[str, Any], source: str
+) -> SpikingResNet:
+    for name, rank in (("conv1.weight", 4), ("voting.weight", 2)):
+        if name not in theirs or theirs[name].dim() != rank:
+            raise ValueError(f"{source}: {name} is missing or not of rank {rank}; not a checkpoint of this network")
+    blocks = {int(m[1]) + 1 for name in theirs if (m := re.match(r"layer1\.execute\.(\d+)\.", name))}
+    if not blocks:
+        raise ValueError(f"{source}: layer1.execute.0.conv1.weight is missing; not a checkpoint of this network")
+    width, in_channels = theirs["conv1.weight"].shape[:2]
+    return build_model(
+        f"{residual}_resnet{6 * max(blocks) + 2}",
+        in_channels,
+        len(theirs["voting.weight"]),
+        width,
+        levels,
+        norm_input="bn0.bn.running_mean" in theirs,
+        **options,
+    )
+
+
+def _rename(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        if re.fullmatch(pattern, name):
+            renamed = re.sub(pattern, replacement, name)
+            counted = re.fullmatch(r"(layer|stages\.)(\d+)(.+)", renamed)
+            if counted is None:
+                return renamed
+            shift = 1 if counted[1] == "layer" else -1
+            return f"{counted[1]}{int(counted[2]) + shift}{counted[3]}"
+    raise ValueError(f"{name}: no such parameter in this network")
+
+
+def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> None:
+    faults = [f"missing {name}" for name in expected if name not in state]
+    faults += [f"extra {name}" for name in state if name not in expected]
+    faults += [
+        f"{name} of shape {list(state[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and state[name].shape != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"{source}: does not fit the network: {'; '.join(faults[:5])}{more}")

@@ -1,0 +1,273 @@
+"""The command line. Torch is imported only by the commands that compute, so that help and tables answer at once."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from multifire import __version__
+from multifire.config import RunConfig, nearest, parse_model_name, unknown
+from multifire.recipes import RECIPES, count_parameters, get_recipe
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 with one line on standard error for anything that the user can mend."""
+    _set_up_log()
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if argv[:1] == ["train"]:
+            return _train(argv[1:])  # its overrides are tyro's to parse
+        args = _parser().parse_args(argv or ["--help"])
+        return args.run(args)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; there is nobody left to tell
+        return 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"multifire: error: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("multifire: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line, and a misspelt command is met with the nearest one."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise unknown(str(action.metavar or action.dest), str(value), map(str, action.choices))
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="multifire",
+        description="Train, examine and deploy deep spiking networks of multi-level firing neurons.",
+        epilog="Start with `multifire demo`. `multifire COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"multifire {__version__}")
+    commands = parser.add_subparsers(metavar="command", title="commands")
+
+    demo = commands.add_parser("demo", help="train on the embedded digits; nothing to download, a few minutes")
+    demo.add_argument("--out", type=Path, help="run folder (default: runs/demo-DATE-TIME)")
+    demo.set_defaults(run=_demo)
+
+    commands.add_parser("train", help="train a recipe, with overrides", add_help=False)
+
+    evaluate = commands.add_parser("eval", help="score a run's checkpoint on the test set")
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    evaluate.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
+                          help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
+    evaluate.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    evaluate.add_argument("--batch-size", type=int, help="images in one step (default: the run's)")
+    evaluate.set_defaults(run=_eval)
+
+    recipes = commands.add_parser("recipes", help="list the recipes")
+    recipes.set_defaults(run=_recipes)
+
+    data = commands.add_parser("data", help="list and download data sets")
+    data_commands = data.add_subparsers(metavar="command", required=True)
+    listing = data_commands.add_parser("list", help="list the data sets")
+    listing.set_defaults(run=_data_list)
+    download = data_commands.add_parser("download", help="download a data set; resumes where it stopped")
+    download.add_argument("name", help="data set; see `multifire data list`")
+    download.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    download.set_defaults(run=_data_download)
+    return parser
+
+
+def _set_up_log() -> None:
+    from rich.logging import RichHandler
+
+    log = logging.getLogger("multifire")
+    if not log.handlers:
+        log.addHandler(RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=True))
+        log.setLevel(logging.INFO)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    out = args.out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    return _run_training(get_recipe("digits"), out, resume=False)
+
+
+def _train(rest: Sequence[str]) -> int:
+    if not rest or rest[0] in ("-h", "--help"):
+        print(_TRAIN_HELP.format(recipes=", ".join(RECIPES)))
+        return 0
+    if rest[0].startswith("-"):
+        raise ValueError(
+            f"expected a recipe before {rest[0]}: multifire train RECIPE [--overrides]; recipes: {', '.join(RECIPES)}"
+        )
+    cfg, out, resume = parse_overrides(get_recipe(rest[0]), rest[1:])
+    return _run_training(cfg, out or Path("runs") / cfg.recipe, resume)
+
+
+_TRAIN_HELP = """usage: multifire train RECIPE [--overrides] [--out FOLDER] [--resume]
+
+Train a recipe: {recipes}.
+
+`multifire train RECIPE --help` lists every override with the recipe's value, for example
+  multifire train digits --optim.epochs 3 --model.levels 1 --out runs/lif
+  multifire train digits --out runs/lif --optim.epochs 3 --model.levels 1 --resume"""
+
+
+def _run_training(cfg: RunConfig, out: Path, resume: bool) -> int:
+    from multifire.train import Interrupted, train
+
+    try:
+        summary = train(cfg, out, resume)
+    except Interrupted as stopped:
+        print(f"multifire: {stopped}", file=sys.stderr)
+        return INTERRUPTED
+    print(
+        f"held-out accuracy {100 * summary['test_accuracy']:.2f} % ({summary['test_accuracy_of']} checkpoint), "
+        f"{summary['images_per_second']:,.0f} images/s; run in {out}"
+    )
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from multifire.evaluate import evaluate_run
+
+    scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size)
+    names = scored.pop("classes")
+    table = Table("class", "accuracy %", title=f"{path}: {scored['count']:,} test samples")
+    for name, share in zip(names, scored["per_class"], strict=True):
+        table.add_row(name, "-" if share is None else f"{100 * share:.2f}")
+    console = Console()
+    console.print(table)
+    steps = "  ".join(f"{100 * share:.2f}" for share in scored["per_step"])
+    console.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
+    print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
+    return 0
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    table = Table(title="multifire train RECIPE")
+    for column in ("recipe", "data"):
+        table.add_column(column, no_wrap=True)
+    for column in ("T", "depth", "width", "parameters", "published %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, recipe in RECIPES.items():
+        cfg = recipe.config
+        published = "-" if recipe.published is None else f"{recipe.published:.2f}"
+        depth = 6 * parse_model_name(cfg.model.name)[1] + 2
+        figures = (cfg.data.timesteps, depth, cfg.model.width, f"{count_parameters(cfg.model):,}", published)
+        table.add_row(name, cfg.data.name, *map(str, figures))
+    Console().print(table)
+    return 0
+
+
+def _data_list(args: argparse.Namespace) -> int:
+    from multifire.datasets import DATASETS
+
+    table = Table("data set", "about", title="multifire data download NAME")
+    for column in ("train", "test", "image", "download"):
+        table.add_column(column, justify="right")
+    for name, info in DATASETS.items():
+        size = sum(download.size for download in info.downloads)
+        train, test = (f"{count:,}" for count in info.published_sizes)
+        shape = f"{info.channels}×{info.size}×{info.size}"
+        table.add_row(name, info.about, train, test, shape, f"{size / 1e6:.0f} MB" if size else "embedded")
+    Console().print(table)
+    return 0
+
+
+def _data_download(args: argparse.Namespace) -> int:
+    from multifire.datasets import download
+    from multifire.progress import Bar
+
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Bar] = {}
+
+        def show(filename: str, done: int, total: int) -> None:
+            if filename not in bars:
+                bars[filename] = stack.enter_context(Bar(filename, total, done))
+            bars[filename].update(done, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+        folder = download.download(args.name, args.root, show)
+    print(f"{args.name}: complete in {folder}")
+    return 0
+
+
+def parse_overrides(cfg: RunConfig, args: Sequence[str]) -> tuple[RunConfig, Path | None, bool]:
+    """`cfg` with the overrides of the command line, the run folder, and whether to resume.
+
+    Raises:
+        ValueError: an unknown override (names the nearest) or a value that its field cannot hold.
+    """
+    import tyro
+
+    @dataclasses.dataclass(frozen=True)
+    class Train(RunConfig):
+        recipe: Annotated[str, tyro.conf.Suppress] = cfg.recipe
+        out: Path | None = None
+        """Run folder (default: runs/RECIPE)."""
+        resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        """Go on with the run that is in the folder."""
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            chosen, unrecognised = tyro.cli(
+                Train,
+                default=Train(**vars(cfg)),
+                args=list(args),
+                return_unknown_args=True,
+                prog=f"multifire train {cfg.recipe}",
+                description=RECIPES[cfg.recipe].about,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise ValueError(_tyro_message(said.getvalue())) from None
+    if unrecognised:
+        known = [f"--{name}" for name in _option_names(cfg)] + ["--out", "--resume"]
+        suggestion = nearest(unrecognised[0].replace("_", "-"), known) or ";"
+        raise ValueError(
+            f"unknown override {unrecognised[0]!r}{suggestion} `multifire train {cfg.recipe} --help` lists them"
+        )
+    values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(RunConfig)}
+    return RunConfig(**values), chosen.out, chosen.resume
+
+
+def _option_names(value: Any, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(value):
+        name, inner = prefix + field.name.replace("_", "-"), getattr(value, field.name)
+        names += _option_names(inner, f"{name}.") if dataclasses.is_dataclass(inner) else [name]
+    return names
+
+
+def _tyro_message(box: str) -> str:
+    """The message in tyro's box, up to its first rule, as one line."""
+    lines = []
+    for line in box.splitlines():
+        inner = line.strip("│ ")
+        if line.startswith(("╭", "╰")):
+            continue
+        if inner.startswith("──"):
+            break
+        lines.append(inner)
+    return " ".join(lines).removeprefix("Error parsing Train: ") or " ".join(box.split())

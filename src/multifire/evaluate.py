@@ -1,0 +1,94 @@
+"""What a network scores: loss, accuracy, accuracy of each class, and accuracy after each time step."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multifire import datasets
+from multifire.checkpoint import load_model
+from multifire.datasets.loader import Batches
+from multifire.nn import SpikingResNet
+from multifire.progress import Bar
+from multifire.runs import RunFolder
+from multifire.runtime import autocast, describe_machine, pick_device, write_json
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Shares are between 0 and 1. The class without a sample has None for its accuracy."""
+
+    count: int
+    loss: float
+    accuracy: float
+    per_class: list[float | None]
+    per_step: list[float]
+    """Accuracy of the mean logits of the first t steps, for t = 1..T."""
+
+
+@torch.no_grad()
+def evaluate(
+    model: SpikingResNet,
+    batches: Batches,
+    precision: str = "fp32",
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Score the model, in evaluation mode, on every sample of `batches`; `on_batch` hears how many batches are done."""
+    was_training = model.training
+    model.eval()
+    loss_sum, hits, labels = 0.0, [], []
+    for done, (x_TNCHW, y) in enumerate(batches.epoch(0), 1):
+        with autocast(x_TNCHW.device, precision):
+            logits_TNK = model(x_TNCHW, per_step=True).float()
+        loss_sum += F.cross_entropy(logits_TNK.mean(0), y, reduction="sum").item()
+        hits.append(running_predictions(logits_TNK).eq(y).cpu())
+        labels.append(y.cpu())
+        if on_batch:
+            on_batch(done)
+    model.train(was_training)
+    return _score(loss_sum, torch.cat(hits, 1), torch.cat(labels), model.num_classes)
+
+
+def running_predictions(logits_TNK: Tensor) -> Tensor:
+    """Class [T, N] predicted from the mean logits of the first t steps, t = 1..T; a common factor 1/t changes none."""
+    return logits_TNK.cumsum(0).argmax(2)
+
+
+def _score(loss_sum: float, hits_TN: Tensor, labels: Tensor, num_classes: int) -> Evaluation:
+    final = hits_TN[-1]
+    of_class = [final[labels == c] for c in range(num_classes)]
+    return Evaluation(
+        count=len(labels),
+        loss=loss_sum / len(labels),
+        accuracy=final.double().mean().item(),
+        per_class=[hits.double().mean().item() if len(hits) else None for hits in of_class],
+        per_step=hits_TN.double().mean(1).tolist(),
+    )
+
+
+def evaluate_run(
+    folder: Path, which: str | None, root: str | None, device: str, batch_size: int | None
+) -> tuple[dict[str, Any], Path]:
+    """Score a run's checkpoint on its test set; the figures, and the file in the run's folder that now holds them.
+
+    `which` is "best" or "last"; None takes the one that the summary's accuracy is of.
+    """
+    run = RunFolder(folder)
+    target = pick_device(device)
+    which = which or run.headline()
+    model, cfg = load_model(run.checkpoint(which))
+    data = datasets.load(cfg.data.name, cfg.data.root if root is None else root)
+    batches = Batches(
+        data.test, batch_size=batch_size or cfg.eval_batch_size, timesteps=cfg.data.timesteps,
+        mean=data.info.mean, std=data.info.std, device=target, shuffle=False,
+    )  # fmt: skip
+    with Bar("evaluating", len(batches)) as bar:
+        scored = evaluate(model.to(target), batches, cfg.precision, lambda done: bar.update(done, ""))
+    figures = {"checkpoint": which, "classes": data.info.classes, **asdict(scored), "machine": describe_machine(target)}
+    path = folder / f"eval-{which}.json"
+    write_json(path, figures)
+    return figures, path

@@ -1,0 +1,115 @@
+"""A run's folder: config.json, metrics.jsonl, checkpoints, TensorBoard files, summary.json."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from multifire import config as configs
+from multifire.config import RunConfig
+from multifire.runtime import write_atomic, write_json
+
+# Where a run is computed and where its data lie may change when it is resumed; what it computes may not.
+_MAY_CHANGE = {"device", "backend", "eval_batch_size", "data.root"}
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.last = path / "last.safetensors"
+        self.best = path / "best.safetensors"
+        self._metrics = path / "metrics.jsonl"
+        self._board: Any = None
+
+    def start(self, cfg: RunConfig, resume: bool) -> None:
+        """Make the folder for a new run, or check that the run in it is the one to be resumed.
+
+        Raises:
+            FileExistsError: it exists, and `resume` is False.
+            FileNotFoundError: nothing to resume.
+            ValueError: the run in it has another configuration.
+        """
+        config_file = self.path / "config.json"
+        if resume:
+            if not config_file.is_file():
+                raise FileNotFoundError(f"{self.path}: no run to resume here; leave out --resume to start one")
+            _check_same(configs.from_json(config_file.read_text(), str(config_file)), cfg, self.path)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise FileExistsError(f"{self.path} exists; give --resume to continue it, or --out for another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(config_file, configs.to_json(cfg).encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One record for each finished epoch."""
+        if not self._metrics.is_file():
+            return []
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+
+    def forget_from(self, epoch: int) -> None:
+        """Drop the records of epochs that are about to be trained again."""
+        kept = [record for record in self.metrics() if record["epoch"] < epoch]
+        write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def record(self, epoch: int, figures: dict[str, Any]) -> None:
+        """Append one epoch's figures to metrics.jsonl and, where TensorBoard is installed, to its files."""
+        with self._metrics.open("a") as file:
+            file.write(json.dumps({"epoch": epoch, **figures}) + "\n")
+        if self._board is None:
+            self._board = _tensorboard(self.path) or False
+        if self._board:
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, epoch)
+            self._board.flush()
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        write_json(self.path / "summary.json", summary)
+
+    def headline(self) -> str:
+        """Name of the checkpoint whose accuracy the summary quotes: `best` only where held-out images chose it."""
+        config_file = self.path / "config.json"
+        if not config_file.is_file():
+            raise FileNotFoundError(f"{self.path}: no config.json, so no run; expected the folder that `train` wrote")
+        return "best" if configs.from_json(config_file.read_text(), str(config_file)).data.validation else "last"
+
+    def checkpoint(self, which: str) -> Path:
+        """The file of the `last` or `best` checkpoint.
+
+        Raises:
+            FileNotFoundError: not a run, or no such checkpoint in it yet.
+        """
+        path = {"last": self.last, "best": self.best}[which]
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path}: no such run folder")
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path}: no {path.name} in this folder; is it a run that finished an epoch?")
+        return path
+
+
+def _tensorboard(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(path))
+
+
+def _check_same(stored: RunConfig, given: RunConfig, path: Path) -> None:
+    before, now = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(given))
+    changed = [f"{key} {before[key]!r} -> {now[key]!r}" for key in before if before[key] != now[key]]
+    changed = [change for change in changed if change.split(" ")[0] not in _MAY_CHANGE]
+    if changed:
+        raise ValueError(
+            f"{path}: the run in it has another configuration ({'; '.join(changed)}); "
+            "leave out the override, or give --out for another folder"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

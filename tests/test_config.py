@@ -1,0 +1,87 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from multifire import config as configs
+from multifire.config import DataConfig, OptimConfig, RunConfig
+from multifire.recipes import RECIPES, get_recipe
+from multifire.schedule import learning_rate
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name):
+    cfg = get_recipe(name)
+    assert cfg.recipe == name
+    assert configs.from_json(configs.to_json(cfg), "config.json") == cfg
+
+
+def test_thresholds_come_back_as_a_tuple():
+    cfg = RunConfig(model=replace(RunConfig().model, levels=2, thresholds=(0.5, 1.0)))
+    assert configs.from_json(configs.to_json(cfg), "config.json") == cfg
+
+
+def changed(**values) -> str:
+    return json.dumps(json.loads(configs.to_json(RunConfig())) | values)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a config file"),
+        ("[]", "found list, expected an object"),
+        (changed(version=99), "config version is 99, this multifire reads version 1"),
+        (json.dumps({}), "config version is None"),
+        (changed(sed=1), r"unknown field sed; did you mean seed\?"),
+        (changed(data={"nam": "x"}), r"unknown field data\.nam; did you mean name\?"),
+        (changed(seed="one"), "field seed is 'one', expected int"),
+        (changed(precision="fp8"), "field precision is 'fp8', expected .*fp32"),
+        (changed(optim={"lr": None}), r"field optim\.lr is None, expected float"),
+        (changed(model={"thresholds": [1, "a", 3]}), r"field model\.thresholds is 'a', expected float"),
+        (changed(data=3), "field data is 3, expected DataConfig"),
+    ],
+)
+def test_bad_files_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        configs.from_json(text, "run/config.json")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RunConfig(data=DataConfig(timesteps=0)), r"data\.timesteps is 0, expected at least 1"),
+        (lambda: RunConfig(data=DataConfig(validation=1.0)), r"data\.validation is 1\.0, expected 0 <= share < 1"),
+        (lambda: RunConfig(optim=OptimConfig(lr=math.nan)), r"optim\.lr is nan, expected above 0"),
+        (lambda: RunConfig(optim=OptimConfig(batch_size=0)), r"optim\.batch_size is 0"),
+    ],
+)
+def test_impossible_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_step_schedule_is_the_papers():
+    optim = OptimConfig(epochs=110, lr=0.1, schedule="step", step_epochs=40, gamma=0.1)
+    rates = [learning_rate(optim, epoch * 10, 10) for epoch in (0, 39, 40, 79, 80, 109)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
+def test_smooth_schedules_equal_torchs(schedule):
+    import torch
+
+    optim = OptimConfig(epochs=4, lr=0.3, schedule=schedule, warmup_share=0.25)
+    total = 40
+    sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3, momentum=0.9)
+    if schedule == "cosine":
+        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, total)
+    else:
+        # Torch reaches its last rate at step total - 1, and its highest at step share·total - 1.
+        theirs = torch.optim.lr_scheduler.OneCycleLR(
+            sgd, 0.3, total_steps=total + 1, pct_start=11 / 41, cycle_momentum=False, final_div_factor=1e4 / 25
+        )
+    for step in range(total):
+        assert learning_rate(optim, step, 10) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
+        sgd.step()
+        theirs.step()

@@ -1,0 +1,226 @@
+"""The loop on the embedded digits, shrunk: what a run leaves, and that stopping changes nothing."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import multifire.train as training
+from multifire.checkpoint import load_checkpoint, load_model
+from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from multifire.evaluate import evaluate
+from multifire.runs import RunFolder
+from multifire.train import Interrupted, loss_of, train
+
+TINY = RunConfig(
+    data=DataConfig(name="digits", timesteps=2, crop_padding=2, flip=True, limit=128),
+    model=ModelConfig(name="ds_resnet8", in_channels=1, width=2),
+    optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, schedule="one-cycle"),
+    eval_batch_size=500,
+)
+
+
+def override(cfg: RunConfig, **parts: dict) -> RunConfig:
+    return replace(cfg, **{part: replace(getattr(cfg, part), **values) for part, values in parts.items()})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return out, train(TINY, out)
+
+
+def test_a_run_leaves_its_files(finished):
+    out, summary = finished
+    names = {file.name for file in out.iterdir()}
+    assert {"config.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "summary.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)  # the extra is among the dev requirements
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    for key in ("test_accuracy", "train_seconds", "images_per_second", "machine"):
+        assert summary[key]
+    assert summary["machine"]["torch"] == torch.__version__
+    assert summary["best"]["chosen_by"] == "test"
+    assert summary["test_accuracy_of"] == "last"
+
+
+def test_metrics_have_a_line_for_each_epoch(finished):
+    records = RunFolder(finished[0]).metrics()
+    assert [record["epoch"] for record in records] == [0, 1, 2]
+    assert records[-1]["test_accuracy"] == finished[1]["last_test_accuracy"]
+    assert max(record["test_accuracy"] for record in records) == finished[1]["best"]["accuracy"]
+    assert len(records[0]["test_accuracy_per_step"]) == TINY.data.timesteps
+
+
+def test_the_best_checkpoint_scores_what_it_says(finished):
+    out, summary = finished
+    model, cfg = load_model(out / "best.safetensors")
+    batches = training.load_batches(cfg, torch.device("cpu"))
+    assert evaluate(model, batches["test"]).accuracy == summary["best"]["accuracy"]
+
+
+def test_same_seed_same_run_other_seed_other_run(finished, tmp_path):
+    out, _ = finished
+    again = load_checkpoint_of(TINY, tmp_path / "again")
+    other = load_checkpoint_of(replace(TINY, seed=1), tmp_path / "other")
+    first = load_checkpoint(out / "last.safetensors").model
+    assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
+    assert not all(torch.equal(first[name], tensor) for name, tensor in other.items())
+
+
+def load_checkpoint_of(cfg, out):
+    train(cfg, out)
+    return load_checkpoint(out / "last.safetensors").model
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 5, 11])
+def test_stopped_and_resumed_it_ends_with_the_same_weights(finished, tmp_path, monkeypatch, stop_at):
+    """Stopped after any step, also the last of an epoch, and resumed: the same to the last bit."""
+    out = tmp_path / "stopped"
+    stop_after(stop_at, monkeypatch)
+    with pytest.raises(Interrupted, match=r"stopped at epoch \d/3, step \d; .* give --resume"):
+        train(TINY, out)
+    monkeypatch.undo()
+    summary = train(TINY, out, resume=True)
+    whole, resumed = (load_checkpoint(folder / "last.safetensors") for folder in (finished[0], out))
+    for kind in ("model", "optimizer"):
+        tensors = getattr(resumed, kind)
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in getattr(whole, kind).items())
+    assert without_time(RunFolder(out).metrics()) == without_time(RunFolder(finished[0]).metrics())
+    assert summary["test_accuracy"] == finished[1]["test_accuracy"]
+
+
+def stop_after(steps: int, monkeypatch) -> None:
+    """Press Ctrl-C, a real signal, during training step number `steps`."""
+    import signal
+
+    done, step = iter(range(1, 1000)), training.train_step
+
+    def pressed(*args):
+        if next(done) == steps:
+            signal.raise_signal(signal.SIGINT)
+        return step(*args)
+
+    monkeypatch.setattr(training, "train_step", pressed)
+
+
+def without_time(records):
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
+    import signal
+
+    def twice(*args):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training, "train_step", twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, tmp_path / "run")
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = (finished[0] / "last.safetensors").read_bytes()
+    summary = train(TINY, finished[0], resume=True)
+    assert (finished[0] / "last.safetensors").read_bytes() == before
+    assert summary["test_accuracy"] == finished[1]["test_accuracy"]
+
+
+def test_with_validation_the_best_is_chosen_by_it(tmp_path):
+    cfg = override(TINY, data={"validation": 0.1})
+    summary = train(cfg, tmp_path / "run")
+    records = RunFolder(tmp_path / "run").metrics()
+    assert "test_accuracy" not in records[0]
+    assert summary["best"]["chosen_by"] == "validation"
+    assert summary["best"]["accuracy"] == max(record["validation_accuracy"] for record in records)
+    assert summary["test_accuracy_of"] == "best by validation"
+    model, _ = load_model(tmp_path / "run" / "best.safetensors")
+    batches = training.load_batches(cfg, torch.device("cpu"))
+    assert evaluate(model, batches["test"]).accuracy == summary["test_accuracy"]
+
+
+def test_a_folder_in_use_is_refused(finished, tmp_path):
+    with pytest.raises(FileExistsError, match="exists; give --resume to continue it, or --out for another folder"):
+        train(TINY, finished[0])
+    with pytest.raises(FileNotFoundError, match="no run to resume here"):
+        train(TINY, tmp_path / "nowhere", resume=True)
+    with pytest.raises(ValueError, match=r"another configuration \(optim\.lr 0\.05 -> 0\.1\)"):
+        train(override(TINY, optim={"lr": 0.1}), finished[0], resume=True)
+
+
+def test_a_cut_checkpoint_is_refused_and_kept(tmp_path):
+    out = tmp_path / "run"
+    train(override(TINY, optim={"epochs": 1}), out)
+    last = out / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"last\.safetensors: damaged"):
+        train(override(TINY, optim={"epochs": 1}), out, resume=True)
+    assert last.exists()
+
+
+def test_a_config_of_another_version_is_refused(tmp_path):
+    out = tmp_path / "run"
+    train(override(TINY, optim={"epochs": 1}), out)
+    config = out / "config.json"
+    config.write_text(config.read_text().replace('"version": 1', '"version": 7'))
+    with pytest.raises(ValueError, match=r"config\.json: config version is 7, this multifire reads version 1"):
+        train(override(TINY, optim={"epochs": 1}), out, resume=True)
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    """The weights are poisoned in the third epoch; nothing written afterwards may hold them."""
+    step, calls = training.train_step, iter(range(1000))
+
+    def poisoned(model, *args):
+        if next(calls) == 9:
+            with torch.no_grad():
+                model.voting.weight.fill_(float("nan"))
+        return step(model, *args)
+
+    monkeypatch.setattr(training, "train_step", poisoned)
+    out = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match="the loss is nan at epoch 3, step 2; the last good checkpoint"):
+        train(TINY, out)
+    checkpoint = load_checkpoint(out / "last.safetensors")
+    assert checkpoint.position.epoch == 2
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.model.values())
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        {"loss": "tet"},
+        {"clip_norm": 0.1},
+        {"label_smoothing": 0.1},
+        {"schedule": "cosine"},
+        {"schedule": "step", "step_epochs": 1},
+    ],
+)
+def test_options_train(tmp_path, optim):
+    summary = train(override(TINY, optim={"epochs": 1, **optim}), tmp_path / "run")
+    assert 0 <= summary["test_accuracy"] <= 1
+
+
+def test_bf16_trains(tmp_path):
+    cfg = replace(override(TINY, optim={"epochs": 1}), precision="bf16")
+    train(cfg, tmp_path / "run")
+    assert all(t.dtype == torch.float32 for t in load_checkpoint(tmp_path / "run" / "last.safetensors").model.values())
+
+
+def test_tet_is_the_mean_of_every_steps_cross_entropy():
+    logits, y = torch.randn(3, 5, 10), torch.randint(0, 10, (5,))
+    by_hand = torch.stack([torch.nn.functional.cross_entropy(step, y) for step in logits]).mean()
+    torch.testing.assert_close(loss_of(logits, y, OptimConfig(loss="tet")), by_hand)
+    torch.testing.assert_close(loss_of(logits, y, OptimConfig()), torch.nn.functional.cross_entropy(logits.mean(0), y))
+
+
+def test_clipping_bounds_the_step():
+    torch.manual_seed(0)
+    cfg = override(TINY, optim={"clip_norm": 1e-3, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0})
+    model = training.model_from_config(cfg.model)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    training.train_step(model, optimizer, torch.randn(2, 4, 1, 28, 28), torch.arange(4), cfg)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).norm()
+    assert 0 < moved.item() <= 1.01e-3
