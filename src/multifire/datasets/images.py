@@ -1,6 +1,7 @@
-"""Readers of image data sets, with NumPy alone. Bad input ends in a ValueError or FileNotFoundError that names the file.
+"""Readers of image data sets, with NumPy alone.
 
-Nothing is extracted to disk, and nothing is inflated beyond what a sound file can hold.
+Bad input ends in a ValueError or FileNotFoundError that names the file. Nothing is extracted to disk, and
+nothing is inflated beyond what a sound file can hold.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from multifire.datasets import DatasetInfo
+from multifire.datasets import DATASETS, DatasetInfo
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images [N, C, H, W] uint8 and labels [N] int64."""
@@ -55,11 +56,13 @@ def read(name: str, info: DatasetInfo, root: Path) -> tuple[Arrays, Arrays]:
         return read_digits()
     if root.is_file():
         raise FileNotFoundError(f"{root} is a file, expected the folder that holds the data sets")
+    # MNIST and Fashion-MNIST name their files alike: the folder of one is no place to look for the other.
+    homes = [root / name] if root.name in DATASETS and root.name != name else [root / name, root]
     if name == "cifar10":
-        folders = [folder for home in (root / name, root) for folder in (home, home / CIFAR_SUBFOLDER)]
+        folders = [folder for home in homes for folder in (home, home / CIFAR_SUBFOLDER)]
         paths = find(name, info, root, folders, (CIFAR_FILES, ((CIFAR_ARCHIVE,),)))
         return read_cifar10(paths, classes=len(info.classes))
-    paths = find(name, info, root, [root / name, root], (IDX_FILES,))
+    paths = find(name, info, root, homes, (IDX_FILES,))
     return (
         read_idx_pair(paths[0], paths[1], size=info.size, classes=len(info.classes)),
         read_idx_pair(paths[2], paths[3], size=info.size, classes=len(info.classes)),
@@ -200,18 +203,22 @@ def _tar_files(stream: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, byt
         if kind in b"123456":  # links, devices, folders: no content follows, whatever size they claim
             size = 0
         padded = size + -size % TAR_BLOCK
-        total += TAR_BLOCK + padded
-        if size > MAX_MEMBER or total > MAX_ARCHIVE:
+        if size > MAX_MEMBER:
             raise ValueError(f"{path}: member {name!r} claims {size:,} bytes, too many for CIFAR-10; {AGAIN}")
+        total = _bounded(total + TAR_BLOCK + padded, path)
         content = stream.read(padded)
         if len(content) < padded:
             raise ValueError(f"{path}: cut short within member {name!r}; {AGAIN}")
         if kind in b"0\0":
             yield name.rpartition("/")[2], content[:size]
     while block := stream.read(1 << 16):  # to the end of the stream, where gzip keeps its checksum
-        total += len(block)
-        if total > MAX_ARCHIVE:
-            raise ValueError(f"{path}: unpacks to more than {MAX_ARCHIVE:,} bytes; {AGAIN}")
+        total = _bounded(total + len(block), path)
+
+
+def _bounded(total: int, path: Path) -> int:
+    if total > MAX_ARCHIVE:
+        raise ValueError(f"{path}: unpacks to more than {MAX_ARCHIVE:,} bytes, too many for CIFAR-10; {AGAIN}")
+    return total
 
 
 def _tar_header(header: bytes, path: Path) -> tuple[str, bytes, int]:
