@@ -1,19 +1,26 @@
 """The neuron's arithmetic: one signature, several backends, chosen here.
 
-A backend is a module with `mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures.
+A backend is a module with `mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, and `why_not(x, levels)`, which
+says why it cannot compute for this tensor with so many levels, or None where it can.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from multifire.config import unknown
-from multifire.ops import reference
+from multifire.ops import cpu, reference
 
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
-BACKENDS: dict[str, ModuleType] = {"reference": reference}
+# `auto` takes the first that can.
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
+
+_log = logging.getLogger("multifire")
+_used: dict[str, None] = {}
 
 
 def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], width: float = 1.0) -> tuple[float, ...]:
@@ -21,7 +28,7 @@ def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], wi
     return tuple(v_threshold + k * width for k in range(levels))
 
 
-def choose_backend(backend: str, x: Tensor) -> ModuleType:
+def choose_backend(backend: str, x: Tensor, levels: int = 1) -> ModuleType:
     """The module that computes for `x`; `auto` asks MULTIFIRE_BACKEND first, then takes the fastest that can.
 
     Raises:
@@ -29,10 +36,27 @@ def choose_backend(backend: str, x: Tensor) -> ModuleType:
     """
     name = os.environ.get("MULTIFIRE_BACKEND", "auto") if backend == "auto" else backend
     if name == "auto":
-        return reference
-    if name not in BACKENDS:
+        name = next(name for name, module in BACKENDS.items() if module.why_not(x, levels) is None)
+    elif name not in BACKENDS:
         raise unknown("backend", name, ["auto", *BACKENDS])
+    elif (reason := BACKENDS[name].why_not(x, levels)) is not None:
+        raise ValueError(f"backend {name!r} cannot run here: {reason}")
+    if name not in _used:
+        _announce(name, backend == "auto" and x.device.type == "cpu")
     return BACKENDS[name]
+
+
+def backends_used() -> list[str]:
+    """The backends that computed something in this process, in the order of their first use."""
+    return list(_used)
+
+
+@torch.compiler.assume_constant_result  # torch.compile runs it once, while tracing, and leaves the log out of the graph
+def _announce(name: str, wanted_cpu: bool) -> None:
+    _used[name] = None
+    _log.info("neurons run on the %s backend", name)
+    if name == "reference" and wanted_cpu and not cpu.is_built():
+        _log.warning("the CPU kernel is missing, the slow reference computes: %s", cpu.NOT_BUILT)
 
 
 def mlf(
@@ -69,7 +93,7 @@ def mlf(
     Source: Feng et al., IJCAI 2022, eq. 5-7 and 9.
     """
     _check_neuron(x, thresholds, surrogate, width, state)
-    return choose_backend(backend, x).mlf(
+    return choose_backend(backend, x, len(thresholds)).mlf(
         x, tuple(thresholds), decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state
     )
 
@@ -137,6 +161,7 @@ def tdbn_mlf(
     add_after: Tensor | None = None,
     state: Tensor | None = None,
     return_state: bool = False,
+    timesteps: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """tdBN, an optional sum before firing, multi-level firing, and an optional sum after it, in one pass.
@@ -148,19 +173,24 @@ def tdbn_mlf(
         add_before: shortcut of a plain block, shaped as x.
         add_after: shortcut of a dormant-suppressed block, shaped as x.
         return_state: return the membranes after the last step, to go on from.
+        timesteps: T, where x [1, N, C, H, W] stands for T equal steps, as of a still image; x's own by default.
 
     Returns:
-        o, shaped as x and in its dtype, and the state [K, N, C, H, W], or None where it was not asked for.
+        o [T, N, C, H, W] in x's dtype, and the state [K, N, C, H, W], or None where it was not asked for.
 
     Raises:
         ValueError: as `tdbn` and `mlf`, or a shortcut of another shape.
     """
     _check_norm(x, running_mean, training)
     _check_neuron(x, thresholds, surrogate, width, state)
+    timesteps = x.shape[0] if timesteps is None else timesteps
+    if x.shape[0] not in (1, timesteps):
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected 1 or timesteps = {timesteps} in front")
+    expected = (timesteps, *x.shape[1:])
     for name, add in (("add_before", add_before), ("add_after", add_after)):
-        if add is not None and add.shape != x.shape:
-            raise ValueError(f"{name} has shape {tuple(add.shape)}, expected x's {tuple(x.shape)}")
-    return choose_backend(backend, x).tdbn_mlf(
+        if add is not None and add.shape != expected:
+            raise ValueError(f"{name} has shape {tuple(add.shape)}, expected x's {expected}")
+    return choose_backend(backend, x, len(thresholds)).tdbn_mlf(
         x,
         weight,
         bias,
@@ -179,6 +209,7 @@ def tdbn_mlf(
         add_after=add_after,
         state=state,
         return_state=return_state,
+        timesteps=timesteps,
     )
 
 

@@ -44,6 +44,10 @@ class Fire(torch.autograd.Function):
         return grads[0] * SURROGATES[ctx.surrogate](v, ctx.width), None, None
 
 
+def why_not(x: Tensor, levels: int) -> str | None:
+    """None: the reference computes for every tensor."""
+
+
 def mlf(
     x: Tensor,
     thresholds: Sequence[float],
@@ -82,9 +86,7 @@ def tdbn(
     """Threshold-dependent batch norm, computed and returned in at least fp32; see `multifire.ops.tdbn`."""
     x = _wide(x)
     mean, var = _batch_statistics(x, running_mean, running_var, momentum) if training else (running_mean, running_var)
-    # The root has no derivative at 0, where a channel is constant; the clamp makes it 0 and changes no value.
-    std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
-    y = (x - _per_channel(mean)) * _per_channel(scale / (std + eps))
+    y = (x - _per_channel(mean)) * _per_channel(norm_factor(var, eps, scale))
     if weight is not None:
         y = y * _per_channel(weight)
     if bias is not None:
@@ -112,8 +114,10 @@ def tdbn_mlf(
     add_after: Tensor | None,
     state: Tensor | None,
     return_state: bool,
+    timesteps: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
+    x = x.expand(timesteps, *x.shape[1:])
     y = tdbn(x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, scale=scale)
     if add_before is not None:
         y = y + add_before
@@ -121,6 +125,12 @@ def tdbn_mlf(
     if add_after is not None:
         spikes = spikes + add_after
     return spikes.to(x.dtype), state if return_state else None
+
+
+def norm_factor(var: Tensor, eps: float, scale: float) -> Tensor:
+    """scale / (sqrt(σ²) + ε)."""
+    # The root has no derivative at 0, where a channel is constant; the clamp makes it 0 and changes no value.
+    return scale / (var.clamp_min(torch.finfo(var.dtype).tiny).sqrt() + eps)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -136,7 +146,14 @@ def _batch_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor, mome
     """Mean and biased variance per channel of x [T, N, C, H, W]; moves the running ones, in place, towards them."""
     n = x.numel() // x.shape[2]
     var, mean = torch.var_mean(x, dim=(0, 1, 3, 4), correction=0)
-    with torch.no_grad():
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(var * (n / (n - 1)), momentum)
+    move_running(running_mean, running_var, mean, var, n, momentum)
     return mean, var
+
+
+@torch.no_grad()
+def move_running(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, values: int, momentum: float
+) -> None:
+    """Move the running statistics, in place, towards those of a batch with so many values per channel."""
+    running_mean.lerp_(mean, momentum)
+    running_var.lerp_(var * (values / (values - 1)), momentum)

@@ -1,0 +1,710 @@
+// The kernels, written on the compiler's portable vectors and compiled once for each instruction set (see CMakeLists.txt):
+// MULTIFIRE_ISA names the build, MULTIFIRE_LANES is its number of floats in a register.
+//
+// Memory traffic is what costs, so each pass takes a tile of kTile neighbouring values (one or two cache lines) through all
+// time steps with the membranes in registers. Nothing here may be contracted to a fused multiply-add: a spike is a step, and
+// it must fall where the reference's falls.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "mlf.h"
+
+namespace multifire {
+namespace MULTIFIRE_ISA {
+namespace {
+
+constexpr int kLanes = MULTIFIRE_LANES;
+constexpr int kTile = 32;
+constexpr int kVecs = kTile / kLanes;
+constexpr int kAnyLevels = -1;
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t HalfBits __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef float Narrow __attribute__((vector_size(2 * kLanes)));  // as many floats as fit a register once they are doubles
+typedef double Wide __attribute__((vector_size(4 * kLanes)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline Vec splat(float value) { return Vec{} + value; }
+
+inline Vec load(const float* from) {
+  Vec value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline Vec load(const bf16* from) {
+  HalfBits half;
+  std::memcpy(&half, from, sizeof half);
+  return (Vec)(__builtin_convertvector(half, Bits) << 16);
+}
+
+inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
+
+inline void store(bf16* to, Vec value) {  // to nearest even, NaN to PyTorch's NaN
+  const Bits bits = (Bits)value;
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const HalfBits half = __builtin_convertvector((Bits)(value == value ? (Mask)rounded : Mask{} + 0x7fc0), HalfBits);
+  std::memcpy(to, &half, sizeof half);
+}
+
+inline float as_float(float value) { return value; }
+inline float as_float(bf16 value) {
+  const uint32_t bits = uint32_t{value.bits} << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// kTile values in registers. The last tile of a row may hold fewer, `count`; its other lanes are zero and are never stored.
+struct Tile {
+  Vec v[kVecs];
+};
+
+template <bool Full, class S>
+inline Tile load_tile(const S* from, int count) {
+  S padded[kTile];
+  if (!Full) {
+    std::memset(padded, 0, sizeof padded);
+    std::memcpy(padded, from, count * sizeof(S));
+    from = padded;
+  }
+  Tile tile;
+  for (int i = 0; i < kVecs; ++i) tile.v[i] = load(from + i * kLanes);
+  return tile;
+}
+
+template <bool Full, class S>
+inline void store_tile(S* to, const Tile& tile, int count) {
+  S padded[kTile];
+  S* target = Full ? to : padded;
+  for (int i = 0; i < kVecs; ++i) store(target + i * kLanes, tile.v[i]);
+  if (!Full) std::memcpy(to, padded, count * sizeof(S));
+}
+
+// How one time step's values are cut into units of work. The cut depends on shapes alone and partial sums are added in its
+// order, so results do not depend on the number of threads.
+struct Grid {
+  int64_t channels, inner, step, units, per_unit, segments;
+  bool flat;  // channels vary fastest
+
+  explicit Grid(const Args& a) : channels(a.channels), inner(a.inner), step(a.outer * a.channels * a.inner) {
+    flat = inner == 1;
+    constexpr int64_t kMostUnits = 128, kFewestValues = 4096;
+    if (flat) {
+      const int64_t rows = std::max({int64_t{1}, (a.outer + kMostUnits - 1) / kMostUnits,
+                                     (kFewestValues + channels * a.timesteps - 1) / (channels * a.timesteps)});
+      per_unit = rows * channels;
+      segments = 1;
+      units = (a.outer + rows - 1) / rows;
+    } else {
+      per_unit = 8192;
+      segments = (inner + per_unit - 1) / per_unit;
+      units = a.outer * channels * segments;
+    }
+  }
+
+  // Channel tables repeat, so that a tile that starts at any channel reads kTile entries in a row.
+  int64_t period() const { return flat ? channels : 1; }
+  int64_t table_size() const { return flat ? channels + kTile : channels * kTile; }
+};
+
+struct Unit {
+  int64_t begin, length, channel;  // channel: the one that a unit of contiguous data lies in, 0 for channels-last
+};
+
+inline Unit unit_at(const Grid& g, int64_t index) {
+  if (g.flat) {
+    const int64_t begin = index * g.per_unit;
+    return {begin, std::min(g.per_unit, g.step - begin), 0};
+  }
+  const int64_t plane = index / g.segments, offset = index % g.segments * g.per_unit;
+  return {plane * g.inner + offset, std::min(g.per_unit, g.inner - offset), plane % g.channels};
+}
+
+template <class T>
+class Table {
+ public:
+  template <class F>
+  Table(const Grid& g, F value_of) : values_(g.table_size()), flat_(g.flat) {
+    for (size_t i = 0; i < values_.size(); ++i) values_[i] = value_of(flat_ ? i % g.channels : i / kTile);
+  }
+  const T* at(const Unit& unit) const { return values_.data() + (flat_ ? 0 : unit.channel * kTile); }
+
+ private:
+  std::vector<T> values_;
+  bool flat_;
+};
+
+// Calls f(position, channel offset, values) for the tiles of a unit.
+template <class F>
+inline void each_tile(const Grid& g, const Unit& unit, F f) {
+  const int64_t period = g.period();
+  int64_t channel = 0;
+  for (int64_t i = 0; i < unit.length; i += kTile) {
+    f(unit.begin + i, channel, static_cast<int>(std::min<int64_t>(kTile, unit.length - i)));
+    channel += kTile;
+    if (channel >= period) channel %= period;
+  }
+}
+
+// A counter hands out the work: it balances a busy machine, and needs of OpenMP no more than every version has.
+template <class F>
+void in_parallel(int64_t jobs, int64_t threads, F f) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t job; (job = next.fetch_add(1)) < jobs;) f(job);
+  };
+  const int team = static_cast<int>(std::min(jobs, threads));
+  if (team <= 1) return work();
+#pragma omp parallel num_threads(team)
+  work();
+}
+
+float* scratch(size_t size) {
+  static thread_local std::vector<float> memory;
+  if (memory.size() < size) memory.resize(size);
+  return memory.data();
+}
+
+// Two double sums per channel, gathered by units.
+class Sums {
+ public:
+  explicit Sums(const Grid& g) : g_(g), parts_(2 * g.units * g.period()) {}
+
+  // `body` adds to two arrays of period + kTile entries, indexed by channel offset + lane.
+  template <class F>
+  void gather(int64_t unit, F body) {
+    const int64_t period = g_.period(), size = period + kTile;
+    static thread_local std::vector<double> memory;
+    memory.assign(2 * size, 0.0);
+    body(memory.data(), memory.data() + size);
+    double* part = parts_.data() + 2 * unit * period;
+    for (int64_t i = 0; i < size; ++i) {
+      part[i % period] += memory[i];
+      part[period + i % period] += memory[size + i];
+    }
+  }
+
+  void of_channel(int64_t channel, double& first, double& second) const {
+    first = second = 0;
+    const int64_t period = g_.period();
+    const auto add = [&](int64_t unit, int64_t entry) {
+      first += parts_[2 * unit * period + entry];
+      second += parts_[2 * unit * period + period + entry];
+    };
+    if (g_.flat) {
+      for (int64_t u = 0; u < g_.units; ++u) add(u, channel);
+      return;
+    }
+    const int64_t stride = g_.channels * g_.segments;
+    for (int64_t o = 0; o < g_.units; o += stride)
+      for (int64_t s = 0; s < g_.segments; ++s) add(o + channel * g_.segments + s, 0);
+  }
+
+ private:
+  const Grid& g_;
+  std::vector<double> parts_;
+};
+
+inline Narrow load_narrow(const float* from) {
+  Narrow value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline Narrow load_narrow(const bf16* from) {
+  typedef uint16_t In __attribute__((vector_size(kLanes)));
+  typedef uint32_t Out __attribute__((vector_size(2 * kLanes)));
+  In half;
+  std::memcpy(&half, from, sizeof half);
+  return (Narrow)(__builtin_convertvector(half, Out) << 16);
+}
+
+inline Wide load_wide(const double* from) {
+  Wide value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// Σ(x - shift) and Σ(x - shift)² of a tile over time, added to the channel sums.
+template <bool Full, class S>
+inline void stats_tile(const S* x, int64_t stride, int64_t timesteps, const double* shift, int count, double* sum, double* square) {
+  constexpr int kHalf = kLanes / 2, kGroups = kTile / kHalf;
+  Wide sums[kGroups] = {}, squares[kGroups] = {}, shifts[kGroups];
+  for (int i = 0; i < kGroups; ++i) shifts[i] = load_wide(shift + i * kHalf);
+  for (int64_t t = 0; t < timesteps; ++t) {
+    S padded[kTile];
+    const S* from = x + t * stride;
+    if (!Full) {
+      std::memset(padded, 0, sizeof padded);
+      std::memcpy(padded, from, count * sizeof(S));
+      from = padded;
+    }
+    for (int i = 0; i < kGroups; ++i) {
+      const Wide d = __builtin_convertvector(load_narrow(from + i * kHalf), Wide) - shifts[i];
+      sums[i] += d;
+      squares[i] += d * d;
+    }
+  }
+  double lanes[2][kTile];
+  std::memcpy(lanes[0], sums, sizeof lanes[0]);
+  std::memcpy(lanes[1], squares, sizeof lanes[1]);
+  for (int i = 0; i < (Full ? kTile : count); ++i) {
+    sum[i] += lanes[0][i];
+    square[i] += lanes[1][i];
+  }
+}
+
+// Mean and biased variance per channel. The sums are taken about the channel's first value, so that a nearly constant channel
+// with a large mean keeps its variance.
+template <class S>
+void stats(const Args& a) {
+  const Grid g(a);
+  const S* x = static_cast<const S*>(a.x);
+  const int64_t timesteps = a.shared_input ? 1 : a.timesteps;
+  const Table<double> shift(g, [&](int64_t c) { return double{as_float(x[c * a.inner])}; });
+  Sums sums(g);
+  in_parallel(g.units, a.threads, [&](int64_t index) {
+    const Unit unit = unit_at(g, index);
+    const double* shifts = shift.at(unit);
+    sums.gather(index, [&](double* sum, double* square) {
+      each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
+        if (count == kTile)
+          stats_tile<true>(x + at, g.step, timesteps, shifts + c, count, sum + c, square + c);
+        else
+          stats_tile<false>(x + at, g.step, timesteps, shifts + c, count, sum + c, square + c);
+      });
+    });
+  });
+  const double n = static_cast<double>(timesteps) * a.outer * a.inner;
+  for (int64_t c = 0; c < a.channels; ++c) {
+    double sum, square;
+    sums.of_channel(c, sum, square);
+    a.mean[c] = static_cast<float>(as_float(x[c * a.inner]) + sum / n);
+    const double var = (square - sum * sum / n) / n;
+    a.var[c] = static_cast<float>(var < 0 ? 0 : var);
+  }
+}
+
+float std_of(const Args& a, int64_t c) {
+  return std::sqrt(std::max(a.var[c], std::numeric_limits<float>::min()));
+}
+
+float factor_of(const Args& a, int64_t c) { return a.factor ? a.factor[c] : 1.0f; }
+
+struct NormTables {
+  Table<float> mean, factor, weight, bias;
+
+  NormTables(const Args& a, const Grid& g)
+      : mean(g, [&](int64_t c) { return a.mean ? a.mean[c] : 0.0f; }),
+        factor(g, [&](int64_t c) { return factor_of(a, c); }),
+        weight(g, [&](int64_t c) { return a.weight ? a.weight[c] : 1.0f; }),
+        bias(g, [&](int64_t c) { return a.bias ? a.bias[c] : 0.0f; }) {}
+};
+
+// The norm's four numbers for each value of a tile.
+struct TileNorm {
+  Tile mean, factor, weight, bias;
+
+  TileNorm(const NormTables& n, const Unit& unit, int64_t c)
+      : mean(load_tile<true>(n.mean.at(unit) + c, kTile)),
+        factor(load_tile<true>(n.factor.at(unit) + c, kTile)),
+        weight(load_tile<true>(n.weight.at(unit) + c, kTile)),
+        bias(load_tile<true>(n.bias.at(unit) + c, kTile)) {}
+};
+
+// A call's arguments in the types that the inner loops use. K levels are known at compile time, or kAnyLevels.
+template <int K>
+struct Neurons {
+  static constexpr int kStored = K == kAnyLevels ? kMaxLevels : K == 0 ? 1 : K;
+  int runtime_levels;
+  float decay, thresholds[kMaxLevels];
+
+  explicit Neurons(const Args& a) : runtime_levels(static_cast<int>(a.levels)), decay(static_cast<float>(a.decay)) {
+    for (int k = 0; k < kMaxLevels; ++k) thresholds[k] = static_cast<float>(a.thresholds[k]);
+  }
+  int levels() const { return K == kAnyLevels ? runtime_levels : K; }
+};
+
+template <class S>
+struct Tensors {
+  const S *x, *before, *after, *grad;
+  S *out, *grad_x, *grad_before;
+  int64_t x_stride;
+
+  Tensors(const Args& a, const Grid& g)
+      : x(static_cast<const S*>(a.x)),
+        before(static_cast<const S*>(a.add_before)),
+        after(static_cast<const S*>(a.add_after)),
+        grad(static_cast<const S*>(a.grad_out)),
+        out(static_cast<S*>(a.out)),
+        grad_x(static_cast<S*>(a.grad_x)),
+        grad_before(static_cast<S*>(a.grad_add_before)),
+        x_stride(a.shared_input ? 0 : g.step) {}
+};
+
+template <int K, bool Full, class S>
+inline void forward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& neurons, const TileNorm& norm, int64_t step,
+                         int64_t at, int count) {
+  Tile carry[Neurons<K>::kStored] = {};
+  if (a.state)
+    for (int k = 0; k < neurons.levels(); ++k) carry[k] = load_tile<Full>(a.state + k * step + at, count);
+  for (int64_t t = 0; t < a.timesteps; ++t) {
+    const int64_t here = t * step + at;
+    Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count), fired = {};
+    for (int i = 0; i < kVecs; ++i)
+      y.v[i] = (y.v[i] - norm.mean.v[i]) * norm.factor.v[i] * norm.weight.v[i] + norm.bias.v[i];
+    if (s.before) {
+      const Tile add = load_tile<Full>(s.before + here, count);
+      for (int i = 0; i < kVecs; ++i) y.v[i] = y.v[i] + add.v[i];
+    }
+    for (int k = 0; k < neurons.levels(); ++k) {
+      for (int i = 0; i < kVecs; ++i) {
+        const Vec u = neurons.decay * carry[k].v[i] + y.v[i];
+        const Mask fires = u > neurons.thresholds[k];
+        fired.v[i] += fires ? splat(1) : splat(0);
+        carry[k].v[i] = fires ? splat(0) : u;
+      }
+    }
+    if (K == 0) fired = y;
+    if (s.after) {
+      const Tile add = load_tile<Full>(s.after + here, count);
+      for (int i = 0; i < kVecs; ++i) fired.v[i] = fired.v[i] + add.v[i];
+    }
+    store_tile<Full>(s.out + here, fired, count);
+  }
+  if (a.state_out)
+    for (int k = 0; k < neurons.levels(); ++k) store_tile<Full>(a.state_out + k * step + at, carry[k], count);
+}
+
+template <int K, class S>
+void forward(const Args& a) {
+  const Grid g(a);
+  const NormTables tables(a, g);
+  const Neurons<K> neurons(a);
+  const Tensors<S> tensors(a, g);
+  in_parallel(g.units, a.threads, [&](int64_t index) {
+    const Unit unit = unit_at(g, index);
+    each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
+      const TileNorm norm(tables, unit, c);
+      if (count == kTile)
+        forward_tile<K, true>(a, tensors, neurons, norm, g.step, at, count);
+      else
+        forward_tile<K, false>(a, tensors, neurons, norm, g.step, at, count);
+    });
+  });
+}
+
+// Surrogate derivatives at v = u - θ; the order is that of reference.SURROGATES.
+struct Rect {
+  float half, height;
+  explicit Rect(double width) : half(static_cast<float>(width / 2)), height(1 / static_cast<float>(width)) {}
+  Vec operator()(Vec v) const { return ((v < half) & (v > -half)) ? splat(height) : splat(0); }
+};
+
+struct Triangle {
+  float width;
+  explicit Triangle(double w) : width(static_cast<float>(w)) {}
+  Vec operator()(Vec v) const {
+    const Vec h = 1 - (v < 0 ? -v : v) / width;
+    return (h > 0 ? h : splat(0)) / width;
+  }
+};
+
+struct Atan {
+  float width, slope;
+  explicit Atan(double w) : width(static_cast<float>(w)), slope(static_cast<float>(M_PI / w)) {}
+  Vec operator()(Vec v) const {
+    const Vec z = slope * v;
+    return 1 / (width * (1 + z * z));
+  }
+};
+
+// First backward pass of a tile: recomputes the membranes from x, then runs time backwards.
+//     δ_k[t] = g[t]·h_k[t] + δ_k[t+1]·decay·((1 - s_k[t]) - u_k[t]·h_k[t]),   dy[t] = Σ_k δ_k[t]
+// In training, dy is kept where dx will stand (or as the gradient of add_before, which it is); `sum` and `product` gather
+// Σ dy and Σ dy·(x - μ), summed over one tile's time steps in float and from there on in double.
+template <int K, bool Full, class S, class Surrogate>
+inline void backward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& neurons, const Surrogate& surrogate,
+                          const TileNorm& norm, float* memory, int64_t step, int64_t at, int count, double* sum,
+                          double* product) {
+  const int levels = neurons.levels();
+  const int64_t slot = (levels + 1) * kTile;  // x - μ, then u_k, of one time step
+  Tile delta[Neurons<K>::kStored] = {};       // forward: the carried membrane; backward: ∂L/∂carry
+  if (a.state)
+    for (int k = 0; k < levels; ++k) delta[k] = load_tile<Full>(a.state + k * step + at, count);
+  for (int64_t t = 0; t < a.timesteps; ++t) {
+    const int64_t here = t * step + at;
+    Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count);
+    for (int i = 0; i < kVecs; ++i) {
+      const Vec centred = y.v[i] - norm.mean.v[i];
+      store(memory + t * slot + i * kLanes, centred);
+      y.v[i] = centred * norm.factor.v[i] * norm.weight.v[i] + norm.bias.v[i];
+    }
+    if (s.before) {
+      const Tile add = load_tile<Full>(s.before + here, count);
+      for (int i = 0; i < kVecs; ++i) y.v[i] = y.v[i] + add.v[i];
+    }
+    for (int k = 0; k < levels; ++k) {
+      for (int i = 0; i < kVecs; ++i) {
+        const Vec u = neurons.decay * delta[k].v[i] + y.v[i];
+        store(memory + t * slot + (k + 1) * kTile + i * kLanes, u);
+        delta[k].v[i] = u > neurons.thresholds[k] ? splat(0) : u;
+      }
+    }
+  }
+
+  for (int k = 0; k < levels; ++k)
+    delta[k] = a.grad_state_out ? load_tile<Full>(a.grad_state_out + k * step + at, count) : Tile{};
+  const float through_reset = a.detach_reset ? 0.0f : 1.0f;
+  Tile sums = {}, products = {};
+  for (int64_t t = a.timesteps - 1; t >= 0; --t) {
+    const int64_t here = t * step + at;
+    const Tile grad = load_tile<Full>(s.grad + here, count);
+    Tile dy = {};
+    if (K == 0) dy = grad;
+    for (int k = 0; k < levels; ++k) {
+      for (int i = 0; i < kVecs; ++i) {
+        const Vec u = load(memory + t * slot + (k + 1) * kTile + i * kLanes);
+        const Vec h = surrogate(u - neurons.thresholds[k]);
+        const Vec open = u > neurons.thresholds[k] ? splat(0) : splat(1);
+        const Vec d = grad.v[i] * h + delta[k].v[i] * (open - through_reset * (u * h));
+        dy.v[i] += d;
+        delta[k].v[i] = neurons.decay * d;
+      }
+    }
+    for (int i = 0; i < kVecs; ++i) {
+      sums.v[i] += dy.v[i];
+      products.v[i] += dy.v[i] * load(memory + t * slot + i * kLanes);
+    }
+    if (s.grad_before) store_tile<Full>(s.grad_before + here, dy, count);
+    if (a.shared_input || (a.training && s.grad_before)) continue;
+    if (!a.training)
+      for (int i = 0; i < kVecs; ++i) dy.v[i] = dy.v[i] * (norm.factor.v[i] * norm.weight.v[i]);
+    store_tile<Full>(s.grad_x + here, dy, count);
+  }
+  if (a.grad_state)
+    for (int k = 0; k < levels; ++k) store_tile<Full>(a.grad_state + k * step + at, delta[k], count);
+  if (a.shared_input) {
+    Tile dx = sums;
+    if (!a.training)
+      for (int i = 0; i < kVecs; ++i) dx.v[i] = dx.v[i] * (norm.factor.v[i] * norm.weight.v[i]);
+    store_tile<Full>(s.grad_x + at, dx, count);
+  }
+  if (!sum) return;
+  float lanes[2][kTile];
+  std::memcpy(lanes[0], &sums, sizeof lanes[0]);
+  std::memcpy(lanes[1], &products, sizeof lanes[1]);
+  for (int i = 0; i < (Full ? kTile : count); ++i) {
+    sum[i] += lanes[0][i];
+    product[i] += lanes[1][i];
+  }
+}
+
+// Second backward pass, in training: dx = slope·dy + offset + tilt·(x - μ), the three numbers per channel.
+template <bool Full, class S>
+inline void finish_tile(const S* dy, const S* x, S* dx, int64_t stride, int64_t timesteps, const Tile& mean, const Tile& slope,
+                        const Tile& offset, const Tile& tilt, int count) {
+  for (int64_t t = 0; t < timesteps; ++t) {
+    Tile out = load_tile<Full>(dy + t * stride, count);
+    const Tile in = load_tile<Full>(x + t * stride, count);
+    for (int i = 0; i < kVecs; ++i)
+      out.v[i] = slope.v[i] * out.v[i] + (offset.v[i] + tilt.v[i] * (in.v[i] - mean.v[i]));
+    store_tile<Full>(dx + t * stride, out, count);
+  }
+}
+
+template <class S>
+void finish(const Args& a, const Grid& g, const NormTables& norm, const Tensors<S>& s, const Sums& sums) {
+  const double n = static_cast<double>(a.timesteps) * a.outer * a.inner;
+  const double steps = a.shared_input ? static_cast<double>(a.timesteps) : 1;  // of dx that fall on one value of x
+  const auto slope_of = [&](int64_t c) { return double{factor_of(a, c)} * (a.weight ? a.weight[c] : 1.0f); };
+  const Table<float> slope(g, [&](int64_t c) { return static_cast<float>(slope_of(c)); });
+  std::vector<float> offsets(a.channels), tilts(a.channels);
+  for (int64_t c = 0; c < a.channels; ++c) {
+    double sum, product;
+    sums.of_channel(c, sum, product);
+    const double std = std_of(a, c);
+    const bool constant = a.var[c] < std::numeric_limits<float>::min();
+    offsets[c] = static_cast<float>(-steps * slope_of(c) * sum / n);
+    tilts[c] = constant ? 0.0f : static_cast<float>(-steps * slope_of(c) * product / ((std + a.eps) * n * std));
+  }
+  const Table<float> offset(g, [&](int64_t c) { return offsets[c]; });
+  const Table<float> tilt(g, [&](int64_t c) { return tilts[c]; });
+  const S* dy = s.grad_before && !a.shared_input ? s.grad_before : s.grad_x;
+  const int64_t timesteps = a.shared_input ? 1 : a.timesteps;
+  in_parallel(g.units, a.threads, [&](int64_t index) {
+    const Unit unit = unit_at(g, index);
+    each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
+      const auto tile = [&](const Table<float>& table) { return load_tile<true>(table.at(unit) + c, kTile); };
+      const Tile mean = tile(norm.mean), slopes = tile(slope), shifts = tile(offset), tilts_ = tile(tilt);
+      if (count == kTile)
+        finish_tile<true>(dy + at, s.x + at, s.grad_x + at, g.step, timesteps, mean, slopes, shifts, tilts_, count);
+      else
+        finish_tile<false>(dy + at, s.x + at, s.grad_x + at, g.step, timesteps, mean, slopes, shifts, tilts_, count);
+    });
+  });
+}
+
+template <int K, class S, class Surrogate>
+void backward(const Args& a) {
+  const Grid g(a);
+  const NormTables tables(a, g);
+  const Neurons<K> neurons(a);
+  const Tensors<S> tensors(a, g);
+  const Surrogate surrogate(a.width);
+  Sums sums(g);
+  in_parallel(g.units, a.threads, [&](int64_t index) {
+    const Unit unit = unit_at(g, index);
+    float* memory = scratch(a.timesteps * (a.levels + 1) * kTile);
+    sums.gather(index, [&](double* sum, double* product) {
+      each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
+        const TileNorm norm(tables, unit, c);
+        if (count == kTile)
+          backward_tile<K, true>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
+        else
+          backward_tile<K, false>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
+      });
+    });
+  });
+  if (a.training) finish(a, g, tables, tensors, sums);
+  for (int64_t c = 0; c < a.channels && (a.grad_weight || a.grad_bias); ++c) {
+    double sum, product;
+    sums.of_channel(c, sum, product);
+    if (a.grad_weight) a.grad_weight[c] = static_cast<float>(product * factor_of(a, c));
+    if (a.grad_bias) a.grad_bias[c] = static_cast<float>(sum);
+  }
+}
+
+constexpr int64_t kPackJob = 1 << 16;
+
+// Integers 0..255 to bytes; false where some value is none, and the bytes are then of no use.
+template <class S>
+bool pack(const S* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
+  std::atomic<bool> exact{true};
+  in_parallel((count + kPackJob - 1) / kPackJob, threads, [&](int64_t job) {
+    const int64_t begin = job * kPackJob, end = std::min(count, begin + kPackJob);
+    const auto convert = [](Vec value, Mask& wrong) {
+      const Mask whole = __builtin_convertvector(value, Mask);
+      wrong |= (__builtin_convertvector(whole, Vec) != value) | ((whole & ~255) != 0);
+      return __builtin_convertvector(whole, Bytes);
+    };
+    Mask wrong = {};
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const Bytes narrow = convert(load(spikes + i), wrong);
+      std::memcpy(bytes + i, &narrow, sizeof narrow);
+    }
+    if (i < end) {
+      S padded[kLanes] = {};
+      std::memcpy(padded, spikes + i, (end - i) * sizeof(S));
+      const Bytes narrow = convert(load(padded), wrong);
+      std::memcpy(bytes + i, &narrow, end - i);
+    }
+    bool any = false;
+    for (int lane = 0; lane < kLanes; ++lane) any |= wrong[lane] != 0;
+    if (any) exact = false;
+  });
+  return exact;
+}
+
+template <class S>
+void unpack(const uint8_t* bytes, S* spikes, int64_t count, int64_t threads) {
+  in_parallel((count + kPackJob - 1) / kPackJob, threads, [&](int64_t job) {
+    const int64_t begin = job * kPackJob, end = std::min(count, begin + kPackJob);
+    const auto convert = [](const uint8_t* from) {
+      Bytes narrow;
+      std::memcpy(&narrow, from, sizeof narrow);
+      return __builtin_convertvector(__builtin_convertvector(narrow, Mask), Vec);
+    };
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) store(spikes + i, convert(bytes + i));
+    if (i < end) {
+      uint8_t padded[kLanes] = {};
+      S wide[kLanes];
+      std::memcpy(padded, bytes + i, end - i);
+      store(wide, convert(padded));
+      std::memcpy(spikes + i, wide, (end - i) * sizeof(S));
+    }
+  });
+}
+
+// From here on: the choice of a specialisation at run time.
+
+template <class S>
+void forward_any(const Args& a) {
+  switch (a.levels) {
+    case 0: return forward<0, S>(a);
+    case 1: return forward<1, S>(a);
+    case 2: return forward<2, S>(a);
+    case 3: return forward<3, S>(a);
+    default: return forward<kAnyLevels, S>(a);
+  }
+}
+
+template <class S, class Surrogate>
+void backward_levels(const Args& a) {
+  switch (a.levels) {
+    case 0: return backward<0, S, Rect>(a);
+    case 1: return backward<1, S, Surrogate>(a);
+    case 2: return backward<2, S, Surrogate>(a);
+    case 3: return backward<3, S, Surrogate>(a);
+    default: return backward<kAnyLevels, S, Surrogate>(a);
+  }
+}
+
+template <class S>
+void backward_any(const Args& a) {
+  switch (a.surrogate) {
+    case 0: return backward_levels<S, Rect>(a);
+    case 1: return backward_levels<S, Triangle>(a);
+    default: return backward_levels<S, Atan>(a);
+  }
+}
+
+bool runs_here() {
+#if defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+#elif defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return true;
+#endif
+}
+
+#define MULTIFIRE_QUOTE(name) #name
+#define MULTIFIRE_NAME(name) MULTIFIRE_QUOTE(name)
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    MULTIFIRE_NAME(MULTIFIRE_ISA),
+    runs_here,
+    [](const Args& a) { a.bf16 ? stats<bf16>(a) : stats<float>(a); },
+    [](const Args& a) { a.bf16 ? forward_any<bf16>(a) : forward_any<float>(a); },
+    [](const Args& a) { a.bf16 ? backward_any<bf16>(a) : backward_any<float>(a); },
+    [](const void* spikes, uint8_t* bytes, int64_t count, bool is_bf16, int64_t threads) {
+      return is_bf16 ? pack(static_cast<const bf16*>(spikes), bytes, count, threads)
+                     : pack(static_cast<const float*>(spikes), bytes, count, threads);
+    },
+    [](const uint8_t* bytes, void* spikes, int64_t count, bool is_bf16, int64_t threads) {
+      is_bf16 ? unpack(bytes, static_cast<bf16*>(spikes), count, threads)
+              : unpack(bytes, static_cast<float*>(spikes), count, threads);
+    },
+};
+
+}  // namespace MULTIFIRE_ISA
+}  // namespace multifire

@@ -1,0 +1,49 @@
+// What Python and the kernels agree on. The arithmetic is that of ops/reference.py; read it first.
+//
+// Every tensor of one call has one memory order, [T][outer][channels][inner]: channels-last data has inner = 1, contiguous
+// data has inner = H·W. `mlf` on its own is one channel without a norm.
+#pragma once
+
+#include <cstdint>
+
+namespace multifire {
+
+constexpr int kMaxLevels = 8;
+
+// Mirrored field by field in ops/cpu.py. An absent tensor is null. Activations are of type float, or bfloat16 where `bf16`;
+// everything per channel, and every membrane, is float.
+struct Args {
+  int64_t timesteps, outer, channels, inner;
+  int64_t shared_input;  // x holds one time step, which stands for all of them
+  int64_t bf16, training, threads;
+  int64_t levels, surrogate, detach_reset;  // levels = 0: the norm alone
+  double decay, width, eps;
+  double thresholds[kMaxLevels];
+
+  const void* x;
+  float *mean, *var;                     // written by `stats`, read by the others; null: no norm
+  const float *factor, *weight, *bias;  // factor = scale / (sqrt(var) + eps)
+  const void *add_before, *add_after;
+  const float* state;
+  void* out;
+  float* state_out;
+
+  const void* grad_out;
+  const float* grad_state_out;
+  void* grad_x;
+  void* grad_add_before;
+  float *grad_weight, *grad_bias, *grad_state;
+};
+
+// One build of kernels.cpp, for one instruction set.
+struct Kernels {
+  const char* name;
+  bool (*runs_here)();
+  void (*stats)(const Args&);
+  void (*forward)(const Args&);
+  void (*backward)(const Args&);
+  bool (*pack)(const void* spikes, uint8_t* bytes, int64_t count, bool bf16, int64_t threads);
+  void (*unpack)(const uint8_t* bytes, void* spikes, int64_t count, bool bf16, int64_t threads);
+};
+
+}  // namespace multifire

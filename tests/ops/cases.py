@@ -1,0 +1,113 @@
+"""Calls on a dyadic grid, and a way to run one on a backend."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multifire import ops
+
+
+def grid(*shape: int, low: int = -256, high: int = 384) -> Tensor:
+    """Multiples of 1/128: sums and products with simple numbers are exact, whatever their order."""
+    return torch.randint(low, high, shape).float() / 128
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of `ops.tdbn_mlf`; everything else about it follows from these and the seed."""
+
+    timesteps: int = 4
+    channels: int = 16
+    levels: int = 3
+    layout: str = "last"
+    training: bool = True
+    affine: bool = True
+    before: bool = False
+    after: bool = False
+    state: bool = False
+    shared: bool = False
+    surrogate: str = "rect"
+    detach_reset: bool = False
+    dtype: torch.dtype = torch.float32
+    size: tuple[int, int, int] = (2, 5, 7)
+
+    def inputs(self) -> dict[str, Tensor | None]:
+        torch.manual_seed(0)
+        samples, rows, columns = self.size
+        step = (samples, self.channels, rows, columns)
+        order = channels_last if self.layout == "last" else torch.Tensor.contiguous
+        x = order(grid(1 if self.shared else self.timesteps, *step))
+        if self.layout == "strided":
+            x = torch.stack([x, x], -1).flatten(-2)[..., ::2]
+        return {
+            "x": x.to(self.dtype),
+            "weight": grid(self.channels, low=64, high=192) if self.affine else None,
+            "bias": grid(self.channels, low=-64, high=64) if self.affine else None,
+            "add_before": order(grid(self.timesteps, *step)).to(self.dtype) if self.before else None,
+            "add_after": order(torch.randint(0, 7, (self.timesteps, *step))).to(self.dtype) if self.after else None,
+            "state": grid(self.levels, *step) if self.state else None,
+        }
+
+
+@dataclass
+class Result:
+    outputs: dict[str, Tensor]
+    grads: dict[str, Tensor]
+
+
+def run(case: Case, backend: str, grad_out: Tensor | None = None) -> Result:
+    """Outputs, moved statistics and every gradient of a case."""
+    inputs = {k: None if v is None else v.detach().requires_grad_() for k, v in case.inputs().items()}
+    running = [grid(case.channels, low=-64, high=64), grid(case.channels, low=64, high=256)]
+    x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
+    assert x is not None
+    out, state = ops.tdbn_mlf(
+        x,
+        weight,
+        bias,
+        *running,
+        training=case.training,
+        thresholds=ops.default_thresholds(case.levels),
+        surrogate=case.surrogate,
+        detach_reset=case.detach_reset,
+        add_before=inputs["add_before"],
+        add_after=inputs["add_after"],
+        state=inputs["state"],
+        return_state=case.state,
+        timesteps=case.timesteps,
+        backend=backend,
+    )
+    torch.manual_seed(1)
+    pulled = [(out, torch.rand(out.shape).to(out.dtype) if grad_out is None else grad_out)]
+    if state is not None:
+        pulled.append((state, torch.rand(state.shape)))
+    torch.autograd.backward(*zip(*pulled, strict=True))
+    outputs = {"out": out, "state": state, "running_mean": running[0], "running_var": running[1]}
+    return Result(
+        {k: v.detach() for k, v in outputs.items() if v is not None},
+        {k: v.grad for k, v in inputs.items() if v is not None and v.grad is not None},
+    )
+
+
+def assert_same_outputs(got: Result, want: Result) -> None:
+    assert got.outputs.keys() == want.outputs.keys()
+    for name, expected in want.outputs.items():
+        assert got.outputs[name].dtype == expected.dtype
+        assert torch.equal(got.outputs[name], expected), name
+
+
+def assert_close_grads(got: Result, want: Result, rtol: float = 1e-5) -> None:
+    assert got.grads.keys() == want.grads.keys()
+    for name, expected in want.grads.items():
+        assert got.grads[name].dtype == expected.dtype, name
+        # A channel's sums are known to rtol of the sum of their terms' sizes, however these cancel.
+        scale = expected.abs().max() if expected.dim() > 1 else want.grads["x"].abs().float().sum() / len(expected)
+        scale = scale.clamp_min(1e-30)
+        torch.testing.assert_close(
+            got.grads[name] / scale, expected / scale, rtol=0, atol=rtol, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -1,0 +1,248 @@
+"""Every fused backend equals the reference: outputs to the last bit on a dyadic grid, gradients to 1e-5."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import Case, assert_close_grads, assert_same_outputs, channels_last, grid, run
+
+import multifire as mf
+from multifire import ops
+
+SURROGATES = list(ops.reference.SURROGATES)
+
+
+def assert_equals_reference(case: Case, backend: str, **options) -> None:
+    got, want = run(case, backend, **options), run(case, "reference", **options)
+    assert_same_outputs(got, want)
+    assert_close_grads(got, want)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+@pytest.mark.parametrize("channels", [1, 3, 16, 17, 64, 100])
+@pytest.mark.parametrize("timesteps", [1, 4, 5, 40])
+def test_shapes(backend, timesteps, channels, layout, training):
+    assert_equals_reference(Case(timesteps, channels, layout=layout, training=training, after=True), backend)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("state", [True, False])
+def test_options(backend, levels, before, after, affine, state):
+    for training in (True, False):
+        case = Case(5, 17, levels, training=training, before=before, after=after, affine=affine, state=state)
+        assert_equals_reference(case, backend)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("detach_reset", [True, False])
+@pytest.mark.parametrize("levels", [1, 3, 5])
+def test_surrogates(backend, surrogate, detach_reset, levels):
+    case = Case(6, 16, levels, surrogate=surrogate, detach_reset=detach_reset, before=True, state=True)
+    assert_equals_reference(case, backend)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+def test_one_step_stands_for_all(backend, layout, training, before):
+    case = Case(4, 17, layout=layout, training=training, before=before, after=True, shared=True, state=True)
+    assert_equals_reference(case, backend)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 1, 1), (1, 33, 1), (2, 100, 90), (7, 3, 11)])
+@pytest.mark.parametrize("layout", ["last", "contiguous", "strided"])
+def test_sizes(backend, layout, size):
+    assert_equals_reference(Case(4, 5, layout=layout, size=size, before=True, after=True), backend)
+
+
+def _expanded(shape):
+    return torch.rand(1).expand(shape)
+
+
+def _strided(shape):
+    return torch.rand(*shape, 2)[..., 0]
+
+
+def _other_layout(shape):
+    return torch.rand(shape)
+
+
+@pytest.mark.parametrize("make", [_expanded, _strided, _other_layout, lambda shape: channels_last(torch.rand(shape))])
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+def test_gradients_of_any_layout(backend, make, layout):
+    grad = make((4, 2, 17, 5, 7))
+    assert_equals_reference(Case(4, 17, layout=layout, before=True, after=True), backend, grad_out=grad)
+
+
+@pytest.fixture
+def nan_in_fresh_memory():
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_in_fresh_memory")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+def test_uninitialised_buffers(backend, training, layout):
+    for shared in (True, False):
+        case = Case(5, 17, layout=layout, training=training, before=True, after=True, state=True, shared=shared)
+        assert_equals_reference(case, backend)
+
+
+def test_nearly_constant_channel_with_a_large_mean(backend):
+    """Single-pass sums of squares would lose this variance."""
+    torch.manual_seed(0)
+    x = 4096 + grid(4, 8, 3, 16, 16) / 128
+    norms = [mf.nn.TdBatchNorm2d(3, backend=name) for name in (backend, "reference")]
+    out, expected = (norm(x) for norm in norms)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norms[0].running_var, norms[1].running_var, rtol=1e-6, atol=0)
+
+
+def test_constant_channel_has_a_finite_gradient(backend):
+    x = torch.zeros(4, 2, 2, 3, 3).index_fill_(2, torch.tensor([1]), 1.0).requires_grad_()
+    norm = mf.nn.TdBatchNorm2d(2, backend=backend)
+    norm(x).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_bf16(backend, training):
+    """Storage in bf16, arithmetic in fp32: the spikes are the same; gradients differ by storage alone."""
+    case = Case(4, 64, training=training, after=True, before=True, dtype=torch.bfloat16)
+    got, want = run(case, backend), run(case, "reference")
+    differing = (got.outputs["out"] != want.outputs["out"]).float().mean()
+    assert differing <= 1e-4
+    assert_close_grads(got, want, rtol=2e-2)
+
+
+def test_bf16_mixed_with_fp32(backend):
+    """A wider residual is not rounded before it is added."""
+    case = Case(4, 16, before=True, after=True)
+    inputs = case.inputs()
+    inputs["x"] = inputs["x"].bfloat16()
+    outs = [
+        ops.tdbn_mlf(**inputs, running_mean=torch.zeros(16), running_var=torch.ones(16), training=True, backend=name)[0]
+        for name in (backend, "reference")
+    ]
+    assert outs[0].dtype == torch.bfloat16
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (1, 100), (5, 2, 3, 4), (4, 2, 17, 5, 7), (3, 2, 2, 2, 2, 2)])
+def test_neurons_alone(backend, shape):
+    torch.manual_seed(0)
+    x, g = grid(*shape), torch.rand(shape)
+    results = []
+    for name in (backend, "reference"):
+        leaf = x.clone().requires_grad_()
+        out, state = ops.mlf(leaf, backend=name)
+        (out * g).sum().backward()
+        results.append((out, state, leaf.grad))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    assert torch.equal(results[0][0], results[1][0])
+
+
+def test_neurons_alone_in_channels_last(backend):
+    x = channels_last(grid(4, 2, 17, 5, 7))
+    got, want = (ops.mlf(x, backend=name)[0] for name in (backend, "reference"))
+    assert torch.equal(got, want)
+    assert got.stride() == x.stride()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+def test_norm_alone(backend, layout, training):
+    case = Case(4, 17, layout=layout)
+    results = []
+    for name in (backend, "reference"):
+        inputs = case.inputs()
+        leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
+        y = ops.tdbn(*leaves, torch.zeros(17), torch.ones(17), training=training, backend=name)
+        torch.manual_seed(1)
+        (y * torch.rand(y.shape)).sum().backward()
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    assert torch.equal(results[0][0], results[1][0])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
+
+
+def test_output_keeps_the_layout(backend):
+    for layout in ("last", "contiguous"):
+        case = Case(layout=layout)
+        assert run(case, backend).outputs["out"].stride() == case.inputs()["x"].stride()
+
+
+def test_only_what_is_asked_for_is_computed(backend):
+    """Frozen parameters, and an input that needs no gradient."""
+    inputs = Case(after=True).inputs()
+    inputs["weight"].requires_grad_()
+    out, _ = ops.tdbn_mlf(
+        **inputs, running_mean=torch.zeros(16), running_var=torch.ones(16), training=True, backend=backend
+    )
+    out.sum().backward()
+    assert inputs["weight"].grad is not None
+
+
+@pytest.mark.parametrize("timesteps", [4, 10, 40])
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["grid", "float"])
+def test_mlf_equals_the_authors(golden, backend, timesteps, levels, kind):
+    unit = golden("mlf_unit")
+    x = unit[f"T{timesteps}_{kind}_x"].requires_grad_()
+    out, _ = ops.mlf(x, ops.default_thresholds(levels), backend=backend)
+    out.backward(unit[f"T{timesteps}_{kind}_grad_out"])
+    expected, grad = (unit[f"T{timesteps}_{kind}_K{levels}_{part}"] for part in ("out", "grad_x"))
+    assert torch.equal(out, expected.to(out.dtype))
+    torch.testing.assert_close(x.grad, grad, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["affine", "plain"])
+def test_tdbn_equals_the_authors(golden, backend, kind):
+    arrays = golden("tdbn")
+    norm = mf.nn.TdBatchNorm2d(6, affine=kind == "affine", backend=backend)
+    if kind == "affine":
+        norm.load_state_dict({"weight": arrays["weight"], "bias": arrays["bias"]}, strict=False)
+    x = arrays[f"{kind}_x"].unflatten(0, (4, 3)).requires_grad_()
+    norm(x)
+    out = norm(2 * x)
+    out.backward(arrays[f"{kind}_grad_out"].unflatten(0, (4, 3)))
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(out.flatten(0, 1), arrays[f"{kind}_train_out_second_call"], **close)
+    # Channel 0 is almost constant, so its gradient is large: compare relative to the channel.
+    expected = arrays[f"{kind}_grad_x_second_call"]
+    largest = expected.abs().amax((0, 2, 3), keepdim=True)
+    torch.testing.assert_close(x.grad.flatten(0, 1) / largest, expected / largest, rtol=0, atol=1e-5)
+    torch.testing.assert_close(norm.running_mean, arrays[f"{kind}_running_mean"], **close)
+    torch.testing.assert_close(norm.running_var, arrays[f"{kind}_running_var"], **close)
+    if kind == "affine":
+        torch.testing.assert_close(norm.weight.grad, arrays["affine_grad_weight"], **close)
+        torch.testing.assert_close(norm.bias.grad, arrays["affine_grad_bias"], **close)
+    torch.testing.assert_close(norm.eval()(x).flatten(0, 1), arrays[f"{kind}_eval_out"], **close)
+
+
+def test_a_backend_that_cannot_run_says_why(backend):
+    with pytest.raises(ValueError, match=f"backend '{backend}' cannot run here: x is of torch.float64"):
+        ops.mlf(torch.zeros(2, 3, dtype=torch.float64), backend=backend)
+    with pytest.raises(ValueError, match=f"backend '{backend}' cannot run here: 9 levels"):
+        ops.mlf(torch.zeros(2, 3), ops.default_thresholds(9), backend=backend)
+
+
+def test_auto_leaves_to_the_reference_what_no_kernel_can():
+    x = torch.randn(4, 10, dtype=torch.float64)
+    assert torch.equal(ops.mlf(x)[0], ops.mlf(x, backend="reference")[0])
+    assert ops.mlf(x.float(), ops.default_thresholds(9))[0].shape == x.shape
+
+
+def test_results_repeat(backend):
+    case = replace(Case(), size=(3, 40, 40), state=True)
+    first, second = run(case, backend), run(case, backend)
+    for name, grad in first.grads.items():
+        assert torch.equal(grad, second.grads[name]), name

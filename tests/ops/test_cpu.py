@@ -1,0 +1,188 @@
+"""What is particular to the CPU kernel: instruction sets, threads, choice, memory errors, a missing build."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import Case, assert_close_grads, assert_same_outputs, channels_last, grid, run
+
+from multifire import ops
+from multifire.ops import cpu
+
+pytestmark = pytest.mark.skipif(not cpu.is_built(), reason=cpu.NOT_BUILT)
+
+SOURCES = Path(cpu.__file__).parent / "csrc"
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def each_isa(request):
+    before = cpu.isa()
+    try:
+        cpu.use_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    cpu.use_isa(before)
+
+
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+@pytest.mark.parametrize("levels", [1, 3, 5])
+def test_every_instruction_set_equals_the_reference(levels, layout, dtype):
+    for training in (True, False):
+        case = Case(5, 17, levels, layout, training, before=True, after=True, state=True, dtype=dtype)
+        got, want = run(case, "cpu"), run(case, "reference")
+        assert_same_outputs(got, want)
+        assert_close_grads(got, want, rtol=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+def test_an_unknown_instruction_set_is_refused():
+    with pytest.raises(ValueError, match="no build of the CPU kernel for 'sse9' runs here"):
+        cpu.use_isa("sse9")
+
+
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+def test_results_do_not_depend_on_the_number_of_threads(layout):
+    before = torch.get_num_threads()
+    case = Case(4, 17, layout=layout, size=(4, 40, 40), before=True, state=True)
+    results = []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(run(case, "cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert_same_outputs(other, results[0])
+        for name, grad in results[0].grads.items():
+            assert torch.equal(other.grads[name], grad), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("return_state", [True, False])
+def test_opcheck(training, affine, return_state):
+    x = channels_last(grid(3, 2, 5, 4, 4)).requires_grad_()
+    weight, bias = (torch.rand(5, requires_grad=True) if affine else None for _ in range(2))
+    mean, var = (None, None) if training else (torch.zeros(5), torch.ones(5))
+    add_before, add_after = grid(3, 2, 5, 4, 4).requires_grad_(), grid(3, 2, 5, 4, 4).requires_grad_()
+    state = grid(2, 2, 5, 4, 4).requires_grad_() if return_state else None
+    args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, 1e-5, 0.6,
+            [0.6, 1.6], 0.25, "rect", 1.0, False, return_state)  # fmt: skip
+    torch.library.opcheck(torch.ops.multifire.tdbn_mlf.default, args)
+
+
+def test_opcheck_of_the_neuron_alone():
+    args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
+    torch.library.opcheck(torch.ops.multifire.tdbn_mlf.default, args)
+
+
+def test_auto_takes_the_kernel_and_says_so_once(caplog, monkeypatch):
+    monkeypatch.setattr(ops, "_used", {})
+    monkeypatch.delenv("MULTIFIRE_BACKEND", raising=False)
+    with caplog.at_level(logging.INFO, "multifire"):
+        ops.mlf(torch.zeros(2, 3))
+        ops.mlf(torch.zeros(2, 3))
+    assert caplog.messages == ["neurons run on the cpu backend"]
+    assert ops.backends_used() == ["cpu"]
+
+
+def test_the_environment_overrides_auto(monkeypatch):
+    monkeypatch.setattr(ops, "_used", {})
+    monkeypatch.setenv("MULTIFIRE_BACKEND", "reference")
+    ops.mlf(torch.zeros(2, 3))
+    ops.mlf(torch.zeros(2, 3), backend="cpu")
+    assert ops.backends_used() == ["reference", "cpu"]
+
+
+def test_without_the_library_the_reference_computes_and_says_so_once(caplog, monkeypatch):
+    monkeypatch.setattr(ops, "_used", {})
+    monkeypatch.setattr(cpu, "_LIBRARY", None)
+    with caplog.at_level(logging.WARNING, "multifire"):
+        ops.mlf(torch.zeros(2, 3))
+        ops.mlf(torch.zeros(2, 3))
+    assert len(caplog.messages) == 1
+    assert "the slow reference computes" in caplog.messages[0]
+    with pytest.raises(ValueError, match="backend 'cpu' cannot run here: it was not built"):
+        ops.mlf(torch.zeros(2, 3), backend="cpu")
+
+
+def test_shares_the_thread_pool_of_torch():
+    """Two OpenMP runtimes in one process would spin against each other."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc")
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line or "libiomp" in line}
+    assert len(runtimes) <= 1
+
+
+@pytest.mark.slow
+def test_no_memory_error_under_the_address_sanitizer(tmp_path):
+    """The same tests of odd shapes once more, on a build with -fsanitize=address."""
+    compiler = shutil.which("g++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs g++ on Linux")
+    library = tmp_path / "_mlf_cpu.so"
+    builds = {
+        "portable": ["-DMULTIFIRE_LANES=4"],
+        "avx2": ["-DMULTIFIRE_LANES=8", "-mavx2", "-mfma"],
+        "avx512": ["-DMULTIFIRE_LANES=16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
+    }
+    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-fopenmp", "-Wno-psabi", "-ffp-contract=off", "-fsanitize=address"]
+    objects = []
+    for isa, options in builds.items():
+        objects.append(str(tmp_path / f"{isa}.o"))
+        command = [
+            compiler,
+            *flags,
+            f"-DMULTIFIRE_ISA={isa}",
+            *options,
+            "-c",
+            str(SOURCES / "kernels.cpp"),
+            "-o",
+            objects[-1],
+        ]
+        subprocess.run(command, check=True)
+    command = [
+        compiler,
+        *flags,
+        "-DMULTIFIRE_X86",
+        "-shared",
+        str(SOURCES / "dispatch.cpp"),
+        *objects,
+        "-o",
+        str(library),
+    ]
+    subprocess.run(command, check=True)
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    tests = Path(__file__)
+    selection = "test_sizes or test_shapes or test_one_step or test_neurons_alone or instruction_set or bytes"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            selection,
+            str(tests.with_name("test_backends.py")),
+            str(tests),
+        ],
+        cwd=tests.parents[2],
+        env={**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "MULTIFIRE_LIBRARY": str(library)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "passed" in done.stdout
