@@ -29,6 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.says_length = True
         self.refuses_range = False
         self.wrong_range = False
+        self.sends_parts_unasked = False
         self.drops_after: int | None = None
         self.status: int | None = None
         self.redirect: str | None = None
@@ -62,6 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if start and server.wrong_range:
             start -= 100
+        if server.sends_parts_unasked:
+            start = 100
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
@@ -163,6 +166,15 @@ def test_a_server_that_cannot_resume_sends_all_of_it(server, register, tmp_path,
     assert server.requests[0] == "bytes=1000-"
     assert told[0] == ("file.gz", 0, 700_000)
     assert (tmp_path / NAME / "file.gz").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("part", [b"", CONTENT[:1000]])
+def test_a_server_that_sends_another_part_whatever_is_asked(server, register, tmp_path, part):
+    server.sends_parts_unasked = True
+    kept = write_part(tmp_path, part)
+    with pytest.raises(OSError, match="the server sent a part of the file, unasked"):
+        download(NAME, tmp_path)
+    assert kept.read_bytes() == part
 
 
 def test_a_complete_part_is_checked_without_asking(server, register, tmp_path):

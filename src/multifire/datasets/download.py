@@ -11,7 +11,6 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from multifire import __version__
 from multifire.datasets import Download, get_info
 
 Progress = Callable[[str, int, int], None]
@@ -121,7 +120,7 @@ def _transfer(item: Download, part: Path, on_progress: Progress) -> None:
 
 def _request(item: Download, start: int) -> tuple[http.client.HTTPResponse, int]:
     """The server's answer, and the byte of the file that it begins with: `start`, or 0 where it cannot resume there."""
-    headers = {"User-Agent": f"multifire/{__version__}"} | ({"Range": f"bytes={start}-"} if start else {})
+    headers = {"User-Agent": "multifire"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         response = _opener().open(urllib.request.Request(item.url, headers=headers), timeout=TIMEOUT_SECONDS)  # noqa: S310 - the opener knows HTTP alone
     except urllib.error.HTTPError as error:
@@ -138,6 +137,8 @@ def _request(item: Download, start: int) -> tuple[http.client.HTTPResponse, int]
         )
     if begin not in (0, start):
         response.close()
+        if not start:
+            raise ConnectionError("the server sent a part of the file, unasked")
         return _request(item, 0)
     return response, begin
 
