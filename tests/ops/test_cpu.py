@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not cpu.is_built(), reason=cpu.NOT_BUILT)
 SOURCES = Path(cpu.__file__).parent / "csrc"
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
+@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "portable"])
 def each_isa(request):
     before = cpu.isa()
     try:
@@ -132,6 +132,7 @@ def test_no_memory_error_under_the_address_sanitizer(tmp_path):
     builds = {
         "portable": ["-DMULTIFIRE_LANES=4"],
         "avx2": ["-DMULTIFIRE_LANES=8", "-mavx2", "-mfma"],
+        "avx512_bf16": ["-DMULTIFIRE_LANES=16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"],
         "avx512": ["-DMULTIFIRE_LANES=16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"],
     }
     flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-fopenmp", "-Wno-psabi", "-ffp-contract=off", "-fsanitize=address"]

@@ -79,7 +79,7 @@ def why_not(x: Tensor, levels: int) -> str | None:
 
 
 def isa() -> str:
-    """The build in use: avx512, avx2 or portable, at first the widest that the processor runs."""
+    """The build in use: avx512_bf16, avx512, avx2 or portable, at first the widest that the processor runs."""
     assert _LIBRARY is not None
     return _LIBRARY.multifire_isa().decode()
 
@@ -92,7 +92,9 @@ def use_isa(name: str) -> None:
     """
     assert _LIBRARY is not None
     if not _LIBRARY.multifire_use_isa(name.encode()):
-        raise ValueError(f"no build of the CPU kernel for {name!r} runs here, expected avx512, avx2 or portable")
+        raise ValueError(
+            f"no build of the CPU kernel for {name!r} runs here, expected avx512_bf16, avx512, avx2 or portable"
+        )
 
 
 if _LIBRARY is not None and "MULTIFIRE_ISA" in os.environ:

@@ -7,6 +7,7 @@
 namespace multifire {
 
 #ifdef MULTIFIRE_X86
+namespace avx512_bf16 { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 #endif
@@ -16,7 +17,7 @@ namespace {
 
 const Kernels* const kBuilds[] = {
 #ifdef MULTIFIRE_X86
-    &avx512::kernels, &avx2::kernels,
+    &avx512_bf16::kernels, &avx512::kernels, &avx2::kernels,
 #endif
     &portable::kernels,
 };

@@ -12,6 +12,10 @@
 #include <limits>
 #include <vector>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "mlf.h"
 
 namespace multifire {
@@ -43,18 +47,60 @@ inline Vec load(const float* from) {
   return value;
 }
 
+// The compiler splits these conversions in two on AVX-512, hence the intrinsics.
+inline Bits widen(HalfBits half) {
+#if defined(__AVX512F__)
+  return (Bits)_mm512_cvtepu16_epi32((__m256i)half);
+#else
+  return __builtin_convertvector(half, Bits);
+#endif
+}
+
+inline HalfBits narrow(Bits bits) {
+#if defined(__AVX512F__)
+  return (HalfBits)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, HalfBits);
+#endif
+}
+
+// a·b + c, rounded once where the processor can. For gradients and sums alone: spikes must round as the reference does.
+inline Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Wide fused(Wide a, Wide b, Wide c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 inline Vec load(const bf16* from) {
   HalfBits half;
   std::memcpy(&half, from, sizeof half);
-  return (Vec)(__builtin_convertvector(half, Bits) << 16);
+  return (Vec)(widen(half) << 16);
 }
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-inline void store(bf16* to, Vec value) {  // to nearest even, NaN to PyTorch's NaN
+// To nearest even. A NaN stays one: arithmetic leaves its quiet bit set, and the carry of the rounding stops below it.
+inline void store(bf16* to, Vec value) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(value);
+#else
   const Bits bits = (Bits)value;
-  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const HalfBits half = __builtin_convertvector((Bits)(value == value ? (Mask)rounded : Mask{} + 0x7fc0), HalfBits);
+  const HalfBits half = narrow((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+#endif
   std::memcpy(to, &half, sizeof half);
 }
 
@@ -70,6 +116,13 @@ inline float as_float(bf16 value) {
 struct Tile {
   Vec v[kVecs];
 };
+
+// Written out, for the compiler would call memset.
+inline Tile zeros() {
+  Tile tile;
+  for (int i = 0; i < kVecs; ++i) tile.v[i] = splat(0);
+  return tile;
+}
 
 template <bool Full, class S>
 inline Tile load_tile(const S* from, int count) {
@@ -171,10 +224,13 @@ void in_parallel(int64_t jobs, int64_t threads, F f) {
   work();
 }
 
+// This thread's scratch memory, on a cache line's boundary: registers that straddle two lines cost twice.
 float* scratch(size_t size) {
+  constexpr size_t kLine = 64 / sizeof(float);
   static thread_local std::vector<float> memory;
-  if (memory.size() < size) memory.resize(size);
-  return memory.data();
+  if (memory.size() < size + kLine) memory.resize(size + kLine);
+  const size_t past = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float) % kLine;
+  return memory.data() + (past ? kLine - past : 0);
 }
 
 // Two double sums per channel, gathered by units.
@@ -254,7 +310,7 @@ inline void stats_tile(const S* x, int64_t stride, int64_t timesteps, const doub
     for (int i = 0; i < kGroups; ++i) {
       const Wide d = __builtin_convertvector(load_narrow(from + i * kHalf), Wide) - shifts[i];
       sums[i] += d;
-      squares[i] += d * d;
+      squares[i] = fused(d, d, squares[i]);
     }
   }
   double lanes[2][kTile];
@@ -357,12 +413,12 @@ struct Tensors {
 template <int K, bool Full, class S>
 inline void forward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& neurons, const TileNorm& norm, int64_t step,
                          int64_t at, int count) {
-  Tile carry[Neurons<K>::kStored] = {};
-  if (a.state)
-    for (int k = 0; k < neurons.levels(); ++k) carry[k] = load_tile<Full>(a.state + k * step + at, count);
+  Tile carry[Neurons<K>::kStored];
+  for (int k = 0; k < neurons.levels(); ++k)
+    carry[k] = a.state ? load_tile<Full>(a.state + k * step + at, count) : zeros();
   for (int64_t t = 0; t < a.timesteps; ++t) {
     const int64_t here = t * step + at;
-    Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count), fired = {};
+    Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count), fired = zeros();
     for (int i = 0; i < kVecs; ++i)
       y.v[i] = (y.v[i] - norm.mean.v[i]) * norm.factor.v[i] * norm.weight.v[i] + norm.bias.v[i];
     if (s.before) {
@@ -406,44 +462,48 @@ void forward(const Args& a) {
   });
 }
 
-// Surrogate derivatives at v = u - θ; the order is that of reference.SURROGATES.
+// Surrogates, in the order of reference.SURROGATES: kept + h(v)·pull, h the derivative at v = u - θ.
+inline Vec magnitude(Vec v) { return (Vec)((Mask)v & 0x7fffffff); }
+
 struct Rect {
   float half, height;
   explicit Rect(double width) : half(static_cast<float>(width / 2)), height(1 / static_cast<float>(width)) {}
-  Vec operator()(Vec v) const { return ((v < half) & (v > -half)) ? splat(height) : splat(0); }
+  Vec operator()(Vec v, Vec pull, Vec kept) const {
+    return magnitude(v) < half ? fused(splat(height), pull, kept) : kept;
+  }
 };
 
 struct Triangle {
   float width;
   explicit Triangle(double w) : width(static_cast<float>(w)) {}
-  Vec operator()(Vec v) const {
-    const Vec h = 1 - (v < 0 ? -v : v) / width;
-    return (h > 0 ? h : splat(0)) / width;
+  Vec operator()(Vec v, Vec pull, Vec kept) const {
+    const Vec h = 1 - magnitude(v) / width;
+    return fused((h > 0 ? h : splat(0)) / width, pull, kept);
   }
 };
 
 struct Atan {
   float width, slope;
   explicit Atan(double w) : width(static_cast<float>(w)), slope(static_cast<float>(M_PI / w)) {}
-  Vec operator()(Vec v) const {
+  Vec operator()(Vec v, Vec pull, Vec kept) const {
     const Vec z = slope * v;
-    return 1 / (width * (1 + z * z));
+    return fused(1 / (width * (1 + z * z)), pull, kept);
   }
 };
 
 // First backward pass of a tile: recomputes the membranes from x, then runs time backwards.
-//     δ_k[t] = g[t]·h_k[t] + δ_k[t+1]·decay·((1 - s_k[t]) - u_k[t]·h_k[t]),   dy[t] = Σ_k δ_k[t]
+//     δ_k[t] = c·(1 - s_k[t]) + h_k[t]·(g[t] - c·u_k[t]),   c = decay·δ_k[t+1],   dy[t] = Σ_k δ_k[t]
+// (without c·u_k where the reset is detached: Reset is false).
 // In training, dy is kept where dx will stand (or as the gradient of add_before, which it is); `sum` and `product` gather
 // Σ dy and Σ dy·(x - μ), summed over one tile's time steps in float and from there on in double.
-template <int K, bool Full, class S, class Surrogate>
+template <int K, bool Full, bool Reset, class S, class Surrogate>
 inline void backward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& neurons, const Surrogate& surrogate,
                           const TileNorm& norm, float* memory, int64_t step, int64_t at, int count, double* sum,
                           double* product) {
   const int levels = neurons.levels();
   const int64_t slot = (levels + 1) * kTile;  // x - μ, then u_k, of one time step
-  Tile delta[Neurons<K>::kStored] = {};       // forward: the carried membrane; backward: ∂L/∂carry
-  if (a.state)
-    for (int k = 0; k < levels; ++k) delta[k] = load_tile<Full>(a.state + k * step + at, count);
+  Tile delta[Neurons<K>::kStored];            // forward: the carried membrane; backward: ∂L/∂carry
+  for (int k = 0; k < levels; ++k) delta[k] = a.state ? load_tile<Full>(a.state + k * step + at, count) : zeros();
   for (int64_t t = 0; t < a.timesteps; ++t) {
     const int64_t here = t * step + at;
     Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count);
@@ -466,27 +526,25 @@ inline void backward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& 
   }
 
   for (int k = 0; k < levels; ++k)
-    delta[k] = a.grad_state_out ? load_tile<Full>(a.grad_state_out + k * step + at, count) : Tile{};
-  const float through_reset = a.detach_reset ? 0.0f : 1.0f;
-  Tile sums = {}, products = {};
+    delta[k] = a.grad_state_out ? load_tile<Full>(a.grad_state_out + k * step + at, count) : zeros();
+  Tile sums = zeros(), products = zeros();
   for (int64_t t = a.timesteps - 1; t >= 0; --t) {
     const int64_t here = t * step + at;
     const Tile grad = load_tile<Full>(s.grad + here, count);
-    Tile dy = {};
-    if (K == 0) dy = grad;
+    Tile dy = K == 0 ? grad : zeros();
     for (int k = 0; k < levels; ++k) {
       for (int i = 0; i < kVecs; ++i) {
-        const Vec u = load(memory + t * slot + (k + 1) * kTile + i * kLanes);
-        const Vec h = surrogate(u - neurons.thresholds[k]);
-        const Vec open = u > neurons.thresholds[k] ? splat(0) : splat(1);
-        const Vec d = grad.v[i] * h + delta[k].v[i] * (open - through_reset * (u * h));
+        const Vec u = load(memory + t * slot + (k + 1) * kTile + i * kLanes), v = u - neurons.thresholds[k];
+        const Vec carried = delta[k].v[i], kept = v > 0 ? splat(0) : carried;
+        const Vec pull = Reset ? fused(-u, carried, grad.v[i]) : grad.v[i];
+        const Vec d = surrogate(v, pull, kept);
         dy.v[i] += d;
         delta[k].v[i] = neurons.decay * d;
       }
     }
     for (int i = 0; i < kVecs; ++i) {
       sums.v[i] += dy.v[i];
-      products.v[i] += dy.v[i] * load(memory + t * slot + i * kLanes);
+      products.v[i] = fused(dy.v[i], load(memory + t * slot + i * kLanes), products.v[i]);
     }
     if (s.grad_before) store_tile<Full>(s.grad_before + here, dy, count);
     if (a.shared_input || (a.training && s.grad_before)) continue;
@@ -520,7 +578,7 @@ inline void finish_tile(const S* dy, const S* x, S* dx, int64_t stride, int64_t 
     Tile out = load_tile<Full>(dy + t * stride, count);
     const Tile in = load_tile<Full>(x + t * stride, count);
     for (int i = 0; i < kVecs; ++i)
-      out.v[i] = slope.v[i] * out.v[i] + (offset.v[i] + tilt.v[i] * (in.v[i] - mean.v[i]));
+      out.v[i] = fused(slope.v[i], out.v[i], fused(tilt.v[i], in.v[i] - mean.v[i], offset.v[i]));
     store_tile<Full>(dx + t * stride, out, count);
   }
 }
@@ -557,8 +615,8 @@ void finish(const Args& a, const Grid& g, const NormTables& norm, const Tensors<
   });
 }
 
-template <int K, class S, class Surrogate>
-void backward(const Args& a) {
+template <int K, class S, class Surrogate, bool Reset>
+void backward_pass(const Args& a) {
   const Grid g(a);
   const NormTables tables(a, g);
   const Neurons<K> neurons(a);
@@ -572,9 +630,9 @@ void backward(const Args& a) {
       each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
         const TileNorm norm(tables, unit, c);
         if (count == kTile)
-          backward_tile<K, true>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
+          backward_tile<K, true, Reset>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
         else
-          backward_tile<K, false>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
+          backward_tile<K, false, Reset>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
       });
     });
   });
@@ -585,6 +643,11 @@ void backward(const Args& a) {
     if (a.grad_weight) a.grad_weight[c] = static_cast<float>(product * factor_of(a, c));
     if (a.grad_bias) a.grad_bias[c] = static_cast<float>(sum);
   }
+}
+
+template <int K, class S, class Surrogate>
+void backward(const Args& a) {
+  a.detach_reset ? backward_pass<K, S, Surrogate, false>(a) : backward_pass<K, S, Surrogate, true>(a);
 }
 
 constexpr int64_t kPackJob = 1 << 16;
@@ -676,7 +739,11 @@ void backward_any(const Args& a) {
 bool runs_here() {
 #if defined(__AVX512F__)
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
+         __builtin_cpu_supports("avx512dq")
+#if defined(__AVX512BF16__)
+         && __builtin_cpu_supports("avx512bf16")
+#endif
+      ;
 #elif defined(__AVX2__)
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
