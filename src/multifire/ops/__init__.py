@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from multifire.config import unknown
-from multifire.ops import cpu, reference
+from multifire.ops import cpu, reference, triton
 
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
 # `auto` takes the first that can.
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
 
 _log = logging.getLogger("multifire")
 _used: dict[str, None] = {}

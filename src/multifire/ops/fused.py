@@ -92,11 +92,11 @@ class FusedOps:
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Multi-level firing over time; see `multifire.ops.mlf`."""
-        out, state, _, _ = self.op(
+        out, last, _, _ = self.op(
             x, None, None, None, None, None, None, _float(state), x.shape[0], False, 0.0, 1.0,
             thresholds, decay, surrogate, width, detach_reset, True,
         )  # fmt: skip
-        return out, state
+        return out, last
 
     def tdbn(
         self,
