@@ -213,6 +213,23 @@ def tdbn_mlf(
     )
 
 
+def pack_spikes(x: Tensor) -> Tensor | None:
+    """Integers 0..255 as bytes in x's memory order, or None where x holds anything else."""
+    if x.dim() == 4 and not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()
+    if cpu.why_not(x, 1) is None:
+        return cpu.pack(x)
+    packed = x.to(torch.uint8)
+    return packed if torch.equal(packed.to(x.dtype), x) else None
+
+
+def unpack_spikes(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The spikes that `pack_spikes` packed."""
+    if packed.device.type == "cpu" and cpu.is_built() and dtype in cpu.DTYPES:
+        return cpu.unpack(packed, dtype)
+    return packed.to(dtype)
+
+
 def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width: float, state: Tensor | None) -> None:
     if x.dim() < 1 or x.shape[0] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, ...] with at least one time step")
