@@ -1,6 +1,8 @@
 """Modules over `multifire.ops`: neuron, norm, blocks, network."""
 
 from multifire.nn.block import ConvFire, ConvNorm, DSBlock, PlainBlock
+from multifire.nn.conv import SpikeConv2d
+from multifire.nn.memory import Kept, kept_for_backward
 from multifire.nn.neuron import MLF, Stream, Streaming
 from multifire.nn.norm import TdBatchNorm2d
 from multifire.nn.resnet import SpikingResNet, StreamState, build_model, model_from_config
@@ -10,12 +12,15 @@ __all__ = [
     "ConvFire",
     "ConvNorm",
     "DSBlock",
+    "Kept",
     "PlainBlock",
+    "SpikeConv2d",
     "SpikingResNet",
     "Stream",
     "StreamState",
     "Streaming",
     "TdBatchNorm2d",
     "build_model",
+    "kept_for_backward",
     "model_from_config",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from multifire import ops
+from multifire.nn.conv import SpikeConv2d
 from multifire.nn.neuron import MLF, Stream, Streaming
 from multifire.nn.norm import TdBatchNorm2d
 
@@ -20,9 +21,14 @@ def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
     return conv(x_TNCHW.flatten(0, 1)).unflatten(0, x_TNCHW.shape[:2])
 
 
+def stands_still(x_TNCHW: Tensor) -> bool:
+    """Whether the input is one time step, expanded: its convolution then needs computing only once."""
+    return x_TNCHW.shape[0] > 1 and x_TNCHW.stride(0) == 0
+
+
 def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
     """A kaiming-initialised convolution without bias that keeps H × W (over the stride), in channels-last memory."""
-    conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+    conv = SpikeConv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight)
     conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
     return conv
@@ -59,6 +65,9 @@ class ConvFire(Streaming):
     ) -> Tensor:
         if stream is not None and self.training:
             raise ValueError("the norm's statistics need all time steps at once; call model.eval() before step()")
+        timesteps = x_TNCHW.shape[0]
+        if stands_still(x_TNCHW):
+            x_TNCHW = x_TNCHW[:1]
         spikes, state = ops.tdbn_mlf(
             convolve(self.conv, x_TNCHW),
             *self.norm.tensors(),
@@ -68,6 +77,7 @@ class ConvFire(Streaming):
             add_after=add_after,
             state=stream and stream.take(),
             return_state=stream is not None,
+            timesteps=timesteps,
         )
         if stream is not None and state is not None:
             stream.put(state)

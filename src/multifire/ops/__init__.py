@@ -213,6 +213,23 @@ def tdbn_mlf(
     )
 
 
+def pack_spikes(x: Tensor) -> Tensor | None:
+    """Integers 0..255 as bytes in x's memory order; None where x holds anything else, or the CPU kernel cannot take it.
+
+    To ask a GPU whether all values fit would make the host wait for it in every layer.
+    """
+    if cpu.why_not(x, 1) is not None:
+        return None
+    if x.dim() == 4 and not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
+        x = x.contiguous()
+    return cpu.pack(x)
+
+
+def unpack_spikes(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The spikes that `pack_spikes` packed."""
+    return cpu.unpack(packed, dtype)
+
+
 def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width: float, state: Tensor | None) -> None:
     if x.dim() < 1 or x.shape[0] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, ...] with at least one time step")

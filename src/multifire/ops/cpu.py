@@ -176,3 +176,21 @@ def _args(kept: _Kept, call: Call) -> Args:
         add_before=kept.pointer(call.add_before, order),
         state=kept.pointer(call.state, order),
     )
+
+
+def pack(spikes: Tensor) -> Tensor | None:
+    """Integers 0..255 as bytes, in the same memory order; None where some value is none."""
+    assert _LIBRARY is not None
+    packed = torch.empty_like(spikes, dtype=torch.uint8)
+    half, threads = spikes.dtype == torch.bfloat16, torch.get_num_threads()
+    exact = _LIBRARY.multifire_pack(spikes.data_ptr(), packed.data_ptr(), spikes.numel(), half, threads)
+    return packed if exact else None
+
+
+def unpack(packed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The spikes that `pack` packed."""
+    assert _LIBRARY is not None
+    spikes = torch.empty_like(packed, dtype=dtype)
+    half, threads = dtype == torch.bfloat16, torch.get_num_threads()
+    _LIBRARY.multifire_unpack(packed.data_ptr(), spikes.data_ptr(), packed.numel(), half, threads)
+    return spikes

@@ -1,0 +1,78 @@
+"""A convolution that remembers its spikes in one byte each."""
+
+import threading
+import weakref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multifire import ops
+
+
+class SpikeConv2d(nn.Conv2d):
+    """nn.Conv2d whose backward keeps an input of integers 0..255 as bytes, and any other input as it is.
+
+    Spikes and their residual sums are such integers. Whether the values fit is found out in the pass that packs them,
+    so an input that does not fit costs memory, never a wrong gradient.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        simple = (
+            bias is None and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        )
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        if not (simple and learns) or torch.compiler.is_compiling():  # a compiled graph decides itself what to keep
+            return super()._conv_forward(input, weight, bias)
+        if torch.is_autocast_enabled(input.device.type):
+            dtype = torch.get_autocast_dtype(input.device.type)
+            input, weight = input.to(dtype), weight.to(dtype)
+        packed = _memo.pack(input)
+        if packed is None:
+            return super()._conv_forward(input, weight, bias)
+        return _Convolve.apply(input, weight, packed, self.stride, self.padding, self.dilation)
+
+
+class _Convolve(torch.autograd.Function):
+    """The convolution of `x`, which keeps `packed` in its stead."""
+
+    @staticmethod
+    def forward(ctx, x, weight, packed, stride, padding, dilation):
+        ctx.save_for_backward(packed, weight)
+        ctx.dtype, ctx.options = x.dtype, (stride, padding, dilation)
+        return F.conv2d(x, weight, None, stride, padding, dilation)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the name
+        packed, weight = ctx.saved_tensors
+        need_x, need_weight, *_ = ctx.needs_input_grad
+        x = ops.unpack_spikes(packed, ctx.dtype)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grads[0], x, weight, None, *ctx.options, False, (0, 0), 1, (need_x, need_weight, False)
+        )
+        return grad_x, grad_weight, None, None, None, None
+
+
+class _Memo(threading.local):
+    """The bytes of the activation packed last: a block's first convolution and its shortcut read the same one."""
+
+    def __init__(self):
+        self._base: weakref.ref | None = None
+        self._packed: weakref.ref | None = None
+        self._key: tuple = ()
+
+    def pack(self, x: Tensor) -> Tensor | None:
+        base = x if x._base is None else x._base
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
+        if self._base is not None and self._packed is not None and self._base() is base and self._key == key:
+            packed = self._packed()
+            if packed is not None:
+                return packed
+        packed = ops.pack_spikes(x)
+        if packed is not None:
+            self._base, self._packed, self._key = weakref.ref(base), weakref.ref(packed), key
+        return packed
+
+
+_memo = _Memo()

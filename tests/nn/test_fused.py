@@ -1,0 +1,189 @@
+"""The network over the fused kernel: what it keeps, what it skips, and that compilers see through it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import multifire as mf
+from multifire.nn import SpikeConv2d, kept_for_backward
+from multifire.ops import cpu
+
+needs_kernel = pytest.mark.skipif(not cpu.is_built(), reason=cpu.NOT_BUILT)
+
+
+def network(name: str = "ds_resnet8", **options) -> mf.SpikingResNet:
+    torch.manual_seed(0)
+    return mf.build_model(name, width=8, **options)
+
+
+def image(timesteps: int = 4, samples: int = 2) -> Tensor:
+    return torch.randn(samples, 3, 16, 16).expand(timesteps, samples, 3, 16, 16)
+
+
+def gradients(model: mf.SpikingResNet, x: Tensor) -> dict[str, Tensor]:
+    model(x).square().sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def bf16(enabled: bool = True) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("precision", "limit"), [("bf16", 3.5), ("fp32", 5.5)])
+def test_autograd_keeps_few_bytes_per_neuron_and_step(precision, limit):
+    model = mf.build_model("ds_resnet20", width=16)
+    with bf16(precision == "bf16"):
+        kept = kept_for_backward(model, torch.rand(4, 16, 3, 16, 16))
+    assert kept.neuron_steps == 4 * 16 * (7 * 16 * 256 + 7 * 32 * 64 + 7 * 64 * 16)
+    assert kept.bytes_per_neuron_step <= limit
+
+
+def test_reference_keeps_many_more_bytes():
+    kept = kept_for_backward(network(backend="reference"), image())
+    assert kept.bytes_per_neuron_step > 20
+
+
+def conv_gradients(conv: torch.nn.Conv2d, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    x = x.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    weight = conv.weight.to(dtype)
+    out = conv._conv_forward(x, weight, None)
+    torch.manual_seed(1)
+    return list(torch.autograd.grad(out, [x, conv.weight], torch.randn(out.shape).to(dtype)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("largest", [3, 255, 256, 0.5])
+def test_packed_convolution_has_the_plain_gradients(dtype, stride, largest):
+    """256 and 0.5 do not fit a byte: the input is then kept as it is."""
+    torch.manual_seed(0)
+    x = torch.randint(0, 4, (3, 5, 9, 7)).double()
+    x[0, 0, 0, 0] = largest
+    conv = SpikeConv2d(5, 6, 3, stride, padding=1, bias=False).to(memory_format=torch.channels_last)
+    plain = torch.nn.Conv2d(5, 6, 3, stride, padding=1, bias=False)
+    plain.weight = conv.weight
+    for got, want in zip(conv_gradients(conv, x, dtype), conv_gradients(plain, x, dtype), strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 100_003])
+def test_bytes_hold_integers_and_refuse_the_rest(dtype, count):
+    x = torch.randint(0, 256, (count,)).to(dtype)
+    packed = mf.ops.pack_spikes(x)
+    assert packed is not None
+    assert packed.dtype == torch.uint8
+    assert torch.equal(mf.ops.unpack_spikes(packed, dtype), x)
+    for wrong in (-1.0, 256.0, 0.5, float("nan"), float("inf"), 1e30):
+        bad = x.clone()
+        bad[-1] = wrong
+        assert mf.ops.pack_spikes(bad) is None
+
+
+def test_two_convolutions_of_one_activation_share_its_bytes():
+    convs = [SpikeConv2d(4, 4, 3, padding=1, bias=False) for _ in range(2)]
+    spikes = torch.randint(0, 4, (2, 3, 4, 8, 8)).float().requires_grad_() * 1
+    kept: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(id(t), t), lambda t: t):
+        outs = [conv(spikes.flatten(0, 1)) for conv in convs]
+    assert len({t.data_ptr() for t in kept.values() if t.dtype == torch.uint8}) == 1
+    first = spikes.detach().clone()
+    with torch.no_grad():
+        spikes.add_(1)
+    third = convs[0](spikes.flatten(0, 1))
+    assert not torch.equal(outs[0], third)
+    assert torch.equal(spikes.detach(), first + 1)
+
+
+def test_convolutions_stay_visible_to_hooks():
+    seen = []
+    model = network()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda conv, *_: seen.append(conv))
+    model(image())
+    assert len(seen) == 9
+
+
+@pytest.mark.parametrize("name", ["ds_resnet8", "plain_resnet8"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_still_image_is_convolved_once(name, training):
+    calls = []
+    model = network(name).double().train(training)
+    model.stem.conv.register_forward_hook(lambda _conv, inputs, _out: calls.append(len(inputs[0])))
+    still = image()[0].double().expand(4, 2, 3, 16, 16)
+    results = []
+    for x in (still, still.contiguous()):
+        model.zero_grad()
+        results.append([model(x), *gradients(model, x).values()])
+    assert calls[0] == 2
+    assert calls[-1] == 8
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_a_still_image_passes_its_gradient_on():
+    model = network().double()
+    frame = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    grads = []
+    for copy in (lambda f: f.expand(4, 2, 3, 16, 16), lambda f: torch.stack([f] * 4)):
+        leaf = frame.clone().requires_grad_()
+        model(copy(leaf)).square().sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ds_resnet14", "plain_resnet14"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_checkpointed_stages_change_nothing_but_memory(name, precision):
+    models = [network(name, checkpoint_stages=checkpointed) for checkpointed in (False, True)]
+    x = image()
+    with bf16(precision == "bf16"):
+        first, second = (gradients(model, x) for model in models)
+    for parameter, grad in first.items():
+        assert torch.equal(grad, second[parameter]), parameter
+    for name, buffer in models[0].named_buffers():
+        assert torch.equal(buffer, models[1].get_buffer(name)), name
+    if cpu.is_built():
+        with bf16(precision == "bf16"):
+            kept = [kept_for_backward(model, x).bytes for model in models]
+        assert kept[1] < kept[0] / 2
+
+
+@needs_kernel
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_torch_compile_sees_the_whole_network(precision):
+    model = network()
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randint(0, 3, (4, 2, 3, 16, 16)).float()
+    with bf16(precision == "bf16"):
+        grads = gradients(compiled, x)
+    assert all(torch.isfinite(grad).all() for grad in grads.values())
+    assert len(grads) == len(list(model.parameters()))
+    model.eval()
+    with torch.no_grad(), bf16(precision == "bf16"):
+        torch.testing.assert_close(compiled(x), model(x), rtol=0.1, atol=0.1)
+
+
+@needs_kernel
+def test_compiled_graph_computes_the_same_gradients():
+    """Without a code generator, so that nothing rounds differently."""
+    x = torch.randint(0, 3, (4, 2, 3, 16, 16)).float()
+    eager = network()
+    want = gradients(eager, x)
+    model = network()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(x).square().sum().backward()
+    for name, grad in want.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, grad, rtol=1e-3, atol=1e-5)
+    for name, buffer in eager.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_torch_export(precision):
+    model, x = network().eval(), torch.randint(0, 3, (4, 2, 3, 16, 16)).float()
+    with torch.no_grad(), bf16(precision == "bf16"):
+        program = torch.export.export(model, (x,))
+        assert torch.equal(program.module()(x), model(x))
