@@ -149,6 +149,20 @@ def test_a_folder_in_use_is_refused(finished, tmp_path):
         train(override(TINY, optim={"lr": 0.1}), finished[0], resume=True)
 
 
+def test_a_torn_line_of_metrics_is_trained_again(tmp_path):
+    out = tmp_path / "run"
+    cfg = override(TINY, optim={"epochs": 1})
+    train(cfg, out)
+    metrics = out / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole + '{"epoch": 1, "train_lo')
+    train(cfg, out, resume=True)
+    assert metrics.read_text() == whole
+    metrics.write_text("{\n" + whole)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: not a metrics file"):
+        train(cfg, out, resume=True)
+
+
 def test_a_cut_checkpoint_is_refused_and_kept(tmp_path):
     out = tmp_path / "run"
     train(override(TINY, optim={"epochs": 1}), out)

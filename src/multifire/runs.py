@@ -43,10 +43,19 @@ class RunFolder:
         write_atomic(config_file, configs.to_json(cfg).encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One record for each finished epoch."""
+        """One record for each finished epoch; a last line that was cut short is none.
+
+        Raises:
+            ValueError: another line is not JSON.
+        """
         if not self._metrics.is_file():
             return []
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        lines = self._metrics.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in whole]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self._metrics}: not a metrics file: {error}") from None
 
     def forget_from(self, epoch: int) -> None:
         """Drop the records of epochs that are about to be trained again."""

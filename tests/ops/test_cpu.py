@@ -75,12 +75,12 @@ def test_opcheck(training, affine, return_state):
     state = grid(2, 2, 5, 4, 4).requires_grad_() if return_state else None
     args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, 1e-5, 0.6,
             [0.6, 1.6], 0.25, "rect", 1.0, False, return_state)  # fmt: skip
-    torch.library.opcheck(torch.ops.multifire.tdbn_mlf.default, args)
+    torch.library.opcheck(torch.ops.multifire.tdbn_mlf_cpu.default, args)
 
 
 def test_opcheck_of_the_neuron_alone():
     args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
-    torch.library.opcheck(torch.ops.multifire.tdbn_mlf.default, args)
+    torch.library.opcheck(torch.ops.multifire.tdbn_mlf_cpu.default, args)
 
 
 def test_auto_takes_the_kernel_and_says_so_once(caplog, monkeypatch):

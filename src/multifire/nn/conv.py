@@ -13,8 +13,8 @@ from multifire import ops
 class SpikeConv2d(nn.Conv2d):
     """nn.Conv2d whose backward keeps an input of integers 0..255 as bytes, and any other input as it is.
 
-    Spikes and their residual sums are such integers. Whether they fit is found out in the pass that packs them, so
-    an input that does not fit costs memory, never a wrong gradient.
+    Spikes and their residual sums are such integers. Whether the values fit is found out in the pass that packs them,
+    so an input that does not fit costs memory, never a wrong gradient.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multifire import ops
-from multifire.config import ModelConfig, parse_model_name
+from multifire.config import ModelConfig, parse_model_name, unknown
 from multifire.nn.block import BLOCKS, ConvFire, MakeNeuron
 from multifire.nn.neuron import MLF, Membranes, Stream
 from multifire.nn.norm import TdBatchNorm2d
@@ -147,13 +147,15 @@ def build_model(
     """A network by name: ds_resnet{6n+2} or plain_resnet{6n+2}.
 
     Raises:
-        ValueError: another name, or thresholds that are not one for each level.
+        ValueError: another name, thresholds that are not one for each level, or an unknown backend.
     """
     block, blocks_per_stage = parse_model_name(name)
     if thresholds is None:
         thresholds = ops.default_thresholds(levels, width=surrogate_width)
     if len(thresholds) != levels or levels < 1:
         raise ValueError(f"thresholds is {thresholds}, expected one for each of levels = {levels} >= 1")
+    if backend not in ("auto", *ops.BACKENDS):
+        raise unknown("backend", backend, ["auto", *ops.BACKENDS])
     make_neuron = partial(
         MLF, thresholds, decay, surrogate=surrogate, width=surrogate_width, detach_reset=detach_reset, backend=backend
     )

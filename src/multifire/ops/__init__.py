@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from multifire.config import unknown
-from multifire.ops import cpu, reference
+from multifire.ops import cpu, reference, triton
 
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
 # `auto` takes the first that can.
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
 
 _log = logging.getLogger("multifire")
 _used: dict[str, None] = {}
@@ -214,20 +214,20 @@ def tdbn_mlf(
 
 
 def pack_spikes(x: Tensor) -> Tensor | None:
-    """Integers 0..255 as bytes in x's memory order, or None where x holds anything else."""
+    """Integers 0..255 as bytes in x's memory order; None where x holds anything else, or the CPU kernel cannot take it.
+
+    To ask a GPU whether all values fit would make the host wait for it in every layer.
+    """
+    if cpu.why_not(x, 1) is not None:
+        return None
     if x.dim() == 4 and not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
         x = x.contiguous()
-    if cpu.why_not(x, 1) is None:
-        return cpu.pack(x)
-    packed = x.to(torch.uint8)
-    return packed if torch.equal(packed.to(x.dtype), x) else None
+    return cpu.pack(x)
 
 
 def unpack_spikes(packed: Tensor, dtype: torch.dtype) -> Tensor:
     """The spikes that `pack_spikes` packed."""
-    if packed.device.type == "cpu" and cpu.is_built() and dtype in cpu.DTYPES:
-        return cpu.unpack(packed, dtype)
-    return packed.to(dtype)
+    return cpu.unpack(packed, dtype)
 
 
 def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width: float, state: Tensor | None) -> None:

@@ -1,0 +1,320 @@
+"""What the fused backends share: a custom op each, its shapes while tracing, its gradients, and the functions over it.
+
+A backend brings two functions that fill tensors, a `Forward` and a `Backward`. What they compute is defined in
+reference.py.
+
+Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multifire.ops import reference
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call. An x of one time step stands for `timesteps` equal ones."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    """Mean and variance [C] of the norm; empty where there is none. Forward in training they are still to be filled."""
+    var: Tensor
+    add_before: Tensor | None
+    add_after: Tensor | None
+    state: Tensor | None
+    timesteps: int
+    training: bool
+    eps: float
+    scale: float
+    thresholds: Sequence[float]
+    """No threshold: the norm alone."""
+    decay: float
+    surrogate: str
+    width: float
+    detach_reset: bool
+
+    @property
+    def norm(self) -> bool:
+        return self.mean.numel() > 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether x holds one time step, which stands for all."""
+        return self.x.shape[0] < self.timesteps
+
+    @property
+    def channels_last(self) -> bool:
+        return is_channels_last(self.x)
+
+    def factor(self) -> Tensor:
+        """scale / (sqrt(σ²) + ε) per channel."""
+        return reference.norm_factor(self.var, self.eps, self.scale)
+
+
+class Gradients(NamedTuple):
+    """Tensors to be filled, x first; None where nobody asks for them."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    add_before: Tensor | None
+    state: Tensor | None
+
+
+Forward = Callable[[Call, Tensor, Tensor | None], None]
+"""Fills out [T, N, C, H, W], the state [K, N, C, H, W] if asked for and, in training, the call's mean and variance."""
+Backward = Callable[[Call, Tensor, Tensor | None, Gradients], None]
+"""Fills the gradients, given those of out and, if there is one, of the state."""
+
+
+class FusedOps:
+    """`mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, over a backend's two functions."""
+
+    def __init__(self, name: str, forward: Forward, backward: Backward, device_types: str | None):
+        self.op = _register(name, forward, backward, device_types)
+
+    def mlf(
+        self,
+        x: Tensor,
+        thresholds: Sequence[float],
+        decay: float,
+        *,
+        surrogate: str,
+        width: float,
+        detach_reset: bool,
+        state: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Multi-level firing over time; see `multifire.ops.mlf`."""
+        out, last, _, _ = self.op(
+            x, None, None, None, None, None, None, _float(state), x.shape[0], False, 0.0, 1.0,
+            thresholds, decay, surrogate, width, detach_reset, True,
+        )  # fmt: skip
+        return out, last
+
+    def tdbn(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        *,
+        training: bool,
+        momentum: float,
+        eps: float,
+        scale: float,
+    ) -> Tensor:
+        """Threshold-dependent batch norm, computed and returned in fp32: the kernel with no levels."""
+        return self.tdbn_mlf(
+            x.float(), weight, bias, running_mean, running_var,
+            training=training, momentum=momentum, eps=eps, scale=scale,
+            thresholds=(), decay=0.0, surrogate="rect", width=1.0, detach_reset=False,
+            add_before=None, add_after=None, state=None, return_state=False, timesteps=x.shape[0],
+        )[0]  # fmt: skip
+
+    def tdbn_mlf(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        *,
+        training: bool,
+        momentum: float,
+        eps: float,
+        scale: float,
+        thresholds: Sequence[float],
+        decay: float,
+        surrogate: str,
+        width: float,
+        detach_reset: bool,
+        add_before: Tensor | None,
+        add_after: Tensor | None,
+        state: Tensor | None,
+        return_state: bool,
+        timesteps: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
+        dtype = x.dtype
+        if any(add is not None and add.dtype != dtype for add in (add_before, add_after)):
+            x, add_before, add_after = x.float(), _float(add_before), _float(add_after)
+        out, new_state, mean, var = self.op(
+            x, _float(weight), _float(bias),
+            None if training else running_mean.float(), None if training else running_var.float(),
+            add_before, add_after, _float(state), timesteps, training, eps, scale,
+            thresholds, decay, surrogate, width, detach_reset, return_state,
+        )  # fmt: skip
+        if training:
+            values = timesteps * x[0].numel() // x.shape[2]
+            reference.move_running(running_mean, running_var, mean, var, values, momentum)
+        return out.to(dtype), new_state if return_state else None
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()
+
+
+def _register(name: str, forward: Forward, backward: Backward, device_types: str | None) -> Any:
+    """The custom op multifire::NAME, differentiable, and visible to torch.compile and torch.export."""
+
+    @torch.library.custom_op(f"multifire::{name}", mutates_args=(), device_types=device_types)
+    def op(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        add_before: Tensor | None,
+        add_after: Tensor | None,
+        state: Tensor | None,
+        timesteps: int,
+        training: bool,
+        eps: float,
+        scale: float,
+        thresholds: Sequence[float],
+        decay: float,
+        surrogate: str,
+        width: float,
+        detach_reset: bool,
+        return_state: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Spikes, state, mean and variance; the last three empty where they are not computed.
+
+        Training takes the mean and variance of x itself, evaluation those given; neither means no norm.
+        """
+        out, new_state, used_mean, used_var = _outputs(x, mean, timesteps, training, thresholds, return_state)
+        if mean is not None and var is not None:
+            used_mean.copy_(mean)
+            used_var.copy_(var)
+        call = Call(
+            x, weight, bias, used_mean, used_var, add_before, add_after, state, timesteps, training, eps, scale,
+            thresholds, decay, surrogate, width, detach_reset,
+        )  # fmt: skip
+        forward(call, out, new_state if return_state else None)
+        return out, new_state, used_mean, used_var
+
+    @op.register_fake
+    def _(
+        x, weight, bias, mean, var, add_before, add_after, state, timesteps, training, eps, scale,
+        thresholds, decay, surrogate, width, detach_reset, return_state,
+    ):  # fmt: skip
+        return _outputs(x, mean, timesteps, training, thresholds, return_state)
+
+    @torch.library.custom_op(f"multifire::{name}_backward", mutates_args=(), device_types=device_types)
+    def op_backward(
+        grad_out: Tensor | None,
+        grad_state: Tensor | None,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        add_before: Tensor | None,
+        state: Tensor | None,
+        timesteps: int,
+        training: bool,
+        eps: float,
+        scale: float,
+        thresholds: Sequence[float],
+        decay: float,
+        surrogate: str,
+        width: float,
+        detach_reset: bool,
+        needs: Sequence[bool],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x, weight, bias, add_before and state; empty where `needs` says no of the last four."""
+        grads = _gradients(x, timesteps, thresholds, needs)
+        call = Call(
+            x, weight, bias, mean, var, add_before, None, state, timesteps, training, eps, scale,
+            thresholds, decay, surrogate, width, detach_reset,
+        )  # fmt: skip
+        if grad_out is None:
+            grad_out = x.new_zeros(1).expand(timesteps, *x.shape[1:])
+        if grad_state is not None and grad_state.numel() == 0:  # a compiled graph passes the empty state's gradient
+            grad_state = None
+        needed = (grad if need else None for grad, need in zip(grads[1:], needs, strict=True))
+        backward(call, grad_out.to(x.dtype), grad_state, Gradients(grads[0], *needed))
+        return grads
+
+    @op_backward.register_fake
+    def _(
+        grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, eps, scale,
+        thresholds, decay, surrogate, width, detach_reset, needs,
+    ):  # fmt: skip
+        return _gradients(x, timesteps, thresholds, needs)
+
+    def setup_context(ctx, inputs, output) -> None:
+        x, weight, bias, _, _, add_before, _, state, *options, _ = inputs
+        _, _, mean, var = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(mean, var)
+        ctx.save_for_backward(x, weight, bias, mean, var, add_before, state)
+        ctx.options = options
+
+    def differentiate(ctx, grad_out, grad_state, grad_mean, grad_var):
+        need_x, need_weight, need_bias, _, _, need_before, need_after, need_state, *rest = ctx.needs_input_grad
+        needs = [need_weight, need_bias, need_before, need_state]
+        grad_x, *others = op_backward(grad_out, grad_state, *ctx.saved_tensors, *ctx.options, needs)
+        grad_weight, grad_bias, grad_before, grad_initial = (
+            grad if needed else None for grad, needed in zip(others, needs, strict=True)
+        )
+        return (
+            grad_x if need_x else None, grad_weight, grad_bias, None, None, grad_before,
+            grad_out if need_after else None, grad_initial, *[None] * len(rest),
+        )  # fmt: skip
+
+    op.register_autograd(differentiate, setup_context=setup_context)
+    return op
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """The memory order to compute in: x's own, where it is one of the two that kernels know."""
+    return x.dim() == 5 and not x.is_contiguous() and x.stride(2) == 1
+
+
+def in_order(x: Tensor, channels_last: bool) -> Tensor:
+    """x, copied where it is not in that memory order, as a contiguous tensor [.., H, W, C] or [.., C, H, W]."""
+    return (x.permute(0, 1, 3, 4, 2) if channels_last else x).contiguous()
+
+
+def _empty(x: Tensor, leading: int, dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor [leading, ...] like x, in the memory order of the call."""
+    if not is_channels_last(x):
+        return x.new_empty((leading, *x.shape[1:]), dtype=dtype)
+    _, N, C, H, W = x.shape
+    return x.new_empty((leading, N, H, W, C), dtype=dtype).permute(0, 1, 4, 2, 3)
+
+
+def _outputs(
+    x: Tensor, mean: Tensor | None, timesteps: int, training: bool, thresholds: Sequence[float], return_state: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels = x.shape[2] if training or mean is not None else 0
+    state = _empty(x, len(thresholds), torch.float32) if return_state else x.new_empty(0, dtype=torch.float32)
+    return (
+        _empty(x, timesteps, x.dtype),
+        state,
+        x.new_empty(channels, dtype=torch.float32),
+        x.new_empty(channels, dtype=torch.float32),
+    )
+
+
+def _gradients(
+    x: Tensor, timesteps: int, thresholds: Sequence[float], needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    need_weight, need_bias, need_before, need_state = needs
+    nothing = (0,)
+    return (
+        _empty(x, x.shape[0], x.dtype),
+        x.new_empty(x.shape[2] if need_weight else nothing, dtype=torch.float32),
+        x.new_empty(x.shape[2] if need_bias else nothing, dtype=torch.float32),
+        _empty(x, timesteps, x.dtype) if need_before else x.new_empty(nothing),
+        _empty(x, len(thresholds), torch.float32) if need_state else x.new_empty(nothing, dtype=torch.float32),
+    )

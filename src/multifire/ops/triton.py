@@ -1,0 +1,200 @@
+"""The fused GPU kernel in Triton; the definition of what it computes is reference.py.
+
+This is the host's side, the kernels are in triton_kernels.py. Channels-last and contiguous tensors differ in strides
+alone. On a CPU, TRITON_INTERPRET=1 runs the kernels step by step, which is how they are tested without a GPU.
+
+Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
+Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from multifire.ops import reference
+from multifire.ops.fused import Call, FusedOps, Gradients, in_order
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = (torch.float32, torch.bfloat16)
+MAX_LEVELS = 8
+PROGRAMS = 512
+"""Programs of a pass that sums over positions: enough to fill a GPU, few enough that their partial sums are small."""
+SCRATCH_BYTES = 256 << 20
+"""Most memory for the membranes that the backward pass recomputes."""
+
+
+def why_not(x: Tensor, levels: int) -> str | None:
+    """Why Triton cannot compute for `x` with so many levels, or None where it can."""
+    if importlib.util.find_spec("triton") is None:  # torch brings it for Linux alone
+        return "triton is not installed"
+    if x.device.type != "cuda" and not INTERPRETED:
+        return f"x lies on {x.device.type}, and Triton compiles for GPUs; TRITON_INTERPRET=1 runs it anywhere, slowly"
+    if x.dtype not in DTYPES:
+        return f"x is of {x.dtype}, expected float32 or bfloat16"
+    if levels > MAX_LEVELS:
+        return f"{levels} levels, expected at most {MAX_LEVELS}"
+    return None
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    """Imported when first needed: a run on a CPU need not wait for it."""
+    return importlib.import_module("multifire.ops.triton_kernels")
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_2(n: int) -> int:
+    """The smallest one that is not below n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _forward_pass(call: Call, out: Tensor, state: Tensor | None) -> None:
+    grid = _Grid(call)
+    if call.training:
+        _measure(call, grid)
+    x = in_order(call.x, grid.order)
+    factor = call.factor() if call.norm else None
+    _kernels().forward[grid.tiles](
+        x, call.mean, factor, call.weight, call.bias, grid.place(call.add_before), grid.place(call.add_after),
+        grid.place(call.state), _thresholds(tuple(call.thresholds), grid.slots, x.device), out, state,
+        call.decay, call.timesteps, grid.positions, grid.channels, grid.inner, grid.step, grid.x_stride,
+        NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
+        BEFORE=call.add_before is not None, AFTER=call.add_after is not None,
+        STATE=call.state is not None, STATE_OUT=state is not None,
+        LEVELS=len(call.thresholds), SLOTS=grid.slots, BLOCK_C=grid.block_c, **EXACT,
+    )  # fmt: skip
+
+
+def _measure(call: Call, grid: "_Grid") -> None:
+    """Fill the call's mean and variance with those of x, summed about each channel's first value."""
+    x = in_order(call.x, grid.order)
+    shift = call.x[0, 0, :, 0, 0].float().contiguous()
+    programs = grid.programs(len(x), slots=0)
+    sums, squares = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
+    _kernels().stats[programs](
+        x, shift, sums, squares, len(x), grid.positions, grid.channels, grid.inner, grid.step,
+        LEVELS=0, BLOCK_C=grid.block_c, **EXACT,
+    )  # fmt: skip
+    n = len(x) * grid.positions
+    total, square = sums.sum(0), squares.sum(0)
+    call.mean.copy_(shift + total / n)
+    call.var.copy_(((square - total * total / n) / n).clamp_min(0))
+
+
+def _backward_pass(call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients) -> None:
+    grid = _Grid(call)
+    x = in_order(call.x, grid.order)
+    factor = call.factor() if call.norm else None
+    programs = grid.programs(call.timesteps, grid.slots)
+    slot_size = grid.slots * _kernels().MOST_TILE
+    scratch = x.new_empty(programs[0] * programs[1] * call.timesteps * slot_size, dtype=torch.float32)
+    sums, products = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
+    dy = grads.add_before
+    if dy is None:  # dx takes its place in the end, but for a still x, whose time steps are added up first
+        dy = torch.empty_like(grad_out, dtype=torch.float32) if call.shared else grads.x
+    dy_ordered = in_order(dy, grid.order)
+    _kernels().backward[programs](
+        x, call.mean, factor, call.weight, call.bias, grid.place(call.add_before), grid.place(call.state),
+        _thresholds(tuple(call.thresholds), grid.slots, x.device), grid.place(grad_out),
+        grid.place(None if grad_state is None else grad_state.float()), scratch, dy_ordered, grads.state,
+        sums, products, call.decay, call.width, call.timesteps, grid.positions, grid.channels, grid.inner, grid.step,
+        grid.x_stride,
+        NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
+        BEFORE=call.add_before is not None, STATE=call.state is not None, GRAD_STATE_OUT=grad_state is not None,
+        GRAD_STATE=grads.state is not None,
+        SURROGATE=list(reference.SURROGATES).index(call.surrogate), THROUGH_RESET=not call.detach_reset,
+        LEVELS=len(call.thresholds), SLOTS=grid.slots, SLOT_SIZE=slot_size, BLOCK_C=grid.block_c, **EXACT,
+    )  # fmt: skip
+    total, product = sums.sum(0), products.sum(0)
+    if grads.weight is not None and factor is not None:
+        grads.weight.copy_(product * factor)
+    if grads.bias is not None:
+        grads.bias.copy_(total)
+    _input_gradient(call, grid, x, factor, dy_ordered, total, product, grads.x)
+
+
+def _input_gradient(
+    call: Call,
+    grid: "_Grid",
+    x: Tensor,
+    factor: Tensor | None,
+    dy: Tensor,
+    total: Tensor,
+    product: Tensor,
+    grad_x: Tensor,
+) -> None:
+    """Second pass: dx = γ·factor·(dy - Σdy/n - (x - μ)·Σdy(x - μ)/(n·σ·(σ + ε))), the last two in training alone."""
+    steps = call.timesteps if call.shared else 1  # of dy that fall on one value of x
+    if call.shared:
+        dy = dy.float().sum(0, keepdim=True)
+    if factor is None:
+        if dy.data_ptr() != grad_x.data_ptr():
+            in_order(grad_x, grid.order).copy_(dy)
+        return
+    slope = factor.double() * (1 if call.weight is None else call.weight)
+    offset, tilt = torch.zeros_like(slope), torch.zeros_like(slope)
+    if call.training:
+        n = call.timesteps * grid.positions
+        tiny = torch.finfo(torch.float32).tiny
+        std = call.var.clamp_min(tiny).sqrt().double()
+        offset = -steps * slope * total / n
+        tilt = torch.where(call.var < tiny, 0.0, -steps * slope * product / ((std + call.eps) * n * std))
+    _kernels().finish[grid.tiles](
+        dy, x, call.mean, slope.float(), offset.float(), tilt.float(), grad_x,
+        len(x), grid.positions, grid.channels, grid.inner, grid.step,
+        LEVELS=0, BLOCK_C=grid.block_c, **EXACT,
+    )  # fmt: skip
+
+
+# A fused multiply-add rounds once where the reference rounds twice, and a spike is a step.
+EXACT = {} if INTERPRETED else {"enable_fp_fusion": False}
+
+
+class _Grid:
+    """One time step of a call as positions × channels, and how programs divide it."""
+
+    def __init__(self, call: Call):
+        x = call.x
+        self.order = call.channels_last
+        self.step = x[0].numel()
+        self.channels = x.shape[2] if call.norm else 1
+        self.inner = x.shape[3] * x.shape[4] if call.norm and not self.order else 1
+        self.positions = self.step // max(1, self.channels)
+        self.x_stride = 0 if call.shared else self.step
+        self.slots = _power_of_2(max(1, len(call.thresholds)))
+        # Neighbours in memory belong to one tile: channels of channels-last data, positions of the other.
+        self.block_c = 1 if self.inner > 1 else min(64, _power_of_2(self.channels))
+
+    def place(self, x: Tensor | None) -> Tensor | None:
+        return None if x is None else in_order(x, self.order)
+
+    def tiles(self, meta: dict) -> tuple[int, int]:
+        """One program for each tile."""
+        block_p = meta["TILE"] // self.block_c
+        return _ceil(self.positions, block_p), _ceil(self.channels, self.block_c)
+
+    def programs(self, timesteps: int, slots: int) -> tuple[int, int]:
+        """Programs that loop over tiles: all channels × as many as their memory for membranes allows."""
+        blocks = _ceil(self.channels, self.block_c)
+        memory = 4 * timesteps * slots * _kernels().MOST_TILE
+        most = min(PROGRAMS, SCRATCH_BYTES // memory if memory else PROGRAMS)
+        useful = _ceil(self.positions, _kernels().SHAPES[0][0] // self.block_c)
+        return blocks, max(1, min(most // blocks, useful))
+
+
+@functools.lru_cache
+def _thresholds(thresholds: tuple[float, ...], slots: int, device: torch.device) -> Tensor:
+    """θ on the device, padded by levels that never fire; kept, since a copy to the device would wait for it."""
+    return torch.tensor([*thresholds, *[float("inf")] * (slots - len(thresholds))], dtype=torch.float32, device=device)
+
+
+_ops = FusedOps("tdbn_mlf_triton", _forward_pass, _backward_pass, device_types=None)
+mlf, tdbn, tdbn_mlf = _ops.mlf, _ops.tdbn, _ops.tdbn_mlf

@@ -1,0 +1,220 @@
+"""Triton kernels of the fused op; triton.py says what they are called with.
+
+A tile is P positions (of a sample's plane) × C channels, taken through all time steps with the membranes of every
+level in registers.
+"""
+# pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
+# A kernel's arguments are pointers and numbers of Triton's own; no annotation says so.
+
+import functools
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Elements of a tile, and warps that share them. The interpreter, for which speed means nothing, takes the first.
+SHAPES = [(256, 4), (512, 4), (1024, 4), (1024, 8)]
+MOST_TILE = max(tile for tile, _ in SHAPES)
+tuned = functools.partial(
+    triton.autotune,
+    [triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in (SHAPES[:1] if INTERPRETED else SHAPES)],
+    key=["channels", "inner", "timesteps", "LEVELS"],
+)
+
+
+@triton.jit
+def _surrogate(v, width, KIND: tl.constexpr):
+    """Surrogate derivative at v; the numbering is the order of reference.SURROGATES."""
+    if KIND == 0:
+        h = tl.where(tl.abs(v) < width / 2, 1.0 / width, 0.0)
+    elif KIND == 1:
+        h = tl.maximum(1 - tl.abs(v) / width, 0.0) / width
+    else:
+        z = 3.141592653589793 / width * v
+        h = 1 / (width * (1 + z * z))
+    return h
+
+
+@triton.jit
+def _offsets(p, c, channels, inner):
+    """Places of positions p × channels c within one time step: [outer, channels, inner], the last fastest."""
+    return (p // inner * (channels * inner) + p % inner)[:, None] + (c * inner)[None, :]
+
+
+@triton.jit
+def _channel(pointer, c, channels, otherwise, HAS: tl.constexpr):
+    """One number per channel, as a row."""
+    if HAS:
+        return tl.load(pointer + c, c < channels, other=otherwise)[None, :]
+    return (tl.zeros_like(c).to(tl.float32) + otherwise)[None, :]
+
+
+@tuned()
+@triton.jit
+def stats(x, shift, sums, squares, timesteps, positions, channels, inner, step,
+           LEVELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Each program's Σ(x - shift) and Σ(x - shift)² per channel, in double."""
+    BLOCK_P: tl.constexpr = TILE // BLOCK_C
+    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    about = tl.load(shift + c, c < channels, other=0.0)[None, :]
+    total = tl.zeros([BLOCK_C], tl.float64)
+    square = tl.zeros([BLOCK_C], tl.float64)
+    for block in range(tl.program_id(1), tl.cdiv(positions, BLOCK_P), tl.num_programs(1)):
+        p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        mask = (p < positions)[:, None] & (c < channels)[None, :]
+        at = _offsets(p.to(tl.int64), c, channels, inner)
+        for t in range(timesteps):
+            value = tl.load(x + t * step + at, mask, other=0.0).to(tl.float32)
+            d = tl.where(mask, value - about, 0.0).to(tl.float64)
+            total += tl.sum(d, 0)
+            square += tl.sum(d * d, 0)
+    here = tl.program_id(1) * channels + c
+    tl.store(sums + here, total, c < channels)
+    tl.store(squares + here, square, c < channels)
+
+
+@tuned()
+@triton.jit
+def forward(x, mean, factor, weight, bias, before, after, state, thresholds, out, state_out,
+             decay, timesteps, positions, channels, inner, step, x_stride,
+             NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+             BEFORE: tl.constexpr, AFTER: tl.constexpr, STATE: tl.constexpr, STATE_OUT: tl.constexpr,
+             LEVELS: tl.constexpr, SLOTS: tl.constexpr,
+             BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Norm, sum, firing, sum."""
+    BLOCK_P: tl.constexpr = TILE // BLOCK_C
+    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    x_stride = tl.cast(x_stride, tl.int64)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.arange(0, SLOTS)
+    mask = (p < positions)[:, None] & (c < channels)[None, :]
+    at = _offsets(p.to(tl.int64), c, channels, inner)
+    of_level = k.to(tl.int64)[:, None, None] * step + at[None, :, :]
+    level_mask = (k < LEVELS)[:, None, None] & mask[None, :, :]
+    theta = tl.load(thresholds + k)[:, None, None]
+    mu = _channel(mean, c, channels, 0.0, NORM)
+    gain = _channel(factor, c, channels, 1.0, NORM)
+    gamma = _channel(weight, c, channels, 1.0, WEIGHT)
+    beta = _channel(bias, c, channels, 0.0, BIAS)
+    if STATE:
+        carry = tl.load(state + of_level, level_mask, other=0.0)
+    else:
+        carry = tl.zeros([SLOTS, BLOCK_P, BLOCK_C], tl.float32)
+    for t in range(timesteps):
+        y = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
+        y = (y - mu) * gain * gamma + beta
+        if BEFORE:
+            y += tl.load(before + t * step + at, mask, other=0.0).to(tl.float32)
+        if LEVELS == 0:
+            o = y
+        else:
+            u = decay * carry + y[None, :, :]
+            fires = u > theta
+            carry = tl.where(fires, 0.0, u)
+            o = tl.sum(tl.where(fires, 1.0, 0.0), 0)
+        if AFTER:
+            o += tl.load(after + t * step + at, mask, other=0.0).to(tl.float32)
+        tl.store(out + t * step + at, o.to(out.dtype.element_ty), mask)
+    if STATE_OUT:
+        tl.store(state_out + of_level, carry, level_mask)
+
+
+@tuned()
+@triton.jit
+def backward(x, mean, factor, weight, bias, before, state, thresholds, grad_out, grad_state_out, scratch,
+              dy_out, grad_state, sums, products, decay, width,
+              timesteps, positions, channels, inner, step, x_stride,
+              NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
+              BEFORE: tl.constexpr, STATE: tl.constexpr, GRAD_STATE_OUT: tl.constexpr, GRAD_STATE: tl.constexpr,
+              SURROGATE: tl.constexpr,
+              THROUGH_RESET: tl.constexpr, LEVELS: tl.constexpr, SLOTS: tl.constexpr, SLOT_SIZE: tl.constexpr,
+              BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """First pass: recompute the membranes, then run time backwards; dy, and each program's Σdy and Σdy·(x - μ).
+
+    δ_k[t] = g[t]·h_k[t] + δ_k[t+1]·decay·((1 - s_k[t]) - u_k[t]·h_k[t]),   dy[t] = Σ_k δ_k[t]
+    """
+    BLOCK_P: tl.constexpr = TILE // BLOCK_C
+    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    x_stride = tl.cast(x_stride, tl.int64)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    k = tl.arange(0, SLOTS)
+    theta = tl.load(thresholds + k)[:, None, None]
+    mu = _channel(mean, c, channels, 0.0, NORM)
+    gain = _channel(factor, c, channels, 1.0, NORM)
+    gamma = _channel(weight, c, channels, 1.0, WEIGHT)
+    beta = _channel(bias, c, channels, 0.0, BIAS)
+    total = tl.zeros([BLOCK_C], tl.float64)
+    product = tl.zeros([BLOCK_C], tl.float64)
+    program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+    place = k[:, None, None] * (BLOCK_P * BLOCK_C) + tl.arange(0, BLOCK_P)[None, :, None] * BLOCK_C
+    memory = scratch + program * timesteps * SLOT_SIZE + place + tl.arange(0, BLOCK_C)[None, None, :]
+    for block in range(tl.program_id(1), tl.cdiv(positions, BLOCK_P), tl.num_programs(1)):
+        p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+        mask = (p < positions)[:, None] & (c < channels)[None, :]
+        at = _offsets(p.to(tl.int64), c, channels, inner)
+        of_level = k.to(tl.int64)[:, None, None] * step + at[None, :, :]
+        level_mask = (k < LEVELS)[:, None, None] & mask[None, :, :]
+        carry = tl.zeros([SLOTS, BLOCK_P, BLOCK_C], tl.float32)
+        if LEVELS > 0:
+            if STATE:
+                carry = tl.load(state + of_level, level_mask, other=0.0)
+            for t in range(timesteps):
+                y = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
+                y = (y - mu) * gain * gamma + beta
+                if BEFORE:
+                    y += tl.load(before + t * step + at, mask, other=0.0).to(tl.float32)
+                u = decay * carry + y[None, :, :]
+                tl.store(memory + t * SLOT_SIZE, u)
+                carry = tl.where(u > theta, 0.0, u)
+
+        delta = tl.zeros([SLOTS, BLOCK_P, BLOCK_C], tl.float32)  # ∂L/∂carry
+        if GRAD_STATE_OUT:
+            delta = tl.load(grad_state_out + of_level, level_mask, other=0.0)
+        for back in range(timesteps):
+            t = timesteps - 1 - back
+            grad = tl.load(grad_out + t * step + at, mask, other=0.0).to(tl.float32)
+            if LEVELS == 0:
+                dy = grad
+            else:
+                u = tl.load(memory + t * SLOT_SIZE)
+                h = _surrogate(u - theta, width, SURROGATE)
+                gate = tl.where(u > theta, 0.0, 1.0)
+                if THROUGH_RESET:
+                    gate -= u * h
+                d = tl.where(level_mask, grad[None, :, :] * h + delta * gate, 0.0)
+                delta = decay * d
+                dy = tl.sum(d, 0)
+            value = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
+            total += tl.sum(dy.to(tl.float64), 0)
+            product += tl.sum(tl.where(mask, dy * (value - mu), 0.0).to(tl.float64), 0)
+            tl.store(dy_out + t * step + at, dy.to(dy_out.dtype.element_ty), mask)
+        if GRAD_STATE:
+            tl.store(grad_state + of_level, delta, level_mask)
+    here = tl.program_id(1) * channels + c
+    tl.store(sums + here, total, c < channels)
+    tl.store(products + here, product, c < channels)
+
+
+@tuned(restore_value=["dy"])  # dx may stand where dy did, and tuning runs the kernel more than once
+@triton.jit
+def finish(dy, x, mean, slope, offset, tilt, dx, timesteps, positions, channels, inner, step,
+            LEVELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """Second pass: dx = slope·dy + (offset + tilt·(x - μ))."""
+    BLOCK_P: tl.constexpr = TILE // BLOCK_C
+    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = (p < positions)[:, None] & (c < channels)[None, :]
+    at = _offsets(p.to(tl.int64), c, channels, inner)
+    mu = _channel(mean, c, channels, 0.0, True)
+    slopes = _channel(slope, c, channels, 0.0, True)
+    offsets = _channel(offset, c, channels, 0.0, True)
+    tilts = _channel(tilt, c, channels, 0.0, True)
+    for t in range(timesteps):
+        out = tl.load(dy + t * step + at, mask, other=0.0).to(tl.float32)
+        value = tl.load(x + t * step + at, mask, other=0.0).to(tl.float32)
+        out = slopes * out + (offsets + tilts * (value - mu))
+        tl.store(dx + t * step + at, out.to(dx.dtype.element_ty), mask)
