@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import multifire.train as training
+from multifire import ops
 from multifire.checkpoint import load_checkpoint, load_model
 from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from multifire.evaluate import evaluate
@@ -42,6 +43,8 @@ def test_a_run_leaves_its_files(finished):
     assert summary["machine"]["torch"] == torch.__version__
     assert summary["best"]["chosen_by"] == "test"
     assert summary["test_accuracy_of"] == "last"
+    assert set(summary["backends"]) <= set(ops.BACKENDS)
+    assert summary["backends"]
 
 
 def test_metrics_have_a_line_for_each_epoch(finished):

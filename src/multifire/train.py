@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multifire import datasets
+from multifire import datasets, ops
 from multifire.checkpoint import Checkpoint, Position, load_checkpoint, load_weights, save_checkpoint
 from multifire.config import OptimConfig, RunConfig
 from multifire.datasets.loader import Batches
@@ -40,7 +40,7 @@ def train(cfg: RunConfig, out: Path, resume: bool = False) -> dict[str, Any]:
     torch.manual_seed(cfg.seed)
     model = model_from_config(cfg.model, cfg.backend).to(device)
     optimizer = torch.optim.SGD(
-        model.parameters(), cfg.optim.lr, cfg.optim.momentum, weight_decay=cfg.optim.weight_decay
+        model.parameters(), cfg.optim.lr, cfg.optim.momentum, weight_decay=cfg.optim.weight_decay, fused=True
     )
     run = RunFolder(out)
     run.start(cfg, resume)
@@ -287,6 +287,7 @@ def summarise(
         "train_seconds": position.train_seconds,
         "images_per_second": position.images / max(position.train_seconds, 1e-9),
         "machine": describe_machine(next(model.parameters()).device),
+        "backends": ops.backends_used(),
         "config": asdict(cfg),
     }
     run.summarise(summary)
