@@ -56,6 +56,16 @@ inline Bits widen(HalfBits half) {
 #endif
 }
 
+inline Mask widen(Bytes bytes) {
+#if defined(__AVX512F__)
+  return (Mask)_mm512_cvtepu8_epi32((__m128i)bytes);
+#elif defined(__AVX2__)
+  return (Mask)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)bytes));
+#else
+  return __builtin_convertvector(bytes, Mask);
+#endif
+}
+
 inline HalfBits narrow(Bits bits) {
 #if defined(__AVX512F__)
   return (HalfBits)_mm512_cvtepi32_epi16((__m512i)bits);
@@ -284,7 +294,21 @@ inline Narrow load_narrow(const bf16* from) {
   typedef uint32_t Out __attribute__((vector_size(2 * kLanes)));
   In half;
   std::memcpy(&half, from, sizeof half);
+#if defined(__AVX512F__)
+  return (Narrow)((Out)_mm256_cvtepu16_epi32((__m128i)half) << 16);
+#else
   return (Narrow)(__builtin_convertvector(half, Out) << 16);
+#endif
+}
+
+inline Wide widen(Narrow value) {
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(value);
+#elif defined(__AVX2__)
+  return _mm256_cvtps_pd(value);
+#else
+  return __builtin_convertvector(value, Wide);
+#endif
 }
 
 inline Wide load_wide(const double* from) {
@@ -308,7 +332,7 @@ inline void stats_tile(const S* x, int64_t stride, int64_t timesteps, const doub
       from = padded;
     }
     for (int i = 0; i < kGroups; ++i) {
-      const Wide d = __builtin_convertvector(load_narrow(from + i * kHalf), Wide) - shifts[i];
+      const Wide d = widen(load_narrow(from + i * kHalf)) - shifts[i];
       sums[i] += d;
       squares[i] = fused(d, d, squares[i]);
     }
@@ -689,7 +713,7 @@ void unpack(const uint8_t* bytes, S* spikes, int64_t count, int64_t threads) {
     const auto convert = [](const uint8_t* from) {
       Bytes narrow;
       std::memcpy(&narrow, from, sizeof narrow);
-      return __builtin_convertvector(__builtin_convertvector(narrow, Mask), Vec);
+      return __builtin_convertvector(widen(narrow), Vec);
     };
     int64_t i = begin;
     for (; i + kLanes <= end; i += kLanes) store(spikes + i, convert(bytes + i));
