@@ -196,9 +196,8 @@ def _peak_in_own_process(cfg: RunConfig) -> int | None:
 def _print_peak() -> None:
     cfg = from_json(sys.stdin.read(), "standard input")
     device = pick_device(cfg.device)
-    torch.ones(64, 64, device=device) @ torch.ones(
-        64, 64, device=device
-    )  # the libraries' own buffers are no part of it
+    square = torch.ones(64, 64, device=device)
+    square.matmul(square)  # the libraries' own buffers are no part of the step
     before = 0 if device.type == "cuda" else _peak_resident()
     network = Network(cfg, device)
     for _ in range(3):
