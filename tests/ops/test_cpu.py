@@ -104,6 +104,7 @@ def test_the_environment_overrides_auto(monkeypatch):
 def test_without_the_library_the_reference_computes_and_says_so_once(caplog, monkeypatch):
     monkeypatch.setattr(ops, "_used", {})
     monkeypatch.setattr(cpu, "_LIBRARY", None)
+    monkeypatch.delitem(ops.BACKENDS, "triton", raising=False)  # which runs here, under its interpreter
     with caplog.at_level(logging.WARNING, "multifire"):
         ops.mlf(torch.zeros(2, 3))
         ops.mlf(torch.zeros(2, 3))
