@@ -91,6 +91,9 @@ def test_recipes_table(capsys):
         (("data", "download", "cifar-10"), "unknown data set 'cifar-10'; did you mean cifar10?"),
         (("data", "download", "digits"), "digits is embedded; nothing to download"),
         (("data",), "required: command"),
+        (("bench", "digit"), "unknown recipe 'digit'; did you mean digits?"),
+        (("bench", "digits", "--rums", "3"), "unknown override '--rums'; did you mean --runs?"),
+        (("bench", "digits", "--runs", "0"), "runs is 0, expected at least 1"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, args, message):
@@ -103,9 +106,9 @@ def test_overrides_reach_the_configuration():
     args = (
         "--optim.lr 0.5 --data.flip --model.levels 2 --model.thresholds 0.5 1.5 --out here --resume --optim.clip-norm 1"
     )
-    cfg, out, resume = parse_overrides(get_recipe("digits"), args.split())
+    cfg, options = parse_overrides(get_recipe("digits"), args.split())
     assert (cfg.optim.lr, cfg.data.flip, cfg.model.thresholds, cfg.optim.clip_norm) == (0.5, True, (0.5, 1.5), 1.0)
-    assert (out, resume, cfg.recipe) == (Path("here"), True, "digits")
+    assert (options.out, options.resume, cfg.recipe) == (Path("here"), True, "digits")
     assert cfg.optim.epochs == get_recipe("digits").optim.epochs
 
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,9 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 with one line on standard error for anything that the user can mend."""
     _set_up_log()
     argv = sys.argv[1:] if argv is None else list(argv)
+    _share_the_cores()
     try:
-        if argv[:1] == ["train"]:
-            return _train(argv[1:])  # its overrides are tyro's to parse
+        if argv[:1] in (["train"], ["bench"]):  # their overrides are tyro's to parse
+            return {"train": _train, "bench": _bench}[argv[0]](argv[1:])
         args = _parser().parse_args(argv or ["--help"])
         return args.run(args)
     except BrokenPipeError:
@@ -40,6 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("multifire: stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _share_the_cores() -> None:
+    """Let OpenMP's threads wait asleep rather than awake, unless the user has said how they shall wait.
+
+    On a machine with anything else to do, a thread that spins at a barrier keeps the one that it waits for from
+    running: a training step beside one busy process took 1.6 s spinning and 0.28 s asleep (two cores). Torch reads this
+    when it is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _one_line(error: Exception) -> str:
@@ -73,6 +86,7 @@ def _parser() -> _Parser:
     demo.set_defaults(run=_demo)
 
     commands.add_parser("train", help="train a recipe, with overrides", add_help=False)
+    commands.add_parser("bench", help="time a recipe's network beside its convolutions alone", add_help=False)
 
     evaluate = commands.add_parser("eval", help="score a run's checkpoint on the test set")
     evaluate.add_argument("folder", type=Path, metavar="RUN", help="run folder")
@@ -112,15 +126,11 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _train(rest: Sequence[str]) -> int:
-    if not rest or rest[0] in ("-h", "--help"):
+    if _asks_for_help(rest):
         print(_TRAIN_HELP.format(recipes=", ".join(RECIPES)))
         return 0
-    if rest[0].startswith("-"):
-        raise ValueError(
-            f"expected a recipe before {rest[0]}: multifire train RECIPE [--overrides]; recipes: {', '.join(RECIPES)}"
-        )
-    cfg, out, resume = parse_overrides(get_recipe(rest[0]), rest[1:])
-    return _run_training(cfg, out or Path("runs") / cfg.recipe, resume)
+    cfg, options = parse_overrides(_recipe_of(rest, "train"), rest[1:])
+    return _run_training(cfg, options.out or Path("runs") / cfg.recipe, options.resume)
 
 
 _TRAIN_HELP = """usage: multifire train RECIPE [--overrides] [--out FOLDER] [--resume]
@@ -130,6 +140,75 @@ Train a recipe: {recipes}.
 `multifire train RECIPE --help` lists every override with the recipe's value, for example
   multifire train digits --optim.epochs 3 --model.levels 1 --out runs/lif
   multifire train digits --out runs/lif --optim.epochs 3 --model.levels 1 --resume"""
+
+
+def _asks_for_help(rest: Sequence[str]) -> bool:
+    return not rest or rest[0] in ("-h", "--help")
+
+
+def _recipe_of(rest: Sequence[str], command: str) -> RunConfig:
+    if rest[0].startswith("-"):
+        usage = f"multifire {command} RECIPE [--overrides]"
+        raise ValueError(f"expected a recipe before {rest[0]}: {usage}; recipes: {', '.join(RECIPES)}")
+    return get_recipe(rest[0])
+
+
+def _bench(rest: Sequence[str]) -> int:
+    if _asks_for_help(rest):
+        print(_BENCH_HELP.format(recipes=", ".join(RECIPES)))
+        return 0
+    cfg, options = parse_overrides(_recipe_of(rest, "bench"), rest[1:], "bench")
+    if options.runs < 1:
+        raise ValueError(f"runs is {options.runs}, expected at least 1")
+    from multifire.bench import bench
+    from multifire.progress import Bar
+    from multifire.runtime import write_json
+
+    with Bar("measuring", options.runs + 2) as bar:
+        figures = bench(cfg, options.runs, lambda done: bar.update(done, ""))
+    path = options.out or Path(f"bench-{cfg.recipe}.json")
+    write_json(path, figures)
+    _print_bench(figures)
+    print(f"written to {path}")
+    return 0
+
+
+_BENCH_HELP = """usage: multifire bench RECIPE [--overrides] [--runs N] [--out FILE]
+
+Time a training step and an evaluation of a recipe's network on random images, beside its convolutions alone, and
+measure the memory that a step takes. Recipes: {recipes}.
+
+`multifire bench RECIPE --help` lists every override with the recipe's value, for example
+  multifire bench cifar10 --optim.batch-size 16 --precision bf16"""
+
+
+def _print_bench(figures: dict[str, Any]) -> None:
+    batch = figures["batch_size"]
+    machine = figures["machine"]
+    title = f"{figures['model']}, width {figures['width']}, K = {figures['levels']}, {figures['precision']}, "
+    table = Table(title=f"{title}[T, N, C, H, W] = {figures['input [T, N, C, H, W]']}")
+    table.add_column("", no_wrap=True)
+    for column in ("ms/image", "range", "images/s", "× floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, timing in figures["timings"].items():
+        for who in ("network", "convolutions alone"):
+            took = timing[who]
+            median, low, high = (1e3 * took[key] / batch for key in ("median", "fastest", "slowest"))
+            ratio = f"{timing['ratio']:.3f}" if who == "network" else "1"
+            table.add_row(f"{name}, {who}", f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{1e3 / median:,.1f}", ratio)
+    console = Console()
+    console.print(table)
+    shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in figures["share_of_a_step"].items())
+    peak = figures["peak_bytes"]
+    memory = "unknown" if peak is None else f"{peak / 1e6:,.0f} MB, {peak / batch / 1e6:.1f} MB/image"
+    for line in (
+        f"a training step's time: {shares}",
+        f"peak memory of a training step over the interpreter's: {memory}",
+        f"kept for the backward pass: {figures['kept_bytes_per_neuron_and_step']:.2f} bytes per neuron and time step",
+        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, "
+        f"backends {', '.join(figures['backends'])}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run_training(cfg: RunConfig, out: Path, resume: bool) -> int:
@@ -211,8 +290,8 @@ def _data_download(args: argparse.Namespace) -> int:
     return 0
 
 
-def parse_overrides(cfg: RunConfig, args: Sequence[str]) -> tuple[RunConfig, Path | None, bool]:
-    """`cfg` with the overrides of the command line, the run folder, and whether to resume.
+def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train") -> tuple[RunConfig, Any]:
+    """`cfg` with the overrides of the command line, and all options of the command.
 
     Raises:
         ValueError: an unknown override (names the nearest) or a value that its field cannot hold.
@@ -227,15 +306,24 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str]) -> tuple[RunConfig, Pat
         resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         """Go on with the run that is in the folder."""
 
+    @dataclasses.dataclass(frozen=True)
+    class Bench(RunConfig):
+        recipe: Annotated[str, tyro.conf.Suppress] = cfg.recipe
+        runs: int = 7
+        """Counted runs of each measurement."""
+        out: Path | None = None
+        """File for the figures (default: bench-RECIPE.json)."""
+
+    options = {"train": Train, "bench": Bench}[command]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             chosen, unrecognised = tyro.cli(
-                Train,
-                default=Train(**vars(cfg)),
+                options,
+                default=options(**vars(cfg)),
                 args=list(args),
                 return_unknown_args=True,
-                prog=f"multifire train {cfg.recipe}",
+                prog=f"multifire {command} {cfg.recipe}",
                 description=RECIPES[cfg.recipe].about,
             )
     except SystemExit as stop:
@@ -243,13 +331,14 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str]) -> tuple[RunConfig, Pat
             raise  # --help
         raise ValueError(_tyro_message(said.getvalue())) from None
     if unrecognised:
-        known = [f"--{name}" for name in _option_names(cfg)] + ["--out", "--resume"]
+        own = [field.name for field in dataclasses.fields(options)][len(dataclasses.fields(RunConfig)) :]
+        known = [f"--{name}" for name in (*_option_names(cfg), *own)]
         suggestion = nearest(unrecognised[0].replace("_", "-"), known) or ";"
         raise ValueError(
-            f"unknown override {unrecognised[0]!r}{suggestion} `multifire train {cfg.recipe} --help` lists them"
+            f"unknown override {unrecognised[0]!r}{suggestion} `multifire {command} {cfg.recipe} --help` lists them"
         )
     values = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(RunConfig)}
-    return RunConfig(**values), chosen.out, chosen.resume
+    return RunConfig(**values), chosen
 
 
 def _option_names(value: Any, prefix: str = "") -> list[str]:
@@ -270,4 +359,6 @@ def _tyro_message(box: str) -> str:
         if inner.startswith("──"):
             break
         lines.append(inner)
-    return " ".join(lines).removeprefix("Error parsing Train: ") or " ".join(box.split())
+    return " ".join(lines).removeprefix("Error parsing Train: ").removeprefix("Error parsing Bench: ") or " ".join(
+        box.split()
+    )

@@ -11,7 +11,9 @@ import torch
 from multifire import ops
 
 # Backends held to the reference; one that cannot run here is skipped with its reason.
-FUSED = [name for name in ops.BACKENDS if name != "reference"]
+# Triton's interpreter takes minutes for all cases; test_triton.py has a few for every day.
+SLOW = {"triton": pytest.mark.slow}
+FUSED = [pytest.param(name, marks=SLOW.get(name, ())) for name in ops.BACKENDS if name != "reference"]
 
 
 @pytest.fixture(params=FUSED)

@@ -16,8 +16,8 @@ from multifire.config import unknown
 from multifire.ops import cpu, reference, triton
 
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
-# `auto` takes the first that can.
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
+_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 
 _log = logging.getLogger("multifire")
 _used: dict[str, None] = {}
@@ -36,7 +36,8 @@ def choose_backend(backend: str, x: Tensor, levels: int = 1) -> ModuleType:
     """
     name = os.environ.get("MULTIFIRE_BACKEND", "auto") if backend == "auto" else backend
     if name == "auto":
-        name = next(name for name, module in BACKENDS.items() if module.why_not(x, levels) is None)
+        fastest_first = _AUTO.get(x.device.type, ("reference",))
+        name = next(name for name in fastest_first if BACKENDS[name].why_not(x, levels) is None)
     elif name not in BACKENDS:
         raise unknown("backend", name, ["auto", *BACKENDS])
     elif (reason := BACKENDS[name].why_not(x, levels)) is not None:

@@ -30,7 +30,7 @@ SCRATCH_BYTES = 256 << 20
 
 def why_not(x: Tensor, levels: int) -> str | None:
     """Why Triton cannot compute for `x` with so many levels, or None where it can."""
-    if importlib.util.find_spec("triton") is None:  # torch brings it for Linux alone
+    if not _installed():
         return "triton is not installed"
     if x.device.type != "cuda" and not INTERPRETED:
         return f"x lies on {x.device.type}, and Triton compiles for GPUs; TRITON_INTERPRET=1 runs it anywhere, slowly"
@@ -39,6 +39,12 @@ def why_not(x: Tensor, levels: int) -> str | None:
     if levels > MAX_LEVELS:
         return f"{levels} levels, expected at most {MAX_LEVELS}"
     return None
+
+
+@functools.cache
+def _installed() -> bool:
+    """torch's GPU builds for Linux bring Triton along, others do not."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

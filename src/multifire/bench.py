@@ -1,0 +1,216 @@
+"""How fast a recipe's network trains and evaluates, beside its convolutions alone: the floor for any neuron."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multifire import datasets, ops
+from multifire.config import RunConfig, from_json, to_json
+from multifire.nn import kept_for_backward, model_from_config
+from multifire.runtime import autocast, describe_machine, pick_device
+from multifire.train import train_step
+
+KINDS = {
+    "convolutions": ("mkldnn_convolution", "convolution_backward", "cudnn_convolution"),
+    "neurons and norms": ("multifire",),
+    "optimiser": ("_fused_sgd_",),
+}
+"""Kinds of work, and what the names of their operators contain."""
+
+
+class Network:
+    """A recipe's network, a batch of random images for it, and what is timed of it."""
+
+    def __init__(self, cfg: RunConfig, device: torch.device):
+        info = datasets.get_info(cfg.data.name)
+        torch.manual_seed(cfg.seed)
+        self.cfg = cfg
+        self.model = model_from_config(cfg.model, cfg.backend).to(device)
+        optim = cfg.optim
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
+        )
+        image = torch.randn(optim.batch_size, cfg.model.in_channels, info.size, info.size, device=device)
+        self.x_TNCHW = image.expand(cfg.data.timesteps, *image.shape)
+        self.y = torch.randint(0, cfg.model.num_classes, (optim.batch_size,), device=device)
+
+    def step(self) -> None:
+        self.model.train()
+        train_step(self.model, self.optimizer, self.x_TNCHW, self.y, self.cfg)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        self.model.eval()
+        with autocast(self.x_TNCHW.device, self.cfg.precision):
+            self.model(self.x_TNCHW)
+
+
+class Floor:
+    """The network's convolutions alone, on channels-last tensors of its shapes: T·N images each, also in the stem."""
+
+    def __init__(self, network: Network):
+        dtype = torch.bfloat16 if network.cfg.precision == "bf16" else torch.float32
+        like: dict[str, Any] = {"dtype": dtype, "memory_format": torch.channels_last}
+        self.calls: list[tuple[nn.Conv2d, Tensor, Tensor, Tensor]] = []
+        for conv, shape, out_shape in _shapes_of_convolutions(network):
+            device = conv.weight.device
+            x = torch.randn(shape, device=device).to(**like).requires_grad_(bool(self.calls))  # an image needs none
+            weight = conv.weight.detach().to(**like).requires_grad_()
+            self.calls.append((conv, x, weight, torch.randn(out_shape, device=device).to(**like)))
+
+    def step(self) -> None:
+        outs = [F.conv2d(x, weight, None, conv.stride, conv.padding) for conv, x, weight, _ in self.calls]
+        torch.autograd.backward(outs, [grad for *_, grad in self.calls])
+        for _, x, weight, _ in self.calls:
+            x.grad = weight.grad = None
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        for conv, x, weight, _ in self.calls:
+            F.conv2d(x, weight, None, conv.stride, conv.padding)
+
+
+def _shapes_of_convolutions(network: Network) -> list[tuple[nn.Conv2d, tuple[int, ...], tuple[int, ...]]]:
+    found = []
+    samples = network.x_TNCHW.shape[0] * network.x_TNCHW.shape[1]
+
+    def note(conv, inputs, out):
+        found.append((conv, (samples, *inputs[0].shape[1:]), (samples, *out.shape[1:])))
+
+    with _hooked([m for m in network.model.modules() if isinstance(m, nn.Conv2d)], note):
+        network.evaluate()
+    return found
+
+
+@contextmanager
+def _hooked(modules: list[nn.Conv2d], hook: Callable) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, fastest and slowest of `runs`."""
+
+    median: float
+    fastest: float
+    slowest: float
+    runs: int
+
+
+def bench(cfg: RunConfig, runs: int, on_run: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Time a training step and an evaluation, in turn with the floor's, in this process; memory in one of its own.
+
+    A ratio is the median of the ratios of neighbouring runs, which share whatever else the machine was doing.
+    """
+    device = pick_device(cfg.device)
+    network = Network(cfg, device)
+    floor = Floor(network)
+    calls = {
+        "training step": (network.step, floor.step),
+        "evaluation": (network.evaluate, floor.evaluate),
+    }
+    seconds = _alternate([call for pair in calls.values() for call in pair], runs, device, on_run)
+    figures: dict[str, Any] = {}
+    for i, name in enumerate(calls):
+        ours, theirs = seconds[2 * i], seconds[2 * i + 1]
+        figures[name] = {
+            "network": vars(_timing(ours)),
+            "convolutions alone": vars(_timing(theirs)),
+            "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
+        }
+    shape = network.x_TNCHW.shape
+    with autocast(device, cfg.precision):
+        kept = kept_for_backward(network.model.train(), network.x_TNCHW)
+    return {
+        "recipe": cfg.recipe,
+        "model": cfg.model.name,
+        "width": cfg.model.width,
+        "levels": cfg.model.levels,
+        "precision": cfg.precision,
+        "input [T, N, C, H, W]": list(shape),
+        "batch_size": shape[1],
+        "timings": figures,
+        "share_of_a_step": _shares(network),
+        "kept_bytes_per_neuron_and_step": kept.bytes_per_neuron_step,
+        "peak_bytes": _peak_in_own_process(cfg),
+        "backends": ops.backends_used(),
+        "machine": describe_machine(device),
+    }
+
+
+def _alternate(
+    calls: list[Callable[[], None]], runs: int, device: torch.device, on_run: Callable[[int], None] | None
+) -> list[list[float]]:
+    seconds: list[list[float]] = [[] for _ in calls]
+    for number in range(-2, runs):  # the first two warm up
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= 0:
+                times.append(time.perf_counter() - start)
+        if on_run:
+            on_run(number + 3)
+    return seconds
+
+
+def _timing(times: list[float]) -> Timing:
+    return Timing(statistics.median(times), min(times), max(times), len(times))
+
+
+def _shares(network: Network) -> dict[str, float]:
+    """Share of a training step's operator time that each kind of work takes."""
+    with torch.profiler.profile() as profile:
+        network.step()
+    took = dict.fromkeys([*KINDS, "the rest"], 0.0)
+    for event in profile.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(n in event.key for n in names)), "the rest")
+        took[kind] += event.self_cpu_time_total + event.self_device_time_total
+    return {kind: time_of / sum(took.values()) for kind, time_of in took.items()}
+
+
+def _peak_in_own_process(cfg: RunConfig) -> int | None:
+    """Peak bytes of three training steps over those of an interpreter with torch loaded; None where unreadable."""
+    done = subprocess.run(
+        [sys.executable, "-m", "multifire.bench"], input=to_json(cfg), capture_output=True, text=True, check=False
+    )
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def _print_peak() -> None:
+    cfg = from_json(sys.stdin.read(), "standard input")
+    device = pick_device(cfg.device)
+    torch.ones(64, 64, device=device) @ torch.ones(
+        64, 64, device=device
+    )  # the libraries' own buffers are no part of it
+    before = 0 if device.type == "cuda" else _peak_resident()
+    network = Network(cfg, device)
+    for _ in range(3):
+        network.step()
+    print(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident() - before)
+
+
+def _peak_resident() -> int:
+    """VmHWM in bytes: unlike ru_maxrss it does not start from the parent's peak."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    _print_peak()

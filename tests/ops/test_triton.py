@@ -1,0 +1,45 @@
+"""A few cases of the Triton kernel under its interpreter; `make test-slow` runs the whole of test_backends.py on it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import Case, assert_close_grads, assert_same_outputs, run
+
+from multifire import ops
+
+REASON = ops.triton.why_not(torch.zeros(1), 1)
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(4, 16, after=True),
+        Case(3, 5, 2, layout="contiguous", before=True, after=True, state=True),
+        Case(2, 17, 5, training=False, after=True, affine=False),
+        Case(4, 3, shared=True, state=True),
+        Case(2, 3, 1, layout="contiguous", surrogate="triangle", detach_reset=True),
+        Case(2, 100, 3, surrogate="atan", training=False, state=True),
+    ],
+)
+def test_equals_the_reference(case):
+    got, want = run(case, "triton"), run(case, "reference")
+    assert_same_outputs(got, want)
+    assert_close_grads(got, want)
+
+
+def test_refuses_a_cpu_without_the_interpreter():
+    program = (
+        "import os; os.environ.pop('TRITON_INTERPRET', None)\n"
+        "import torch, multifire as mf\n"
+        "try: mf.ops.mlf(torch.zeros(2, 3), backend='triton')\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "backend 'triton' cannot run here: x lies on cpu, and Triton compiles for GPUs" in done.stdout
+
+
+def test_a_cpu_tensor_is_not_given_to_the_interpreter():
+    assert ops.choose_backend("auto", torch.zeros(1)) is not ops.triton

@@ -1,0 +1,48 @@
+"""The benchmark measures what it says; how fast anything is, is no matter for a test."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from multifire.bench import Floor, Network, bench
+from multifire.cli import main
+from multifire.recipes import get_recipe
+
+TINY = replace(
+    get_recipe("digits"),
+    model=replace(get_recipe("digits").model, width=2),
+    optim=replace(get_recipe("digits").optim, batch_size=2),
+    device="cpu",
+)
+
+
+def test_the_floor_is_every_convolution_at_every_time_step():
+    network = Network(TINY, torch.device("cpu"))
+    floor = Floor(network)
+    convolutions = [m for m in network.model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert {id(conv) for conv, *_ in floor.calls} == {id(conv) for conv in convolutions}
+    assert len(floor.calls) == len(convolutions)
+    assert all(x.shape[0] == TINY.data.timesteps * TINY.optim.batch_size for _, x, _, _ in floor.calls)
+    assert [x.requires_grad for _, x, _, _ in floor.calls] == [False] + [True] * (len(convolutions) - 1)
+
+
+def test_figures():
+    done = []
+    figures = bench(TINY, 2, done.append)
+    assert done == [1, 2, 3, 4]
+    assert sum(figures["share_of_a_step"].values()) == pytest.approx(1)
+    assert figures["peak_bytes"] > 0
+    for timing in figures["timings"].values():
+        assert timing["network"]["runs"] == 2
+        assert 0 < timing["network"]["fastest"] <= timing["network"]["median"] <= timing["network"]["slowest"]
+        assert timing["ratio"] > 0
+
+
+def test_the_command_writes_its_figures(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    small = ["--model.width", "2", "--optim.batch-size", "2", "--runs", "1", "--out", str(out)]
+    assert main(["bench", "digits", *small]) == 0
+    assert "kept for the backward pass" in capsys.readouterr().out
+    assert json.loads(out.read_text())["recipe"] == "digits"
