@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
 from multifire import __version__
 from multifire.config import RunConfig, nearest, parse_model_name, unknown
+from multifire.progress import CONSOLE, Bar
 from multifire.recipes import RECIPES, count_parameters, get_recipe
 
 USER_ERROR = 2
@@ -116,7 +116,7 @@ def _set_up_log() -> None:
 
     log = logging.getLogger("multifire")
     if not log.handlers:
-        log.addHandler(RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=True))
+        log.addHandler(RichHandler(console=CONSOLE, show_time=False, show_path=False))
         log.setLevel(logging.INFO)
 
 
@@ -161,7 +161,6 @@ def _bench(rest: Sequence[str]) -> int:
     if options.runs < 1:
         raise ValueError(f"runs is {options.runs}, expected at least 1")
     from multifire.bench import bench
-    from multifire.progress import Bar
     from multifire.runtime import write_json
 
     with Bar("measuring", options.runs + 2) as bar:
@@ -196,8 +195,7 @@ def _print_bench(figures: dict[str, Any]) -> None:
             median, low, high = (1e3 * took[key] / batch for key in ("median", "fastest", "slowest"))
             ratio = f"{timing['ratio']:.3f}" if who == "network" else "1"
             table.add_row(f"{name}, {who}", f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{1e3 / median:,.1f}", ratio)
-    console = Console()
-    console.print(table)
+    CONSOLE.print(table)
     shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in figures["share_of_a_step"].items())
     peak = figures["peak_bytes"]
     memory = "unknown" if peak is None else f"{peak / 1e6:,.0f} MB, {peak / batch / 1e6:.1f} MB/image"
@@ -208,7 +206,7 @@ def _print_bench(figures: dict[str, Any]) -> None:
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, "
         f"backends {', '.join(figures['backends'])}",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run_training(cfg: RunConfig, out: Path, resume: bool) -> int:
@@ -234,10 +232,9 @@ def _eval(args: argparse.Namespace) -> int:
     table = Table("class", "accuracy %", title=f"{path}: {scored['count']:,} test samples")
     for name, share in zip(names, scored["per_class"], strict=True):
         table.add_row(name, "-" if share is None else f"{100 * share:.2f}")
-    console = Console()
-    console.print(table)
+    CONSOLE.print(table)
     steps = "  ".join(f"{100 * share:.2f}" for share in scored["per_step"])
-    console.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
+    CONSOLE.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
     print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
     return 0
 
@@ -254,7 +251,7 @@ def _recipes(args: argparse.Namespace) -> int:
         depth = 6 * parse_model_name(cfg.model.name)[1] + 2
         figures = (cfg.data.timesteps, depth, cfg.model.width, f"{count_parameters(cfg.model):,}", published)
         table.add_row(name, cfg.data.name, *map(str, figures))
-    Console().print(table)
+    CONSOLE.print(table)
     return 0
 
 
@@ -269,13 +266,12 @@ def _data_list(args: argparse.Namespace) -> int:
         train, test = (f"{count:,}" for count in info.published_sizes)
         shape = f"{info.channels}×{info.size}×{info.size}"
         table.add_row(name, info.about, train, test, shape, f"{size / 1e6:.0f} MB" if size else "embedded")
-    Console().print(table)
+    CONSOLE.print(table)
     return 0
 
 
 def _data_download(args: argparse.Namespace) -> int:
     from multifire.datasets import download
-    from multifire.progress import Bar
 
     with contextlib.ExitStack() as stack:
         bars: dict[str, Bar] = {}

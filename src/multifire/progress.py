@@ -8,20 +8,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_LINE_SECONDS = 15.0
+CONSOLE = Console()
+"""The one that everything a person reads goes through: a second one would write across a bar that is on the screen."""
 
 
 class Bar:
     """How far work of `total` units is, with a line of figures: `with Bar(...) as bar: bar.update(done, "...")`."""
 
-    def __init__(self, title: str, total: int, done: int = 0, console: Console | None = None):
-        self.console = console or Console()
+    def __init__(self, title: str, total: int, done: int = 0):
         self._title, self._total, self._start = title, total, done
         self._began = self._last_line = time.monotonic()
         self._rich = None
-        if self.console.is_terminal:
+        if CONSOLE.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.percentage:>3.0f} %"))
             figures = (TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
-            self._rich = Progress(*columns, *figures, console=self.console, transient=True)
+            self._rich = Progress(*columns, *figures, console=CONSOLE, transient=True)
             self._task = self._rich.add_task(title, total=total, completed=done, figures="")
 
     def __enter__(self) -> Self:
@@ -45,7 +46,7 @@ class Bar:
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def format_seconds(seconds: float) -> str:
