@@ -25,7 +25,7 @@ DIGITS = RunConfig(
     recipe="digits",
     data=DataConfig(name="digits", timesteps=4, crop_padding=2),
     model=ModelConfig(name="ds_resnet8", in_channels=1, width=16),
-    optim=OptimConfig(epochs=10, batch_size=32, lr=0.2, schedule="one-cycle"),
+    optim=OptimConfig(epochs=10, batch_size=32, lr=0.1, schedule="one-cycle", label_smoothing=0.1),
 )
 
 RECIPES: dict[str, Recipe] = {
