@@ -12,10 +12,10 @@ demo: $(VENV)/.installed ## install, train on the embedded digits, print the hel
 	$(BIN)/multifire demo
 
 test: lint ## install and run every check but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes or need a data set
-	$(BIN)/python -m pytest -m slow
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev ## style, types, and the direction of imports
 	$(BIN)/ruff check .

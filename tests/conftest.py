@@ -1,4 +1,8 @@
+import os
 from pathlib import Path
+
+# Read when multifire is imported: without a GPU, Triton's kernels are run step by step by its interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest

@@ -1,10 +1,5 @@
 """The fixture over the fused backends."""
 
-import os
-
-# Triton reads this when it is imported: without a GPU its kernels are run step by step by its interpreter.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import pytest
 import torch
 
