@@ -120,27 +120,18 @@ def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     return sha.hexdigest()
 
 
-# Parameters of the authors' scripts and ours; stages count from 0 here, layers from 1 there.
-_TO_OURS = [
-    (r"conv1\.(.+)", r"stem.conv.\1"),
-    (r"bn1\.bn\.(.+)", r"stem.norm.\1"),
-    (r"bn0\.bn\.(.+)", r"input_norm.\1"),
-    (r"layer(\d+)\.execute\.(\d+)\.conv(\d)\.(.+)", r"stages.\1.\2.fire\3.conv.\4"),
-    (r"layer(\d+)\.execute\.(\d+)\.bn(\d)\.bn\.(.+)", r"stages.\1.\2.fire\3.norm.\4"),
-    (r"layer(\d+)\.execute\.(\d+)\.shortcut\.0\.(.+)", r"stages.\1.\2.shortcut.conv.\3"),
-    (r"layer(\d+)\.execute\.(\d+)\.shortcut\.1\.bn\.(.+)", r"stages.\1.\2.shortcut.norm.\3"),
-    (r"(voting\..+)", r"\1"),
+# The authors' names and ours; stage s counts from 0 here, and their layers from 1.
+_NAMES = [
+    ("conv1.{rest}", "stem.conv.{rest}"),
+    ("bn1.bn.{rest}", "stem.norm.{rest}"),
+    ("bn0.bn.{rest}", "input_norm.{rest}"),
+    ("layer{s}.execute.{block}.conv{i}.{rest}", "stages.{s}.{block}.fire{i}.conv.{rest}"),
+    ("layer{s}.execute.{block}.bn{i}.bn.{rest}", "stages.{s}.{block}.fire{i}.norm.{rest}"),
+    ("layer{s}.execute.{block}.shortcut.0.{rest}", "stages.{s}.{block}.shortcut.conv.{rest}"),
+    ("layer{s}.execute.{block}.shortcut.1.bn.{rest}", "stages.{s}.{block}.shortcut.norm.{rest}"),
+    ("voting.{rest}", "voting.{rest}"),
 ]
-_TO_THEIRS = [
-    (r"stem\.conv\.(.+)", r"conv1.\1"),
-    (r"stem\.norm\.(.+)", r"bn1.bn.\1"),
-    (r"input_norm\.(.+)", r"bn0.bn.\1"),
-    (r"stages\.(\d+)\.(\d+)\.fire(\d)\.conv\.(.+)", r"layer\1.execute.\2.conv\3.\4"),
-    (r"stages\.(\d+)\.(\d+)\.fire(\d)\.norm\.(.+)", r"layer\1.execute.\2.bn\3.bn.\4"),
-    (r"stages\.(\d+)\.(\d+)\.shortcut\.conv\.(.+)", r"layer\1.execute.\2.shortcut.0.\3"),
-    (r"stages\.(\d+)\.(\d+)\.shortcut\.norm\.(.+)", r"layer\1.execute.\2.shortcut.1.bn.\3"),
-    (r"(voting\..+)", r"\1"),
-]
+_PLACES = {"s": r"\d+", "block": r"\d+", "i": r"\d", "rest": ".+"}
 # A count of batches that torch's BatchNorm keeps; with a fixed momentum it changes nothing, so our norm has none.
 _COUNTER = "num_batches_tracked"
 
@@ -163,7 +154,7 @@ def load_reference_checkpoint(
     expected = {name: tensor.shape for name, tensor in to_reference_state_dict(model).items()}
     counters = {name for name in expected if name.endswith(_COUNTER)} - theirs.keys()
     _check_keys(theirs, {name: shape for name, shape in expected.items() if name not in counters}, source)
-    ours = {_rename(name, _TO_OURS): tensor for name, tensor in theirs.items() if not name.endswith(_COUNTER)}
+    ours = {_our_name(name): tensor for name, tensor in theirs.items() if not name.endswith(_COUNTER)}
     dtype = next(iter(ours.values())).dtype
     model.to(dtype).load_state_dict(ours)
     return model
@@ -173,7 +164,7 @@ def to_reference_state_dict(model: SpikingResNet) -> dict[str, Tensor]:
     """The model's weights under the authors' names, as their scripts load them."""
     theirs: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        key = _rename(name, _TO_THEIRS)
+        key = _their_name(name)
         theirs[key] = tensor.detach().clone()
         if key.endswith("running_var"):
             theirs[key.replace("running_var", _COUNTER)] = torch.tensor(0)
@@ -224,15 +215,22 @@ def _build_for(
     )
 
 
-def _rename(name: str, rules: list[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        if re.fullmatch(pattern, name):
-            renamed = re.sub(pattern, replacement, name)
-            counted = re.fullmatch(r"(layer|stages\.)(\d+)(.+)", renamed)
-            if counted is None:
-                return renamed
-            shift = 1 if counted[1] == "layer" else -1
-            return f"{counted[1]}{int(counted[2]) + shift}{counted[3]}"
+def _our_name(theirs: str) -> str:
+    return _rename(theirs, _NAMES, -1)
+
+
+def _their_name(ours: str) -> str:
+    return _rename(ours, [(ours, theirs) for theirs, ours in _NAMES], 1)
+
+
+def _rename(name: str, table: list[tuple[str, str]], stage_shift: int) -> str:
+    for before, after in table:
+        pattern = re.escape(before).replace(r"\{", "{").replace(r"\}", "}")
+        match = re.fullmatch(pattern.format(**{key: f"(?P<{key}>{value})" for key, value in _PLACES.items()}), name)
+        if match:
+            parts = match.groupdict()
+            stage = str(int(parts.get("s", 0)) + stage_shift)
+            return after.format(**(parts | {"s": stage}))
     raise ValueError(f"{name}: no such parameter in this network")
 
 
