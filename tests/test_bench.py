@@ -30,14 +30,17 @@ def test_the_floor_is_every_convolution_at_every_time_step():
 
 def test_figures():
     done = []
-    figures = bench(TINY, 2, done.append)
-    assert done == [1, 2, 3, 4]
+    figures = bench(TINY, 2, lambda: done.append(1), reference=True)
+    assert len(done) == 2 * (2 + 2)
     assert sum(figures["share_of_a_step"].values()) == pytest.approx(1)
     assert figures["peak_bytes"] > 0
     for timing in figures["timings"].values():
-        assert timing["network"]["runs"] == 2
-        assert 0 < timing["network"]["fastest"] <= timing["network"]["median"] <= timing["network"]["slowest"]
-        assert timing["ratio"] > 0
+        assert timing.keys() == {"network", "convolutions alone", "reference in fp32"}
+        assert timing["convolutions alone"]["ratio"] == 1
+        for took in timing.values():
+            assert took["runs"] == 2
+            assert 0 < took["fastest"] <= took["median"] <= took["slowest"]
+            assert took["ratio"] > 0
 
 
 def test_the_command_writes_its_figures(tmp_path, capsys):

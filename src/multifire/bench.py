@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,27 +112,23 @@ class Timing:
     runs: int
 
 
-def bench(cfg: RunConfig, runs: int, on_run: Callable[[int], None] | None = None) -> dict[str, Any]:
+def bench(
+    cfg: RunConfig, runs: int, on_run: Callable[[], None] | None = None, reference: bool = False
+) -> dict[str, Any]:
     """Time a training step and an evaluation, in turn with the floor's, in this process; memory in one of its own.
+
+    With `reference`, each is timed on the reference backend in fp32 too, in the same turns.
 
     A ratio is the median of the ratios of neighbouring runs, which share whatever else the machine was doing.
     """
     device = pick_device(cfg.device)
     network = Network(cfg, device)
     floor = Floor(network)
-    calls = {
-        "training step": (network.step, floor.step),
-        "evaluation": (network.evaluate, floor.evaluate),
-    }
-    seconds = _alternate([call for pair in calls.values() for call in pair], runs, device, on_run)
-    figures: dict[str, Any] = {}
-    for i, name in enumerate(calls):
-        ours, theirs = seconds[2 * i], seconds[2 * i + 1]
-        figures[name] = {
-            "network": vars(_timing(ours)),
-            "convolutions alone": vars(_timing(theirs)),
-            "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
-        }
+    timed: dict[str, Network | Floor] = {"network": network, "convolutions alone": floor}
+    if reference:
+        timed["reference in fp32"] = Network(replace(cfg, backend="reference", precision="fp32"), device)
+    steps = _alternate({name: each.step for name, each in timed.items()}, runs, device, on_run)
+    evaluations = _alternate({name: each.evaluate for name, each in timed.items()}, runs, device, on_run)
     shape = network.x_TNCHW.shape
     with autocast(device, cfg.precision):
         kept = kept_for_backward(network.model.train(), network.x_TNCHW)
@@ -144,7 +140,7 @@ def bench(cfg: RunConfig, runs: int, on_run: Callable[[int], None] | None = None
         "precision": cfg.precision,
         "input [T, N, C, H, W]": list(shape),
         "batch_size": shape[1],
-        "timings": figures,
+        "timings": {"training step": _compare(steps), "evaluation": _compare(evaluations)},
         "share_of_a_step": _shares(network),
         "kept_bytes_per_neuron_and_step": kept.bytes_per_neuron_step,
         "peak_bytes": _peak_in_own_process(cfg),
@@ -154,20 +150,29 @@ def bench(cfg: RunConfig, runs: int, on_run: Callable[[int], None] | None = None
 
 
 def _alternate(
-    calls: list[Callable[[], None]], runs: int, device: torch.device, on_run: Callable[[int], None] | None
-) -> list[list[float]]:
-    seconds: list[list[float]] = [[] for _ in calls]
+    calls: dict[str, Callable[[], None]], runs: int, device: torch.device, on_run: Callable[[], None] | None
+) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-2, runs):  # the first two warm up
-        for call, times in zip(calls, seconds, strict=True):
+        for name, call in calls.items():
             start = time.perf_counter()
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if number >= 0:
-                times.append(time.perf_counter() - start)
+                seconds[name].append(time.perf_counter() - start)
         if on_run:
-            on_run(number + 3)
+            on_run()
     return seconds
+
+
+def _compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Each one's timing, and its ratio to the floor's neighbouring runs."""
+    floor = seconds["convolutions alone"]
+    return {
+        name: vars(_timing(times)) | {"ratio": statistics.median(a / b for a, b in zip(times, floor, strict=True))}
+        for name, times in seconds.items()
+    }
 
 
 def _timing(times: list[float]) -> Timing:

@@ -163,8 +163,8 @@ def _bench(rest: Sequence[str]) -> int:
     from multifire.bench import bench
     from multifire.runtime import write_json
 
-    with Bar("measuring", options.runs + 2) as bar:
-        figures = bench(cfg, options.runs, lambda done: bar.update(done, ""))
+    with Bar("measuring", 2 * (options.runs + 2)) as bar:
+        figures = bench(cfg, options.runs, bar.advance, options.reference)
     path = options.out or Path(f"bench-{cfg.recipe}.json")
     write_json(path, figures)
     _print_bench(figures)
@@ -190,11 +190,10 @@ def _print_bench(figures: dict[str, Any]) -> None:
     for column in ("ms/image", "range", "images/s", "× floor"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, timing in figures["timings"].items():
-        for who in ("network", "convolutions alone"):
-            took = timing[who]
+        for who, took in timing.items():
             median, low, high = (1e3 * took[key] / batch for key in ("median", "fastest", "slowest"))
-            ratio = f"{timing['ratio']:.3f}" if who == "network" else "1"
-            table.add_row(f"{name}, {who}", f"{median:.2f}", f"{low:.2f}-{high:.2f}", f"{1e3 / median:,.1f}", ratio)
+            rate, ratio = f"{1e3 / median:,.1f}", f"{took['ratio']:.3f}"
+            table.add_row(f"{name}, {who}", f"{median:.2f}", f"{low:.2f}-{high:.2f}", rate, ratio)
     CONSOLE.print(table)
     shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in figures["share_of_a_step"].items())
     peak = figures["peak_bytes"]
@@ -309,6 +308,8 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train")
         """Counted runs of each measurement."""
         out: Path | None = None
         """File for the figures (default: bench-RECIPE.json)."""
+        reference: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        """Time the reference backend in fp32 too."""
 
     options = {"train": Train, "bench": Bench}[command]
     said = io.StringIO()

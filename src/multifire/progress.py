@@ -16,7 +16,7 @@ class Bar:
     """How far work of `total` units is, with a line of figures: `with Bar(...) as bar: bar.update(done, "...")`."""
 
     def __init__(self, title: str, total: int, done: int = 0):
-        self._title, self._total, self._start = title, total, done
+        self._title, self._total, self._start, self._done = title, total, done, done
         self._began = self._last_line = time.monotonic()
         self._rich = None
         if CONSOLE.is_terminal:
@@ -43,6 +43,11 @@ class Bar:
             self._last_line = time.monotonic()
             left = (self._last_line - self._began) / max(done - self._start, 1) * (self._total - done)
             self.say(f"{self._title} {100 * done / self._total:3.0f} % {figures} {format_seconds(left)} left")
+
+    def advance(self) -> None:
+        """One unit more is done."""
+        self._done += 1
+        self.update(self._done, "")
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
