@@ -126,6 +126,7 @@ class RunConfig:
         _require(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "0 <= s < 1")
         _require(optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
         _require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "at least 1")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2**63")
 
 
 def _require(holds: bool, name: str, value: Any, expected: str) -> None:
