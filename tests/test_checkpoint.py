@@ -1,5 +1,6 @@
 """Our checkpoints and the authors': what is read back, and what is refused."""
 
+import json
 import random
 
 import pytest
@@ -77,6 +78,21 @@ def test_of_another_architecture(saved):
     wider = mf.build_model("ds_resnet8", in_channels=1, width=3)
     with pytest.raises(ValueError, match=r"stem\.conv\.weight of shape \[2, 1, 3, 3\], expected \[3, 1, 3, 3\]"):
         load_weights(wider, checkpoint.model, source=str(path))
+
+
+@pytest.mark.parametrize("position", ["{", "[]", '{"epoc": 1}', "3"])
+def test_a_header_that_says_nothing(saved, monkeypatch, position):
+    """A stranger's file may carry a digest that fits."""
+    import multifire.checkpoint as module
+
+    path, checkpoint = saved
+    monkeypatch.setattr(module.json, "dumps", lambda *args, dumps=json.dumps, **options: (
+        position if args and isinstance(args[0], dict) and "loss_sum" in args[0] else dumps(*args, **options)
+    ))  # fmt: skip
+    save_checkpoint(path, checkpoint)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"last\.safetensors: a checkpoint whose header has no config or position"):
+        load_checkpoint(path)
 
 
 def test_another_programs_file(tmp_path):

@@ -161,9 +161,10 @@ def test_a_torn_line_of_metrics_is_trained_again(tmp_path):
     metrics.write_text(whole + '{"epoch": 1, "train_lo')
     train(cfg, out, resume=True)
     assert metrics.read_text() == whole
-    metrics.write_text("{\n" + whole)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: not a metrics file"):
-        train(cfg, out, resume=True)
+    for content in (b"{\n" + whole.encode(), b"[1]\n", b'{"epoch": "x"}\n', b"\xff\n"):
+        metrics.write_bytes(content)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: not a"):
+            train(cfg, out, resume=True)
 
 
 def test_a_cut_checkpoint_is_refused_and_kept(tmp_path):

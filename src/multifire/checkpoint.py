@@ -82,9 +82,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: {found}, expected version {CHECKPOINT_VERSION}")
     if header.pop("digest", None) != _digest(tensors, header):
         raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
+    try:
+        config, position = header["config"], Position(**json.loads(header["position"]))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: a checkpoint whose header has no config or position ({error})") from None
     return Checkpoint(
-        config=configs.from_json(header["config"], source=str(path)),
-        position=Position(**json.loads(header["position"])),
+        config=configs.from_json(config, source=str(path)),
+        position=position,
         model=_with_prefix(tensors, "model."),
         optimizer=_with_prefix(tensors, "optimizer."),
     )

@@ -174,7 +174,7 @@ def from_json(text: str, source: str) -> RunConfig:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{source}: not a config file: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{source}: not a config file: found {type(values).__name__}, expected an object")

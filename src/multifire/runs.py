@@ -35,7 +35,7 @@ class RunFolder:
         if resume:
             if not config_file.is_file():
                 raise FileNotFoundError(f"{self.path}: no run to resume here; leave out --resume to start one")
-            _check_same(configs.from_json(config_file.read_text(), str(config_file)), cfg, self.path)
+            _check_same(configs.from_json(_read(config_file), str(config_file)), cfg, self.path)
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise FileExistsError(f"{self.path} exists; give --resume to continue it, or --out for another folder")
@@ -46,16 +46,18 @@ class RunFolder:
         """One record for each finished epoch; a last line that was cut short is none.
 
         Raises:
-            ValueError: another line is not JSON.
+            ValueError: another line is not JSON, or no record of an epoch.
         """
         if not self._metrics.is_file():
             return []
-        lines = self._metrics.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
+        lines = _read(self._metrics).splitlines(keepends=True)
         try:
-            return [json.loads(line) for line in whole]
-        except json.JSONDecodeError as error:
+            records = [json.loads(line) for line in lines if line.endswith("\n")]
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{self._metrics}: not a metrics file: {error}") from None
+        if not all(isinstance(record, dict) and isinstance(record.get("epoch"), int) for record in records):
+            raise ValueError(f'{self._metrics}: not a metrics file: expected an object with an "epoch" in each line')
+        return records
 
     def forget_from(self, epoch: int) -> None:
         """Drop the records of epochs that are about to be trained again."""
@@ -82,7 +84,7 @@ class RunFolder:
         config_file = self.path / "config.json"
         if not config_file.is_file():
             raise FileNotFoundError(f"{self.path}: no config.json, so no run; expected the folder that `train` wrote")
-        return "best" if configs.from_json(config_file.read_text(), str(config_file)).data.validation else "last"
+        return "best" if configs.from_json(_read(config_file), str(config_file)).data.validation else "last"
 
     def checkpoint(self, which: str) -> Path:
         """The file of the `last` or `best` checkpoint.
@@ -96,6 +98,13 @@ class RunFolder:
         if not path.is_file():
             raise FileNotFoundError(f"{self.path}: no {path.name} in this folder; is it a run that finished an epoch?")
         return path
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file; restore it from a copy, or train anew") from None
 
 
 def _tensorboard(path: Path) -> Any:
