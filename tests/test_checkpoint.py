@@ -80,7 +80,7 @@ def test_of_another_architecture(saved):
         load_weights(wider, checkpoint.model, source=str(path))
 
 
-@pytest.mark.parametrize("position", ["{", "[]", '{"epoc": 1}', "3"])
+@pytest.mark.parametrize("position", ["{", "[]", '{"epoc": 1}', "3", '{"epoch": -1}', '{"step": "x"}'])
 def test_a_header_that_says_nothing(saved, monkeypatch, position):
     """A stranger's file may carry a digest that fits."""
     import multifire.checkpoint as module
@@ -148,6 +148,11 @@ def altered(change):
         (altered(lambda s: s.pop("conv1.weight")), r"conv1\.weight is missing"),
         (altered(lambda s: s.pop("voting.weight")), r"voting\.weight is missing"),
         ({"model": {"conv1.weight": 3}}, "expected .* state_dict"),
+        (
+            altered(lambda s: s.update({"layer1.execute.99999.conv1.weight": torch.zeros(1)})),
+            r"layer1\.execute\.1\.conv1\.weight is missing",
+        ),
+        (altered(lambda s: s.update({"bn1.bn.bias": torch.zeros(2).long()})), r"bn1\.bn\.bias is of torch\.int64"),
         ({}, r"conv1\.weight is missing"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 
 import multifire.train as training
 from multifire import ops
-from multifire.checkpoint import load_checkpoint, load_model
+from multifire.checkpoint import load_checkpoint, load_model, save_checkpoint
 from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from multifire.evaluate import evaluate
 from multifire.runs import RunFolder
@@ -242,3 +242,45 @@ def test_clipping_bounds_the_step():
     training.train_step(model, optimizer, torch.randn(2, 4, 1, 28, 28), torch.arange(4), cfg)
     moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     assert 0 < moved.item() <= 1.01e-3
+
+
+def test_weights_that_turn_nan_without_a_nan_loss_are_not_saved(tmp_path, monkeypatch):
+    """A NaN membrane never fires: the loss stays finite, and only the weights tell."""
+    step, calls = training.train_step, iter(range(1000))
+
+    def poisoned(model, *args):
+        done = step(model, *args)
+        if next(calls) == 5:
+            with torch.no_grad():
+                model.stem.conv.weight.fill_(float("nan"))
+        return done
+
+    monkeypatch.setattr(training, "train_step", poisoned)
+    out = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"stem\.conv\.weight holds NaN or infinity at epoch 2"):
+        train(TINY, out)
+    assert load_checkpoint(out / "last.safetensors").position.epoch == 1
+    assert len(RunFolder(out).metrics()) == 1
+
+
+def test_a_missing_checkpoint_does_not_start_the_run_anew(tmp_path):
+    out, cfg = tmp_path / "run", override(TINY, optim={"epochs": 1})
+    train(cfg, out)
+    (out / "last.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"last\.safetensors is missing"):
+        train(cfg, out, resume=True)
+
+
+def test_momentum_of_another_shape_is_refused(tmp_path):
+    out, cfg = tmp_path / "run", override(TINY, optim={"epochs": 1})
+    train(cfg, out)
+    before = load_checkpoint(out / "last.safetensors")
+    momentum = {name: torch.zeros(1) for name in before.optimizer}
+    save_checkpoint(out / "last.safetensors", replace(before, optimizer=momentum))
+    with pytest.raises(ValueError, match=r"momentum: does not fit the network: .*of shape \[1\]"):
+        train(cfg, out, resume=True)
+
+
+def test_a_crop_beyond_the_image_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.crop_padding is 1000, expected at most the image's 28"):
+        train(override(TINY, data={"crop_padding": 1000}), tmp_path / "run")

@@ -1,5 +1,6 @@
 """Checkpoints: one safetensors file each, and the authors' published files in both directions."""
 
+import functools
 import hashlib
 import json
 import re
@@ -84,6 +85,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
     try:
         config, position = header["config"], Position(**json.loads(header["position"]))
+        if not all(isinstance(n, int) and n >= 0 for n in (position.epoch, position.step, position.seen)):
+            raise ValueError(f"epoch {position.epoch}, step {position.step}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: a checkpoint whose header has no config or position ({error})") from None
     return Checkpoint(
@@ -108,7 +111,7 @@ def load_weights(model: SpikingResNet, state: Mapping[str, Tensor], source: str)
     Raises:
         ValueError: naming the missing, extra and misshapen keys.
     """
-    _check_keys(state, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
+    check_keys(state, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
     model.load_state_dict(state)
 
 
@@ -157,9 +160,9 @@ def load_reference_checkpoint(
     model = _build_for(theirs, residual, levels, options, source)
     expected = {name: tensor.shape for name, tensor in to_reference_state_dict(model).items()}
     counters = {name for name in expected if name.endswith(_COUNTER)} - theirs.keys()
-    _check_keys(theirs, {name: shape for name, shape in expected.items() if name not in counters}, source)
+    check_keys(theirs, {name: shape for name, shape in expected.items() if name not in counters}, source)
     ours = {_our_name(name): tensor for name, tensor in theirs.items() if not name.endswith(_COUNTER)}
-    dtype = next(iter(ours.values())).dtype
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in ours.values()))
     model.to(dtype).load_state_dict(ours)
     return model
 
@@ -185,7 +188,10 @@ def _read_theirs(path_or_state_dict: str | Path | Mapping[str, Any], source: str
         content = content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f'{source}: expected {{"model": state_dict}} or a state_dict of tensors')
-    return dict(content)
+    for name, tensor in content.items():
+        if not str(name).endswith(_COUNTER) and not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name} is of {tensor.dtype}, expected floating point")
+    return {str(name): tensor for name, tensor in content.items()}
 
 
 def _unpickle_tensors(path: Path, source: str) -> Any:
@@ -205,8 +211,9 @@ def _build_for(
         if name not in theirs or theirs[name].dim() != rank:
             raise ValueError(f"{source}: {name} is missing or not of rank {rank}; not a checkpoint of this network")
     blocks = {int(m[1]) + 1 for name in theirs if (m := re.match(r"layer1\.execute\.(\d+)\.", name))}
-    if not blocks:
-        raise ValueError(f"{source}: layer1.execute.0.conv1.weight is missing; not a checkpoint of this network")
+    missing = next(block for block in range(len(blocks) + 1) if block + 1 not in blocks)
+    if missing < max(blocks, default=1):
+        raise ValueError(f"{source}: layer1.execute.{missing}.conv1.weight is missing; not this network's checkpoint")
     width, in_channels = theirs["conv1.weight"].shape[:2]
     return build_model(
         f"{residual}_resnet{6 * max(blocks) + 2}",
@@ -238,7 +245,8 @@ def _rename(name: str, table: list[tuple[str, str]], stage_shift: int) -> str:
     raise ValueError(f"{name}: no such parameter in this network")
 
 
-def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> None:
+def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> None:
+    """Raise a ValueError that names the keys of `state` that are missing, extra or of another shape than expected."""
     faults = [f"missing {name}" for name in expected if name not in state]
     faults += [f"extra {name}" for name in state if name not in expected]
     faults += [

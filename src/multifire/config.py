@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import UnionType
@@ -108,6 +109,10 @@ class RunConfig:
             ValueError: naming the field, its value and the range it must lie in.
         """
         data, model, optim = self.data, self.model, self.optim
+        for part, values in {"data": data, "model": model, "optim": optim}.items():
+            for name, value in vars(values).items():
+                if isinstance(value, float):
+                    _require(math.isfinite(value), f"{part}.{name}", value, "a finite number")
         _require(data.timesteps >= 1, "data.timesteps", data.timesteps, "at least 1")
         _require(0 <= data.validation < 1, "data.validation", data.validation, "0 <= share < 1")
         _require(data.crop_padding >= 0, "data.crop_padding", data.crop_padding, "at least 0")
@@ -121,6 +126,8 @@ class RunConfig:
         _require(optim.epochs >= 1, "optim.epochs", optim.epochs, "at least 1")
         _require(optim.batch_size >= 1, "optim.batch_size", optim.batch_size, "at least 1")
         _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
+        _require(optim.momentum >= 0, "optim.momentum", optim.momentum, "at least 0")
+        _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "at least 0")
         _require(optim.step_epochs >= 1, "optim.step_epochs", optim.step_epochs, "at least 1")
         _require(0 < optim.warmup_share < 1, "optim.warmup_share", optim.warmup_share, "0 < share < 1")
         _require(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "0 <= s < 1")

@@ -77,13 +77,15 @@ def evaluate_run(
 
     `which` is "best" or "last"; None takes the one that the summary's accuracy is of.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch size is {batch_size}, expected at least 1")
     run = RunFolder(folder)
     target = pick_device(device)
     which = which or run.headline()
     model, cfg = load_model(run.checkpoint(which))
     data = datasets.load(cfg.data.name, cfg.data.root if root is None else root)
     batches = Batches(
-        data.test, batch_size=batch_size or cfg.eval_batch_size, timesteps=cfg.data.timesteps,
+        data.test, batch_size=cfg.eval_batch_size if batch_size is None else batch_size, timesteps=cfg.data.timesteps,
         mean=data.info.mean, std=data.info.std, device=target, shuffle=False,
     )  # fmt: skip
     with Bar("evaluating", len(batches)) as bar:

@@ -67,7 +67,7 @@ class RunFolder:
     def record(self, epoch: int, figures: dict[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl and, where TensorBoard is installed, to its files."""
         with self._metrics.open("a") as file:
-            file.write(json.dumps({"epoch": epoch, **figures}) + "\n")
+            file.write(json.dumps({"epoch": epoch, **figures}, allow_nan=False) + "\n")
         if self._board is None:
             self._board = _tensorboard(self.path) or False
         if self._board:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multifire import datasets, ops
-from multifire.checkpoint import Checkpoint, Position, load_checkpoint, load_weights, save_checkpoint
+from multifire.checkpoint import Checkpoint, Position, check_keys, load_checkpoint, load_weights, save_checkpoint
 from multifire.config import OptimConfig, RunConfig
 from multifire.datasets.loader import Batches
 from multifire.evaluate import Evaluation, evaluate
@@ -20,6 +20,8 @@ from multifire.progress import Bar, format_seconds
 from multifire.runs import RunFolder
 from multifire.runtime import StopRequest, autocast, describe_machine, pick_device, stop_on_interrupt
 from multifire.schedule import learning_rate
+
+DIVERGED = "the last good checkpoint is kept, if there was one; a lower --optim.lr or --optim.clip-norm 1 may help"
 
 
 class Interrupted(Exception):
@@ -89,18 +91,24 @@ def check_fits(cfg: RunConfig, data: datasets.Dataset) -> None:
     ):
         if found != expected:
             raise ValueError(f"{field} is {found}, but {data.name} has {expected}; give --{field} {expected}")
+    if cfg.data.crop_padding > data.info.size:
+        raise ValueError(f"data.crop_padding is {cfg.data.crop_padding}, expected at most the image's {data.info.size}")
 
 
 def restore(run: RunFolder, model: SpikingResNet, optimizer: torch.optim.Optimizer) -> Position:
     """Put the weights, the momentum and the position of the run's `last` checkpoint in place."""
     if not run.last.is_file():
+        if run.metrics():
+            raise FileNotFoundError(f"{run.last} is missing; put it back from a copy, or give --out for another folder")
         return Position()  # stopped before its first checkpoint
     checkpoint = load_checkpoint(run.last)
     load_weights(model, checkpoint.model, source=str(run.last))
-    for name, parameter in model.named_parameters():
-        if name in checkpoint.optimizer:
-            momentum = torch.empty_like(parameter).copy_(checkpoint.optimizer[name])
-            optimizer.state[parameter]["momentum_buffer"] = momentum
+    parameters = dict(model.named_parameters())
+    if checkpoint.optimizer:
+        check_keys(checkpoint.optimizer, {name: p.shape for name, p in parameters.items()}, f"{run.last}: momentum")
+    for name, momentum in checkpoint.optimizer.items():
+        buffer = torch.empty_like(parameters[name]).copy_(momentum)
+        optimizer.state[parameters[name]]["momentum_buffer"] = buffer
     run.forget_from(checkpoint.position.epoch)
     return checkpoint.position
 
@@ -128,6 +136,7 @@ def train_epoch(
         bar.update(step + 1, meter.figures(), title)
         if stop:
             meter.flush()
+            check_finite(model, position)
             save_checkpoint(run.last, snapshot(cfg, model, optimizer, position))
             raise Interrupted(f"stopped at {title}, step {position.step}; {run.last} has it: give --resume to go on")
     meter.flush()
@@ -186,8 +195,7 @@ class Meter:
         value, position = loss.item(), self.position
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the loss is {value} at epoch {position.epoch + 1}, step {position.step}; the last good checkpoint "
-                "is kept; a lower --optim.lr or --optim.clip-norm 1 may help"
+                f"the loss is {value} at epoch {position.epoch + 1}, step {position.step}; {DIVERGED}"
             )
         position.loss_sum += value * count
         position.correct += int(correct)
@@ -204,6 +212,19 @@ class Meter:
         return f"loss {p.loss_sum / p.seen:.4f}  acc {100 * p.correct / p.seen:5.2f} %  {rate:,.0f} images/s"
 
 
+def check_finite(model: SpikingResNet, position: Position) -> None:
+    """Refuse to go on from weights that are NaN or infinite: a NaN membrane never fires, so the loss need not show it.
+
+    Raises:
+        FloatingPointError: names the first such tensor.
+    """
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(
+                f"{name} holds NaN or infinity at epoch {position.epoch + 1}, step {position.step}; {DIVERGED}"
+            )
+
+
 def finish_epoch(
     run: RunFolder,
     cfg: RunConfig,
@@ -214,6 +235,11 @@ def finish_epoch(
     bar: Bar,
 ) -> None:
     """Record the epoch's figures, move on to the next, and write the checkpoints."""
+    check_finite(model, position)
+    if not math.isfinite(scored.loss):
+        raise FloatingPointError(
+            f"the {chooser(cfg)} loss is {scored.loss} after epoch {position.epoch + 1}; {DIVERGED}"
+        )
     figures = {
         "train_loss": position.loss_sum / position.seen,
         "train_accuracy": position.correct / position.seen,

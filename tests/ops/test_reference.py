@@ -151,6 +151,28 @@ def test_bad_input_is_refused(call, message):
         call()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.ones(2)}, r"weight has shape \(2,\), expected \(8,\)"),
+        ({"bias": torch.zeros(1)}, r"bias has shape \(1,\), expected \(8,\)"),
+        ({"running_var": torch.ones(3)}, r"running_var has shape \(3,\), expected \(8,\)"),
+        ({"timesteps": 0}, "timesteps = 0 >= 1"),
+        ({"timesteps": -1}, "timesteps = -1 >= 1"),
+        ({"timesteps": 3}, "timesteps = 3 >= 1"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_channels_and_time_steps_must_fit(change, message, backend):
+    """A kernel would read past the end of a tensor that is too short."""
+    arguments = {
+        "x": torch.randn(2, 2, 8, 2, 2), "weight": torch.ones(8), "bias": torch.zeros(8),
+        "running_mean": torch.zeros(8), "running_var": torch.ones(8),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        mf.ops.tdbn_mlf(**(arguments | change), training=True, backend=backend)
+
+
 def test_a_shortcut_must_fit():
     norm = mf.nn.TdBatchNorm2d(2)
     with pytest.raises(ValueError, match=r"add_after has shape \(2, 1, 2, 4, 5\), expected x's \(2, 1, 2, 4, 4\)"):

@@ -136,7 +136,7 @@ def tdbn(
 
     Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks", AAAI 2021.
     """
-    _check_norm(x, running_mean, training)
+    _check_norm(x, weight, bias, running_mean, running_var, training)
     return choose_backend(backend, x).tdbn(
         x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, scale=scale
     )
@@ -182,11 +182,11 @@ def tdbn_mlf(
     Raises:
         ValueError: as `tdbn` and `mlf`, or a shortcut of another shape.
     """
-    _check_norm(x, running_mean, training)
+    _check_norm(x, weight, bias, running_mean, running_var, training)
     _check_neuron(x, thresholds, surrogate, width, state)
     timesteps = x.shape[0] if timesteps is None else timesteps
-    if x.shape[0] not in (1, timesteps):
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected 1 or timesteps = {timesteps} in front")
+    if timesteps < 1 or x.shape[0] not in (1, timesteps):
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected 1 or timesteps = {timesteps} >= 1 in front")
     expected = (timesteps, *x.shape[1:])
     for name, add in (("add_before", add_before), ("add_after", add_after)):
         if add is not None and add.shape != expected:
@@ -246,8 +246,16 @@ def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width:
         raise ValueError(f"state has shape {tuple(state.shape)}, expected {(len(thresholds), *x.shape[1:])}")
 
 
-def _check_norm(x: Tensor, running_mean: Tensor, training: bool) -> None:
-    channels = running_mean.shape[0]
+def _check_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor, training: bool
+) -> None:
+    channels = running_mean.numel()
+    of_channels = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, tensor in of_channels.items():
+        if tensor is not None and tensor.shape != (channels,):  # a kernel would read past its end
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({channels},), running_mean's")
+    if not x.is_floating_point():
+        raise ValueError(f"x is of {x.dtype}, expected floating point; convert it with x.float()")
     if x.dim() != 5 or x.shape[2] != channels:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, N, {channels}, H, W]")
     if training and x.numel() <= channels:

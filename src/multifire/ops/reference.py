@@ -61,7 +61,7 @@ def mlf(
     """Multi-level firing over time; see `multifire.ops.mlf`."""
     currents = _wide(x)
     levels = torch.tensor(thresholds, dtype=currents.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
-    carry = currents.new_zeros(len(thresholds), *x.shape[1:]) if state is None else state
+    carry = currents.new_zeros(len(thresholds), *x.shape[1:]) if state is None else state.to(currents.dtype)
     fired = []
     for current in currents.unbind(0):
         u = decay * carry + current
