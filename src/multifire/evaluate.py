@@ -35,20 +35,20 @@ def evaluate(
     model: SpikingResNet,
     batches: Batches,
     precision: str = "fp32",
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[], None] | None = None,
 ) -> Evaluation:
-    """Score the model, in evaluation mode, on every sample of `batches`; `on_batch` hears how many batches are done."""
+    """Score the model, in evaluation mode, on every sample of `batches`; `on_batch` is called after each."""
     was_training = model.training
     model.eval()
     loss_sum, hits, labels = 0.0, [], []
-    for done, (x_TNCHW, y) in enumerate(batches.epoch(0), 1):
+    for x_TNCHW, y in batches.epoch(0):
         with autocast(x_TNCHW.device, precision):
             logits_TNK = model(x_TNCHW, per_step=True).float()
         loss_sum += F.cross_entropy(logits_TNK.mean(0), y, reduction="sum").item()
         hits.append(running_predictions(logits_TNK).eq(y).cpu())
         labels.append(y.cpu())
         if on_batch:
-            on_batch(done)
+            on_batch()
     model.train(was_training)
     return _score(loss_sum, torch.cat(hits, 1), torch.cat(labels), model.num_classes)
 
@@ -89,7 +89,7 @@ def evaluate_run(
         mean=data.info.mean, std=data.info.std, device=target, shuffle=False,
     )  # fmt: skip
     with Bar("evaluating", len(batches)) as bar:
-        scored = evaluate(model.to(target), batches, cfg.precision, lambda done: bar.update(done, ""))
+        scored = evaluate(model.to(target), batches, cfg.precision, bar.advance)
     figures = {"checkpoint": which, "classes": data.info.classes, **asdict(scored), "machine": describe_machine(target)}
     path = folder / f"eval-{which}.json"
     write_json(path, figures)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import multifire as mf
 from multifire import ops
 
 
@@ -111,3 +112,26 @@ def assert_close_grads(got: Result, want: Result, rtol: float = 1e-5) -> None:
         torch.testing.assert_close(
             got.grads[name] / scale, expected / scale, rtol=0, atol=rtol, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def assert_tdbn_equals_the_authors(arrays: dict[str, Tensor], kind: str, backend: str) -> None:
+    """Two training calls, gradients and evaluation against golden/tdbn.npz, affine or plain."""
+    norm = mf.nn.TdBatchNorm2d(6, affine=kind == "affine", backend=backend)
+    if kind == "affine":
+        norm.load_state_dict({"weight": arrays["weight"], "bias": arrays["bias"]}, strict=False)
+    x = arrays[f"{kind}_x"].unflatten(0, (4, 3)).requires_grad_()
+    norm(x)
+    out = norm(2 * x)
+    out.backward(arrays[f"{kind}_grad_out"].unflatten(0, (4, 3)))
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(out.flatten(0, 1), arrays[f"{kind}_train_out_second_call"], **close)
+    # Channel 0 is almost constant, so its gradient is large: compare relative to the channel.
+    expected = arrays[f"{kind}_grad_x_second_call"]
+    largest = expected.abs().amax((0, 2, 3), keepdim=True)
+    torch.testing.assert_close(x.grad.flatten(0, 1) / largest, expected / largest, rtol=0, atol=1e-5)
+    torch.testing.assert_close(norm.running_mean, arrays[f"{kind}_running_mean"], **close)
+    torch.testing.assert_close(norm.running_var, arrays[f"{kind}_running_var"], **close)
+    if kind == "affine":
+        torch.testing.assert_close(norm.weight.grad, arrays["affine_grad_weight"], **close)
+        torch.testing.assert_close(norm.bias.grad, arrays["affine_grad_bias"], **close)
+    torch.testing.assert_close(norm.eval()(x).flatten(0, 1), arrays[f"{kind}_eval_out"], **close)

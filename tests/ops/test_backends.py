@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case, assert_close_grads, assert_same_outputs, channels_last, grid, run
+from cases import (
+    Case,
+    assert_close_grads,
+    assert_same_outputs,
+    assert_tdbn_equals_the_authors,
+    channels_last,
+    grid,
+    run,
+)
 
 import multifire as mf
 from multifire import ops
@@ -206,26 +214,7 @@ def test_mlf_equals_the_authors(golden, backend, timesteps, levels, kind):
 
 @pytest.mark.parametrize("kind", ["affine", "plain"])
 def test_tdbn_equals_the_authors(golden, backend, kind):
-    arrays = golden("tdbn")
-    norm = mf.nn.TdBatchNorm2d(6, affine=kind == "affine", backend=backend)
-    if kind == "affine":
-        norm.load_state_dict({"weight": arrays["weight"], "bias": arrays["bias"]}, strict=False)
-    x = arrays[f"{kind}_x"].unflatten(0, (4, 3)).requires_grad_()
-    norm(x)
-    out = norm(2 * x)
-    out.backward(arrays[f"{kind}_grad_out"].unflatten(0, (4, 3)))
-    close = {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(out.flatten(0, 1), arrays[f"{kind}_train_out_second_call"], **close)
-    # Channel 0 is almost constant, so its gradient is large: compare relative to the channel.
-    expected = arrays[f"{kind}_grad_x_second_call"]
-    largest = expected.abs().amax((0, 2, 3), keepdim=True)
-    torch.testing.assert_close(x.grad.flatten(0, 1) / largest, expected / largest, rtol=0, atol=1e-5)
-    torch.testing.assert_close(norm.running_mean, arrays[f"{kind}_running_mean"], **close)
-    torch.testing.assert_close(norm.running_var, arrays[f"{kind}_running_var"], **close)
-    if kind == "affine":
-        torch.testing.assert_close(norm.weight.grad, arrays["affine_grad_weight"], **close)
-        torch.testing.assert_close(norm.bias.grad, arrays["affine_grad_bias"], **close)
-    torch.testing.assert_close(norm.eval()(x).flatten(0, 1), arrays[f"{kind}_eval_out"], **close)
+    assert_tdbn_equals_the_authors(golden("tdbn"), kind, backend)
 
 
 def test_a_backend_that_cannot_run_says_why(backend):
