@@ -73,13 +73,13 @@ def test_opcheck(training, affine, return_state):
     mean, var = (None, None) if training else (torch.zeros(5), torch.ones(5))
     add_before, add_after = grid(3, 2, 5, 4, 4).requires_grad_(), grid(3, 2, 5, 4, 4).requires_grad_()
     state = grid(2, 2, 5, 4, 4).requires_grad_() if return_state else None
-    args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, 1e-5, 0.6,
+    args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, False, 1e-5, 0.6,
             [0.6, 1.6], 0.25, "rect", 1.0, False, return_state)  # fmt: skip
     torch.library.opcheck(torch.ops.multifire.tdbn_mlf_cpu.default, args)
 
 
 def test_opcheck_of_the_neuron_alone():
-    args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
+    args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
     torch.library.opcheck(torch.ops.multifire.tdbn_mlf_cpu.default, args)
 
 

@@ -27,10 +27,23 @@ class SpikeConv2d(nn.Conv2d):
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)
             input, weight = input.to(dtype), weight.to(dtype)
+        stride = self.stride
+        if self.kernel_size == (1, 1) and self.padding == (0, 0) and stride != (1, 1):
+            input, stride = _pick_pixels(input, stride), (1, 1)
         packed = _memo.pack(input)
         if packed is None:
-            return super()._conv_forward(input, weight, bias)
-        return _Convolve.apply(input, weight, packed, self.stride, self.padding, self.dilation)
+            return F.conv2d(input, weight, None, stride, self.padding, self.dilation)
+        return _Convolve.apply(input, weight, packed, stride, self.padding, self.dilation)
+
+
+def _pick_pixels(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """The pixels that a strided 1×1 convolution reads.
+
+    With fewer than 8 channels, torch 2.13's own way to the weights' gradient there writes past its memory (oneDNN, AVX2).
+    """
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    return x[:, :, :: stride[0], :: stride[1]].contiguous(memory_format=order)
 
 
 class _Convolve(torch.autograd.Function):

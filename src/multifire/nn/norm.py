@@ -26,6 +26,7 @@ class TdBatchNorm2d(nn.Module):
         super().__init__()
         self.channels, self.v_threshold, self.alpha = channels, v_threshold, alpha
         self.eps, self.momentum, self.backend = eps, momentum, backend
+        self.sync = False  # whether training takes the statistics of all processes' samples
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
         self.running_mean: Tensor
@@ -41,6 +42,7 @@ class TdBatchNorm2d(nn.Module):
         """The keyword arguments that the norm adds to an op."""
         return {
             "training": self.training,
+            "sync": self.sync,
             "momentum": self.momentum,
             "eps": self.eps,
             "scale": self.alpha * self.v_threshold,

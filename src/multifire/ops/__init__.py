@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from multifire.config import unknown
@@ -107,6 +108,7 @@ def tdbn(
     running_var: Tensor,
     *,
     training: bool,
+    sync: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     scale: float = PAPER_THRESHOLDS[0],
@@ -123,6 +125,7 @@ def tdbn(
         running_mean: [C]; used in evaluation, moved in place by `momentum` in training.
         running_var: [C], unbiased; likewise.
         training: use the batch's own mean and biased variance.
+        sync: in training, use those of all processes' batches together; every process of the default group must call.
         momentum: weight of the new batch in the running statistics.
         eps: ε, added outside the root.
         scale: α·V_th.
@@ -136,10 +139,11 @@ def tdbn(
 
     Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks", AAAI 2021.
     """
-    _check_norm(x, weight, bias, running_mean, running_var, training)
+    _check_norm(x, weight, bias, running_mean, running_var, training, sync)
     return choose_backend(backend, x).tdbn(
-        x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, scale=scale
-    )
+        x, weight, bias, running_mean, running_var,
+        training=training, sync=sync, momentum=momentum, eps=eps, scale=scale,
+    )  # fmt: skip
 
 
 def tdbn_mlf(
@@ -150,6 +154,7 @@ def tdbn_mlf(
     running_var: Tensor,
     *,
     training: bool,
+    sync: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
     scale: float = PAPER_THRESHOLDS[0],
@@ -182,7 +187,7 @@ def tdbn_mlf(
     Raises:
         ValueError: as `tdbn` and `mlf`, or a shortcut of another shape.
     """
-    _check_norm(x, weight, bias, running_mean, running_var, training)
+    _check_norm(x, weight, bias, running_mean, running_var, training, sync)
     _check_neuron(x, thresholds, surrogate, width, state)
     timesteps = x.shape[0] if timesteps is None else timesteps
     if timesteps < 1 or x.shape[0] not in (1, timesteps):
@@ -198,6 +203,7 @@ def tdbn_mlf(
         running_mean,
         running_var,
         training=training,
+        sync=sync,
         momentum=momentum,
         eps=eps,
         scale=scale,
@@ -247,7 +253,13 @@ def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width:
 
 
 def _check_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor, running_var: Tensor, training: bool
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    sync: bool,
 ) -> None:
     channels = running_mean.numel()
     of_channels = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
@@ -258,5 +270,7 @@ def _check_norm(
         raise ValueError(f"x is of {x.dtype}, expected floating point; convert it with x.float()")
     if x.dim() != 5 or x.shape[2] != channels:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, N, {channels}, H, W]")
-    if training and x.numel() <= channels:
+    if sync and not (dist.is_available() and dist.is_initialized()):
+        raise ValueError("sync needs a process group; start the program with torchrun, or leave sync out")
+    if training and not sync and x.numel() <= channels:
         raise ValueError(f"x has shape {tuple(x.shape)}: training needs more than one value per channel")

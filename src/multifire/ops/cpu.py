@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.fused import Call, FusedOps, Gradients, in_order
+from multifire.ops.fused import Backend, Call, FusedOps, Gradients, in_order
 
 MAX_LEVELS = 8
 DTYPES = (torch.float32, torch.bfloat16)
@@ -27,7 +27,7 @@ _INTEGERS = (
 _FLOATS = ("decay", "width", "eps")
 _POINTERS = (
     "x", "mean", "var", "factor", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
-    "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state",
+    "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state", "sums",
 )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ class Args(ctypes.Structure):
         *((name, ctypes.c_double) for name in _FLOATS),
         ("thresholds", ctypes.c_double * MAX_LEVELS),
         *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("values", ctypes.c_double),
     )
 
 
@@ -114,25 +115,33 @@ class _Kept:
         return self._tensors[-1].data_ptr()
 
 
+def _measure(call: Call) -> None:
+    if call.x.shape[1] == 0:  # a process without a sample in this batch
+        return
+    assert _LIBRARY is not None
+    kept = _Kept()
+    _LIBRARY.multifire_stats(ctypes.byref(_args(kept, call)))
+
+
 def _forward(call: Call, out: Tensor, state: Tensor | None) -> None:
     assert _LIBRARY is not None
     kept = _Kept()
     args = _args(kept, call)
     args.add_after = kept.pointer(call.add_after, call.channels_last)
     args.out, args.state_out = out.data_ptr(), None if state is None else state.data_ptr()
-    if call.training:
-        _LIBRARY.multifire_stats(ctypes.byref(args))
     if call.norm:
         args.factor = kept.pointer(call.factor(), False)
     _LIBRARY.multifire_forward(ctypes.byref(args))
 
 
-def _backward(call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients) -> None:
+def _backward(
+    call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, sums: Tensor
+) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
     kept = _Kept()
     args = _args(kept, call)
     if call.norm:
-        args.factor = kept.pointer(call.factor(), False)
+        args.factor, args.sums = kept.pointer(call.factor(), False), sums.data_ptr()
     args.grad_out = kept.pointer(grad_out, call.channels_last)
     if grad_state is not None:
         args.grad_state_out = kept.pointer(grad_state.float(), call.channels_last)
@@ -140,9 +149,17 @@ def _backward(call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gr
         if grad is not None:
             setattr(args, f"grad_{name}", grad.data_ptr())
     _LIBRARY.multifire_backward(ctypes.byref(args))
+    return kept, args
 
 
-_ops = FusedOps("tdbn_mlf_cpu", _forward, _backward, device_types="cpu")
+def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[_Kept, Args]) -> None:
+    assert _LIBRARY is not None
+    _, args = left
+    args.values = values
+    _LIBRARY.multifire_finish(ctypes.byref(args))
+
+
+_ops = FusedOps("tdbn_mlf_cpu", Backend(_measure, _forward, _backward, _finish), device_types="cpu")
 mlf, tdbn, tdbn_mlf = _ops.mlf, _ops.tdbn, _ops.tdbn_mlf
 
 

@@ -1,7 +1,7 @@
 """What the fused backends share: a custom op each, its shapes while tracing, its gradients, and the functions over it.
 
-A backend brings two functions that fill tensors, a `Forward` and a `Backward`. What they compute is defined in
-reference.py.
+A backend brings four functions that fill tensors, see `Backend`; between them statistics are summed over the processes of
+a group, where a call asks for it. What they compute is defined in reference.py.
 
 Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from multifire.ops import reference
+from multifire.ops import collective, reference
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Call:
     state: Tensor | None
     timesteps: int
     training: bool
+    sync: bool
+    """Whether the statistics are those of all processes' samples."""
     eps: float
     scale: float
     thresholds: Sequence[float]
@@ -53,6 +55,11 @@ class Call:
     def channels_last(self) -> bool:
         return is_channels_last(self.x)
 
+    @property
+    def values(self) -> int:
+        """Values per channel of this process's x, with a still x counted at each of its time steps."""
+        return self.timesteps * self.x.shape[1] * self.x.shape[3] * self.x.shape[4]
+
     def factor(self) -> Tensor:
         """scale / (sqrt(σ²) + ε) per channel."""
         return reference.norm_factor(self.var, self.eps, self.scale)
@@ -68,17 +75,25 @@ class Gradients(NamedTuple):
     state: Tensor | None
 
 
-Forward = Callable[[Call, Tensor, Tensor | None], None]
-"""Fills out [T, N, C, H, W], the state [K, N, C, H, W] if asked for and, in training, the call's mean and variance."""
-Backward = Callable[[Call, Tensor, Tensor | None, Gradients], None]
-"""Fills the gradients, given those of out and, if there is one, of the state."""
+class Backend(NamedTuple):
+    """The four passes over the data that make a fused backend."""
+
+    measure: Callable[[Call], None]
+    """Fills the call's mean and variance with those of its x."""
+    forward: Callable[[Call, Tensor, Tensor | None], None]
+    """Fills out [T, N, C, H, W] and, if asked for, the state [K, N, C, H, W]."""
+    backward: Callable[[Call, Tensor, Tensor | None, Gradients, Tensor], Any]
+    """Fills the gradients, given those of out and, if there is one, of the state; and sums [2, C] float64 with Σ dy and
+    Σ dy·(x - μ), where there is a norm. In training that of x is left to `finish`, which is given what this returns."""
+    finish: Callable[[Call, Gradients, Tensor, float, Any], None]
+    """In training: fills the gradient of x, given the sums, and over how many values per channel they are."""
 
 
 class FusedOps:
-    """`mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, over a backend's two functions."""
+    """`mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, over a backend."""
 
-    def __init__(self, name: str, forward: Forward, backward: Backward, device_types: str | None):
-        self.op = _register(name, forward, backward, device_types)
+    def __init__(self, name: str, backend: Backend, device_types: str | None):
+        self.op = _register(name, backend, device_types)
 
     def mlf(
         self,
@@ -92,8 +107,8 @@ class FusedOps:
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Multi-level firing over time; see `multifire.ops.mlf`."""
-        out, last, _, _ = self.op(
-            x, None, None, None, None, None, None, _float(state), x.shape[0], False, 0.0, 1.0,
+        out, last, *_ = self.op(
+            x, None, None, None, None, None, None, _float(state), x.shape[0], False, False, 0.0, 1.0,
             thresholds, decay, surrogate, width, detach_reset, True,
         )  # fmt: skip
         return out, last
@@ -107,6 +122,7 @@ class FusedOps:
         running_var: Tensor,
         *,
         training: bool,
+        sync: bool,
         momentum: float,
         eps: float,
         scale: float,
@@ -114,7 +130,7 @@ class FusedOps:
         """Threshold-dependent batch norm, computed and returned in fp32: the kernel with no levels."""
         return self.tdbn_mlf(
             x.float(), weight, bias, running_mean, running_var,
-            training=training, momentum=momentum, eps=eps, scale=scale,
+            training=training, sync=sync, momentum=momentum, eps=eps, scale=scale,
             thresholds=(), decay=0.0, surrogate="rect", width=1.0, detach_reset=False,
             add_before=None, add_after=None, state=None, return_state=False, timesteps=x.shape[0],
         )[0]  # fmt: skip
@@ -128,6 +144,7 @@ class FusedOps:
         running_var: Tensor,
         *,
         training: bool,
+        sync: bool,
         momentum: float,
         eps: float,
         scale: float,
@@ -146,14 +163,13 @@ class FusedOps:
         dtype = x.dtype
         if any(add is not None and add.dtype != dtype for add in (add_before, add_after)):
             x, add_before, add_after = x.float(), _float(add_before), _float(add_after)
-        out, new_state, mean, var = self.op(
+        out, new_state, mean, var, values = self.op(
             x, _float(weight), _float(bias),
             None if training else running_mean.float(), None if training else running_var.float(),
-            add_before, add_after, _float(state), timesteps, training, eps, scale,
+            add_before, add_after, _float(state), timesteps, training, sync, eps, scale,
             thresholds, decay, surrogate, width, detach_reset, return_state,
         )  # fmt: skip
         if training:
-            values = timesteps * x[0].numel() // x.shape[2]
             reference.move_running(running_mean, running_var, mean, var, values, momentum)
         return out.to(dtype), new_state if return_state else None
 
@@ -162,7 +178,7 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
-def _register(name: str, forward: Forward, backward: Backward, device_types: str | None) -> Any:
+def _register(name: str, backend: Backend, device_types: str | None) -> Any:
     """The custom op multifire::NAME, differentiable, and visible to torch.compile and torch.export."""
 
     @torch.library.custom_op(f"multifire::{name}", mutates_args=(), device_types=device_types)
@@ -177,6 +193,7 @@ def _register(name: str, forward: Forward, backward: Backward, device_types: str
         state: Tensor | None,
         timesteps: int,
         training: bool,
+        sync: bool,
         eps: float,
         scale: float,
         thresholds: Sequence[float],
@@ -185,25 +202,30 @@ def _register(name: str, forward: Forward, backward: Backward, device_types: str
         width: float,
         detach_reset: bool,
         return_state: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Spikes, state, mean and variance; the last three empty where they are not computed.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Spikes, state, mean, variance, and of how many values per channel; of use where they are computed.
 
         Training takes the mean and variance of x itself, evaluation those given; neither means no norm.
         """
-        out, new_state, used_mean, used_var = _outputs(x, mean, timesteps, training, thresholds, return_state)
+        out, new_state, used_mean, used_var, values = _outputs(x, mean, timesteps, training, thresholds, return_state)
         if mean is not None and var is not None:
             used_mean.copy_(mean)
             used_var.copy_(var)
         call = Call(
-            x, weight, bias, used_mean, used_var, add_before, add_after, state, timesteps, training, eps, scale,
+            x, weight, bias, used_mean, used_var, add_before, add_after, state, timesteps, training, sync, eps, scale,
             thresholds, decay, surrogate, width, detach_reset,
         )  # fmt: skip
-        forward(call, out, new_state if return_state else None)
-        return out, new_state, used_mean, used_var
+        if training:
+            values.fill_(call.values)
+            backend.measure(call)
+            if sync:
+                collective.pool_statistics(used_mean, used_var, values)
+        backend.forward(call, out, new_state if return_state else None)
+        return out, new_state, used_mean, used_var, values
 
     @op.register_fake
     def _(
-        x, weight, bias, mean, var, add_before, add_after, state, timesteps, training, eps, scale,
+        x, weight, bias, mean, var, add_before, add_after, state, timesteps, training, sync, eps, scale,
         thresholds, decay, surrogate, width, detach_reset, return_state,
     ):  # fmt: skip
         return _outputs(x, mean, timesteps, training, thresholds, return_state)
@@ -221,6 +243,7 @@ def _register(name: str, forward: Forward, backward: Backward, device_types: str
         state: Tensor | None,
         timesteps: int,
         training: bool,
+        sync: bool,
         eps: float,
         scale: float,
         thresholds: Sequence[float],
@@ -233,7 +256,7 @@ def _register(name: str, forward: Forward, backward: Backward, device_types: str
         """Gradients of x, weight, bias, add_before and state; empty where `needs` says no of the last four."""
         grads = _gradients(x, timesteps, thresholds, needs)
         call = Call(
-            x, weight, bias, mean, var, add_before, None, state, timesteps, training, eps, scale,
+            x, weight, bias, mean, var, add_before, None, state, timesteps, training, sync, eps, scale,
             thresholds, decay, surrogate, width, detach_reset,
         )  # fmt: skip
         if grad_out is None:
@@ -241,25 +264,32 @@ def _register(name: str, forward: Forward, backward: Backward, device_types: str
         if grad_state is not None and grad_state.numel() == 0:  # a compiled graph passes the empty state's gradient
             grad_state = None
         needed = (grad if need else None for grad, need in zip(grads[1:], needs, strict=True))
-        backward(call, grad_out.to(x.dtype), grad_state, Gradients(grads[0], *needed))
+        filled = Gradients(grads[0], *needed)
+        sums = mean.new_empty((2, len(mean)), dtype=torch.float64)
+        left = backend.backward(call, grad_out.to(x.dtype), grad_state, filled, sums)
+        if training:
+            values = float(call.values)
+            if sync:
+                values = collective.pool_sums(sums, values)
+            backend.finish(call, filled, sums, values, left)
         return grads
 
     @op_backward.register_fake
     def _(
-        grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, eps, scale,
+        grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, sync, eps, scale,
         thresholds, decay, surrogate, width, detach_reset, needs,
     ):  # fmt: skip
         return _gradients(x, timesteps, thresholds, needs)
 
     def setup_context(ctx, inputs, output) -> None:
         x, weight, bias, _, _, add_before, _, state, *options, _ = inputs
-        _, _, mean, var = output
+        _, _, mean, var, values = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(mean, var)
+        ctx.mark_non_differentiable(mean, var, values)
         ctx.save_for_backward(x, weight, bias, mean, var, add_before, state)
         ctx.options = options
 
-    def differentiate(ctx, grad_out, grad_state, grad_mean, grad_var):
+    def differentiate(ctx, grad_out, grad_state, *_):
         need_x, need_weight, need_bias, _, _, need_before, need_after, need_state, *rest = ctx.needs_input_grad
         needs = [need_weight, need_bias, need_before, need_state]
         grad_x, *others = op_backward(grad_out, grad_state, *ctx.saved_tensors, *ctx.options, needs)
@@ -295,7 +325,7 @@ def _empty(x: Tensor, leading: int, dtype: torch.dtype) -> Tensor:
 
 def _outputs(
     x: Tensor, mean: Tensor | None, timesteps: int, training: bool, thresholds: Sequence[float], return_state: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     channels = x.shape[2] if training or mean is not None else 0
     state = _empty(x, len(thresholds), torch.float32) if return_state else x.new_empty(0, dtype=torch.float32)
     return (
@@ -303,6 +333,7 @@ def _outputs(
         state,
         x.new_empty(channels, dtype=torch.float32),
         x.new_empty(channels, dtype=torch.float32),
+        x.new_zeros((), dtype=torch.float64),
     )
 
 

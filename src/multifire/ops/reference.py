@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from multifire.ops import collective
+
 
 def rect(v: Tensor, width: float) -> Tensor:
     """Rectangular surrogate derivative, 1/a where |v| < a/2."""
@@ -79,13 +81,16 @@ def tdbn(
     running_var: Tensor,
     *,
     training: bool,
+    sync: bool,
     momentum: float,
     eps: float,
     scale: float,
 ) -> Tensor:
     """Threshold-dependent batch norm, computed and returned in at least fp32; see `multifire.ops.tdbn`."""
     x = _wide(x)
-    mean, var = _batch_statistics(x, running_mean, running_var, momentum) if training else (running_mean, running_var)
+    mean, var = running_mean, running_var
+    if training:
+        mean, var = _batch_statistics(x, sync, running_mean, running_var, momentum)
     y = (x - _per_channel(mean)) * _per_channel(norm_factor(var, eps, scale))
     if weight is not None:
         y = y * _per_channel(weight)
@@ -102,6 +107,7 @@ def tdbn_mlf(
     running_var: Tensor,
     *,
     training: bool,
+    sync: bool,
     momentum: float,
     eps: float,
     scale: float,
@@ -118,7 +124,8 @@ def tdbn_mlf(
 ) -> tuple[Tensor, Tensor | None]:
     """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
     x = x.expand(timesteps, *x.shape[1:])
-    y = tdbn(x, weight, bias, running_mean, running_var, training=training, momentum=momentum, eps=eps, scale=scale)
+    norm = {"training": training, "sync": sync, "momentum": momentum, "eps": eps, "scale": scale}
+    y = tdbn(x, weight, bias, running_mean, running_var, **norm)
     if add_before is not None:
         y = y + add_before
     spikes, state = mlf(y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state)
@@ -142,17 +149,25 @@ def _per_channel(v: Tensor) -> Tensor:
     return v.view(-1, 1, 1)
 
 
-def _batch_statistics(x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+def _batch_statistics(
+    x: Tensor, sync: bool, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel of x [T, N, C, H, W]; moves the running ones, in place, towards them."""
-    n = x.numel() // x.shape[2]
-    var, mean = torch.var_mean(x, dim=(0, 1, 3, 4), correction=0)
+    n, over = x.numel() // x.shape[2], (0, 1, 3, 4)
+    if sync:
+        sums = collective.summed(torch.cat([x.sum(over), x.new_tensor([n])]))
+        n = sums[-1].detach()
+        mean = sums[:-1] / n
+        var = collective.summed((x - _per_channel(mean)).square().sum(over)) / n
+    else:
+        var, mean = torch.var_mean(x, dim=over, correction=0)
     move_running(running_mean, running_var, mean, var, n, momentum)
     return mean, var
 
 
 @torch.no_grad()
 def move_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, values: int, momentum: float
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, values: int | Tensor, momentum: float
 ) -> None:
     """Move the running statistics, in place, towards those of a batch with so many values per channel."""
     running_mean.lerp_(mean, momentum)

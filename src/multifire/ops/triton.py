@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.fused import Call, FusedOps, Gradients, in_order
+from multifire.ops.fused import Backend, Call, FusedOps, Gradients, in_order
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16)
@@ -64,8 +64,6 @@ def _power_of_2(n: int) -> int:
 
 def _forward_pass(call: Call, out: Tensor, state: Tensor | None) -> None:
     grid = _Grid(call)
-    if call.training:
-        _measure(call, grid)
     x = in_order(call.x, grid.order)
     factor = call.factor() if call.norm else None
     _kernels().forward[grid.tiles](
@@ -79,8 +77,11 @@ def _forward_pass(call: Call, out: Tensor, state: Tensor | None) -> None:
     )  # fmt: skip
 
 
-def _measure(call: Call, grid: "_Grid") -> None:
+def _measure(call: Call) -> None:
     """Fill the call's mean and variance with those of x, summed about each channel's first value."""
+    if call.x.shape[1] == 0:  # a process without a sample in this batch
+        return
+    grid = _Grid(call)
     x = in_order(call.x, grid.order)
     shift = call.x[0, 0, :, 0, 0].float().contiguous()
     programs = grid.programs(len(x), slots=0)
@@ -95,14 +96,16 @@ def _measure(call: Call, grid: "_Grid") -> None:
     call.var.copy_(((square - total * total / n) / n).clamp_min(0))
 
 
-def _backward_pass(call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients) -> None:
+def _backward_pass(
+    call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, sums: Tensor
+) -> tuple[Tensor, "_Grid", Tensor | None, Tensor]:
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
     factor = call.factor() if call.norm else None
     programs = grid.programs(call.timesteps, grid.slots)
     slot_size = grid.slots * _kernels().MOST_TILE
     scratch = x.new_empty(programs[0] * programs[1] * call.timesteps * slot_size, dtype=torch.float32)
-    sums, products = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
+    parts = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
     dy = grads.add_before
     if dy is None:  # dx takes its place in the end, but for a still x, whose time steps are added up first
         dy = torch.empty_like(grad_out, dtype=torch.float32) if call.shared else grads.x
@@ -111,7 +114,7 @@ def _backward_pass(call: Call, grad_out: Tensor, grad_state: Tensor | None, grad
         x, call.mean, factor, call.weight, call.bias, grid.place(call.add_before), grid.place(call.state),
         _thresholds(tuple(call.thresholds), grid.slots, x.device), grid.place(grad_out),
         grid.place(None if grad_state is None else grad_state.float()), scratch, dy_ordered, grads.state,
-        sums, products, call.decay, call.width, call.timesteps, grid.positions, grid.channels, grid.inner, grid.step,
+        parts[0], parts[1], call.decay, call.width, call.timesteps, grid.positions, grid.channels, grid.inner, grid.step,
         grid.x_stride,
         NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
         BEFORE=call.add_before is not None, STATE=call.state is not None, GRAD_STATE_OUT=grad_state is not None,
@@ -119,25 +122,29 @@ def _backward_pass(call: Call, grad_out: Tensor, grad_state: Tensor | None, grad
         SURROGATE=list(reference.SURROGATES).index(call.surrogate), THROUGH_RESET=not call.detach_reset,
         LEVELS=len(call.thresholds), SLOTS=grid.slots, SLOT_SIZE=slot_size, BLOCK_C=grid.block_c, **EXACT,
     )  # fmt: skip
-    total, product = sums.sum(0), products.sum(0)
+    if call.norm:
+        torch.sum(parts, 1, out=sums)
     if grads.weight is not None and factor is not None:
-        grads.weight.copy_(product * factor)
+        grads.weight.copy_(sums[1] * factor)
     if grads.bias is not None:
-        grads.bias.copy_(total)
-    _input_gradient(call, grid, x, factor, dy_ordered, total, product, grads.x)
+        grads.bias.copy_(sums[0])
+    if not call.training:
+        zeros = torch.zeros_like(sums)
+        _input_gradient(call, grads.x, zeros, 1.0, (x, grid, factor, dy_ordered))
+    return x, grid, factor, dy_ordered
+
+
+def _finish(
+    call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[Tensor, "_Grid", Tensor | None, Tensor]
+) -> None:
+    _input_gradient(call, grads.x, sums, values, left)
 
 
 def _input_gradient(
-    call: Call,
-    grid: "_Grid",
-    x: Tensor,
-    factor: Tensor | None,
-    dy: Tensor,
-    total: Tensor,
-    product: Tensor,
-    grad_x: Tensor,
+    call: Call, grad_x: Tensor, sums: Tensor, values: float, left: tuple[Tensor, "_Grid", Tensor | None, Tensor]
 ) -> None:
-    """Second pass: dx = γ·factor·(dy - Σdy/n - (x - μ)·Σdy(x - μ)/(n·σ·(σ + ε))), the last two in training alone."""
+    """Second pass: dx = γ·factor·(dy - Σdy/n - (x - μ)·Σdy(x - μ)/(n·σ·(σ + ε))); in evaluation the sums are zero."""
+    x, grid, factor, dy = left
     steps = call.timesteps if call.shared else 1  # of dy that fall on one value of x
     if call.shared:
         dy = dy.float().sum(0, keepdim=True)
@@ -146,13 +153,10 @@ def _input_gradient(
             in_order(grad_x, grid.order).copy_(dy)
         return
     slope = factor.double() * (1 if call.weight is None else call.weight)
-    offset, tilt = torch.zeros_like(slope), torch.zeros_like(slope)
-    if call.training:
-        n = call.timesteps * grid.positions
-        tiny = torch.finfo(torch.float32).tiny
-        std = call.var.clamp_min(tiny).sqrt().double()
-        offset = -steps * slope * total / n
-        tilt = torch.where(call.var < tiny, 0.0, -steps * slope * product / ((std + call.eps) * n * std))
+    tiny = torch.finfo(torch.float32).tiny
+    std = call.var.clamp_min(tiny).sqrt().double()
+    offset = -steps * slope * sums[0] / values
+    tilt = torch.where(call.var < tiny, 0.0, -steps * slope * sums[1] / ((std + call.eps) * values * std))
     _kernels().finish[grid.tiles](
         dy, x, call.mean, slope.float(), offset.float(), tilt.float(), grad_x,
         len(x), grid.positions, grid.channels, grid.inner, grid.step,
@@ -202,5 +206,5 @@ def _thresholds(thresholds: tuple[float, ...], slots: int, device: torch.device)
     return torch.tensor([*thresholds, *[float("inf")] * (slots - len(thresholds))], dtype=torch.float32, device=device)
 
 
-_ops = FusedOps("tdbn_mlf_triton", _forward_pass, _backward_pass, device_types=None)
+_ops = FusedOps("tdbn_mlf_triton", Backend(_measure, _forward_pass, _backward_pass, _finish), device_types=None)
 mlf, tdbn, tdbn_mlf = _ops.mlf, _ops.tdbn, _ops.tdbn_mlf

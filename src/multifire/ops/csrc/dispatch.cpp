@@ -54,6 +54,7 @@ bool multifire_use_isa(const char* name) {
 void multifire_stats(const multifire::Args* a) { multifire::chosen()->stats(*a); }
 void multifire_forward(const multifire::Args* a) { multifire::chosen()->forward(*a); }
 void multifire_backward(const multifire::Args* a) { multifire::chosen()->backward(*a); }
+void multifire_finish(const multifire::Args* a) { multifire::chosen()->finish(*a); }
 
 bool multifire_pack(const void* spikes, uint8_t* bytes, int64_t count, bool bf16, int64_t threads) {
   return multifire::chosen()->pack(spikes, bytes, count, bf16, threads);

@@ -608,15 +608,17 @@ inline void finish_tile(const S* dy, const S* x, S* dx, int64_t stride, int64_t 
 }
 
 template <class S>
-void finish(const Args& a, const Grid& g, const NormTables& norm, const Tensors<S>& s, const Sums& sums) {
-  const double n = static_cast<double>(a.timesteps) * a.outer * a.inner;
+void finish(const Args& a) {
+  const Grid g(a);
+  const NormTables norm(a, g);
+  const Tensors<S> s(a, g);
+  const double n = a.values;
   const double steps = a.shared_input ? static_cast<double>(a.timesteps) : 1;  // of dx that fall on one value of x
   const auto slope_of = [&](int64_t c) { return double{factor_of(a, c)} * (a.weight ? a.weight[c] : 1.0f); };
   const Table<float> slope(g, [&](int64_t c) { return static_cast<float>(slope_of(c)); });
   std::vector<float> offsets(a.channels), tilts(a.channels);
   for (int64_t c = 0; c < a.channels; ++c) {
-    double sum, product;
-    sums.of_channel(c, sum, product);
+    const double sum = a.sums[c], product = a.sums[a.channels + c];
     const double std = std_of(a, c);
     const bool constant = a.var[c] < std::numeric_limits<float>::min();
     offsets[c] = static_cast<float>(-steps * slope_of(c) * sum / n);
@@ -660,9 +662,8 @@ void backward_pass(const Args& a) {
       });
     });
   });
-  if (a.training) finish(a, g, tables, tensors, sums);
-  for (int64_t c = 0; c < a.channels && (a.grad_weight || a.grad_bias); ++c) {
-    double sum, product;
+  for (int64_t c = 0; c < a.channels && a.sums; ++c) {
+    double &sum = a.sums[c], &product = a.sums[a.channels + c];
     sums.of_channel(c, sum, product);
     if (a.grad_weight) a.grad_weight[c] = static_cast<float>(product * factor_of(a, c));
     if (a.grad_bias) a.grad_bias[c] = static_cast<float>(sum);
@@ -787,6 +788,7 @@ const Kernels kernels = {
     [](const Args& a) { a.bf16 ? stats<bf16>(a) : stats<float>(a); },
     [](const Args& a) { a.bf16 ? forward_any<bf16>(a) : forward_any<float>(a); },
     [](const Args& a) { a.bf16 ? backward_any<bf16>(a) : backward_any<float>(a); },
+    [](const Args& a) { a.bf16 ? finish<bf16>(a) : finish<float>(a); },
     [](const void* spikes, uint8_t* bytes, int64_t count, bool is_bf16, int64_t threads) {
       return is_bf16 ? pack(static_cast<const bf16*>(spikes), bytes, count, threads)
                      : pack(static_cast<const float*>(spikes), bytes, count, threads);

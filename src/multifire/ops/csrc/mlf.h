@@ -33,6 +33,8 @@ struct Args {
   void* grad_x;
   void* grad_add_before;
   float *grad_weight, *grad_bias, *grad_state;
+  double* sums;   // Σ dy and Σ dy·(x - μ) per channel: written by `backward`, read by `finish`; null: no norm
+  double values;  // per channel, which the mean and variance are of; read by `finish`
 };
 
 // One build of kernels.cpp, for one instruction set.
@@ -42,6 +44,7 @@ struct Kernels {
   void (*stats)(const Args&);
   void (*forward)(const Args&);
   void (*backward)(const Args&);
+  void (*finish)(const Args&);  // in training, after `backward`: from dy to the gradient of x
   bool (*pack)(const void* spikes, uint8_t* bytes, int64_t count, bool bf16, int64_t threads);
   void (*unpack)(const uint8_t* bytes, void* spikes, int64_t count, bool bf16, int64_t threads);
 };
