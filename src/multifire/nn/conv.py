@@ -39,7 +39,8 @@ class SpikeConv2d(nn.Conv2d):
 def _pick_pixels(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     """The pixels that a strided 1×1 convolution reads.
 
-    With fewer than 8 channels, torch 2.13's own way to the weights' gradient there writes past its memory (oneDNN, AVX2).
+    Left to itself, torch 2.13 writes past its memory on the way to the weights' gradient, where there are fewer than 8
+    channels (oneDNN on AVX2).
     """
     last = x.is_contiguous(memory_format=torch.channels_last)
     order = torch.channels_last if last else torch.contiguous_format

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes; each one's loss depends on each one's summand, so the gradient is a sum over processes too."""
+    """Sum over processes; every process's loss depends on every summand, so the gradient is such a sum too."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def pool_statistics(mean: Tensor, var: Tensor, values: Tensor) -> None:
 
 
 def pool_sums(sums: Tensor, values: float) -> float:
-    """Turn the sums [2, C] into those of all processes, in place; the number of values per channel that they are over."""
+    """Turn the sums [2, C] into those of all processes, in place; how many values per channel they are over."""
     both = torch.cat([sums.flatten(), sums.new_tensor([values])])
     dist.all_reduce(both)
     sums.copy_(both[:-1].view_as(sums))

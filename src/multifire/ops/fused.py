@@ -1,7 +1,7 @@
 """What the fused backends share: a custom op each, its shapes while tracing, its gradients, and the functions over it.
 
-A backend brings four functions that fill tensors, see `Backend`; between them statistics are summed over the processes of
-a group, where a call asks for it. What they compute is defined in reference.py.
+A backend brings four functions that fill tensors, see `Backend`; between them statistics are summed over processes,
+where a call asks for it. What they compute is defined in reference.py.
 
 Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
 """
