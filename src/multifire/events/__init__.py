@@ -58,7 +58,8 @@ def _open(file: BinaryIO, name: str, sensor_size: tuple[int, int] | None, own: B
         aedat.read_header(stream)
         return Recording(name, "aedat2", aedat.DVS128, aedat.read_aedat2(stream), own)
     if head.startswith(b"#!AER-DAT3.1"):
-        size = sensor_size or aedat.sensor_of(aedat.read_header(stream))
+        said = aedat.sensor_of(aedat.read_header(stream))
+        size = sensor_size or said
         recording = Recording(name, "aedat3.1", size, iter(()), own)
         recording._packed = aedat.read_aedat31(stream, recording.raster)
         return recording
