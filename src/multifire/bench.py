@@ -40,8 +40,9 @@ class Network:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
         )
-        image = torch.randn(optim.batch_size, cfg.model.in_channels, info.size, info.size, device=device)
-        self.x_TNCHW = image.expand(cfg.data.timesteps, *image.shape)
+        shape = (optim.batch_size, cfg.model.in_channels, *[cfg.data.frame_size if info.events else info.size] * 2)
+        steps = cfg.data.timesteps if info.events else 1  # an image stands still
+        self.x_TNCHW = torch.randn(steps, *shape, device=device).expand(cfg.data.timesteps, *shape)
         self.y = torch.randint(0, cfg.model.num_classes, (optim.batch_size,), device=device)
 
     def step(self) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 from rich.table import Table
 
 from multifire import __version__
-from multifire.config import RunConfig, nearest, parse_model_name, unknown
+from multifire.config import DataConfig, RunConfig, nearest, parse_model_name, unknown
 from multifire.progress import CONSOLE, Bar
 from multifire.recipes import RECIPES, count_parameters, get_recipe
 
@@ -83,6 +83,7 @@ def _parser() -> _Parser:
 
     demo = commands.add_parser("demo", help="train on the embedded digits; nothing to download, a few minutes")
     demo.add_argument("--out", type=Path, help="run folder (default: runs/demo-DATE-TIME)")
+    demo.add_argument("--events", action="store_true", help="see the digits as an event camera would (simulated)")
     demo.set_defaults(run=_demo)
 
     commands.add_parser("train", help="train a recipe, with overrides", add_help=False)
@@ -100,7 +101,7 @@ def _parser() -> _Parser:
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(run=_recipes)
 
-    data = commands.add_parser("data", help="list and download data sets")
+    data = commands.add_parser("data", help="list, download, prepare and look at data sets")
     data_commands = data.add_subparsers(metavar="command", required=True)
     listing = data_commands.add_parser("list", help="list the data sets")
     listing.set_defaults(run=_data_list)
@@ -108,7 +109,56 @@ def _parser() -> _Parser:
     download.add_argument("name", help="data set; see `multifire data list`")
     download.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
     download.set_defaults(run=_data_download)
+    prepare = data_commands.add_parser("prepare", help="cut event recordings into frames; resumes where it stopped")
+    _add_frame_options(prepare)
+    prepare.add_argument("--source", type=Path, help="archive or folder with the recordings (default: ROOT/NAME)")
+    prepare.add_argument("--rebuild", action="store_true", help="throw away what is there, and start anew")
+    prepare.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    prepare.set_defaults(run=_data_prepare)
+    info = data_commands.add_parser("info", help="counts and event rates of prepared frames; a picture of them")
+    _add_frame_options(info)
+    info.set_defaults(run=_data_info)
+    show = data_commands.add_parser("show", help="save a prepared sample as an animated picture")
+    _add_frame_options(show)
+    show.add_argument("index", type=int, help="number of the sample in its split; the first is 0")
+    show.add_argument("--split", choices=("train", "test"), metavar="split", default="train", help="train or test")
+    show.add_argument("--out", type=Path, help="file that ends in .gif or .png (default: NAME-SPLIT-INDEX.gif)")
+    show.set_defaults(run=_data_show)
     return parser
+
+
+def _add_frame_options(parser: argparse.ArgumentParser) -> None:
+    """A data set of events, and what of its recipe's DataConfig decides which cache is meant."""
+    parser.add_argument("name", help="data set of events; see `multifire data list`")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (default: data)")
+    frames = parser.add_argument_group("frames", "by default as the recipe of the same name has them")
+    frames.add_argument("--timesteps", type=int, help="frames of a sample")
+    frames.add_argument("--frame-size", type=int, help="height and width of a frame")
+    frames.add_argument("--bin-factor", type=float, help="pixels to a cell (default: sensor's size over the frame's)")
+    frames.add_argument("--slicing", choices=("duration", "time", "count"), metavar="slicing",
+                        help="duration (from the first event on), or equal shares of time or count")  # fmt: skip
+    frames.add_argument("--duration-us", type=int, help="length of a frame in µs, where slicing is by duration")
+    frames.add_argument("--binary", action="store_const", const=True, help="whether there was an event, not how many")
+    frames.add_argument("--split-seed", type=int, help="cifar10-dvs: draw the training recordings by this seed")
+
+
+def _data_config(args: argparse.Namespace) -> DataConfig:
+    """The recipe's DataConfig with what the command line says."""
+    from multifire.datasets import get_info
+
+    if not get_info(args.name).events:
+        raise ValueError(f"{args.name} holds images, which need no preparation; event sets: {', '.join(_event_sets())}")
+    names = ("timesteps", "frame_size", "bin_factor", "slicing", "duration_us", "binary", "split_seed")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    recipe = get_recipe(args.name)
+    cfg = dataclasses.replace(recipe.data, root=str(args.root), **given)
+    return dataclasses.replace(recipe, data=cfg).data  # which checks the values
+
+
+def _event_sets() -> list[str]:
+    from multifire.datasets import DATASETS
+
+    return [name for name, info in DATASETS.items() if info.events]
 
 
 def _set_up_log() -> None:
@@ -122,7 +172,7 @@ def _set_up_log() -> None:
 
 def _demo(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    return _run_training(get_recipe("digits"), out, resume=False)
+    return _run_training(get_recipe("digits-dvs" if args.events else "digits"), out, resume=False)
 
 
 def _train(rest: Sequence[str]) -> int:
@@ -209,8 +259,12 @@ def _print_bench(figures: dict[str, Any]) -> None:
 
 
 def _run_training(cfg: RunConfig, out: Path, resume: bool) -> int:
+    from multifire.datasets import get_info
     from multifire.train import Interrupted, train
 
+    info = get_info(cfg.data.name)
+    if info.events:
+        _prepare(cfg.data)
     try:
         summary = train(cfg, out, resume)
     except Interrupted as stopped:
@@ -218,8 +272,64 @@ def _run_training(cfg: RunConfig, out: Path, resume: bool) -> int:
         return INTERRUPTED
     print(
         f"held-out accuracy {100 * summary['test_accuracy']:.2f} % ({summary['test_accuracy_of']} checkpoint), "
-        f"{summary['images_per_second']:,.0f} images/s; run in {out}"
+        f"{summary['images_per_second']:,.0f} {'samples' if info.events else 'images'}/s; run in {out}"
     )
+    if info.simulated:
+        print("the events were simulated from images: no camera saw them")
+    return 0
+
+
+def _prepare(cfg: DataConfig, **options: Any) -> Path:
+    """The cache of these frames, made where it is not there, with a bar."""
+    from multifire.datasets.prepare import prepare
+
+    with contextlib.ExitStack() as stack:
+        bars: list[Bar] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(Bar(f"preparing {cfg.name}", total, done)))
+            bars[0].update(done, f"{done:,} of {total:,} recordings")
+
+        return prepare(cfg, Path(cfg.root), on_progress=show, **options)
+
+
+def _data_prepare(args: argparse.Namespace) -> int:
+    cfg = _data_config(args)
+    folder = _prepare(cfg, source=args.source, rebuild=args.rebuild, workers=args.workers)
+    return _print_info(cfg, folder)
+
+
+def _data_info(args: argparse.Namespace) -> int:
+    from multifire.datasets.cache import cache_folder
+
+    cfg = _data_config(args)
+    return _print_info(cfg, cache_folder(cfg, args.root))
+
+
+def _print_info(cfg: DataConfig, folder: Path) -> int:
+    from multifire.datasets.look import contact_sheet, describe
+
+    figures = describe(cfg, folder)
+    table = Table("class", title=f"{cfg.name}{' (simulated)' * figures.simulated}: {figures.frames}")
+    for column in ("train", "test", "events", "events/s"):
+        table.add_column(column, justify="right")
+    for row in figures.rows:
+        table.add_row(row.name, *(f"{value:,.0f}" for value in (row.train, row.test, row.events, row.rate)))
+    CONSOLE.print(table)
+    for line in figures.lines:
+        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+    print(f"{cfg.name}: {figures.train:,} training and {figures.test:,} test samples in {folder}")
+    print(f"picture of them: {contact_sheet(cfg, folder)}")
+    return 0
+
+
+def _data_show(args: argparse.Namespace) -> int:
+    from multifire.datasets.look import animate
+
+    cfg = _data_config(args)
+    out = args.out or Path(f"{args.name}-{args.split}-{args.index}.gif")
+    print(f"{animate(cfg, args.split, args.index, out)}; written to {out}")
     return 0
 
 
@@ -257,14 +367,15 @@ def _recipes(args: argparse.Namespace) -> int:
 def _data_list(args: argparse.Namespace) -> int:
     from multifire.datasets import DATASETS
 
-    table = Table("data set", "about", title="multifire data download NAME")
-    for column in ("train", "test", "image", "download"):
+    table = Table("data set", "about", title="multifire data download NAME; multifire data prepare NAME")
+    for column in ("train", "test", "shape", "download"):
         table.add_column(column, justify="right")
     for name, info in DATASETS.items():
         size = sum(download.size for download in info.downloads)
         train, test = (f"{count:,}" for count in info.published_sizes)
-        shape = f"{info.channels}×{info.size}×{info.size}"
-        table.add_row(name, info.about, train, test, shape, f"{size / 1e6:.0f} MB" if size else "embedded")
+        shape = f"{'T×' * info.events}{info.channels}×{info.size}×{info.size}"
+        how = f"{size / 1e6:,.0f} MB" if size else "by hand" if info.fetch else "embedded"
+        table.add_row(name, info.about, train, test, shape, how)
     CONSOLE.print(table)
     return 0
 

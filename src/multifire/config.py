@@ -19,15 +19,37 @@ class DataConfig:
     root: str = "data"
     """Folder that holds the data sets, each in a folder of its own name."""
     timesteps: int = 4
-    """T: how many times an image is shown to the network."""
+    """T: how many times an image is shown to the network, or into how many frames a recording is cut."""
     validation: float = 0.0
     """Share of the training set held out to choose the best checkpoint, 0 <= share < 1."""
     crop_padding: int = 0
     """Random crop after padding with this many black pixels on every side; 0 turns it off."""
     flip: bool = False
-    """Random horizontal flip."""
+    """Random horizontal flip; a label follows where the mirror image is of another class (a left hand's wave)."""
     limit: int | None = None
     """Use only the first so many training images of the (seeded) order; for trying things out."""
+    frame_size: int = 32
+    """Events: height and width of a frame, to which the sensor's pixels are binned."""
+    bin_factor: float | None = None
+    """Events: pixels to a cell of a frame, which need not be whole; by default the sensor's size over the frame's."""
+    slicing: Literal["duration", "time", "count"] = "duration"
+    """Events: frames of duration_us from the first event on, of equal time, or of equally many events."""
+    duration_us: int = 30_000
+    """Events: length of a frame in µs, where slicing is by duration."""
+    binary: bool = False
+    """Events: whether a cell of a frame saw an event, 0 or 1, in place of how many."""
+    split_seed: int | None = None
+    """CIFAR10-DVS: draw each class's training recordings by this seed; by default they are its first 900."""
+    roll: int = 0
+    """Events: shift by up to so many pixels in both directions; what leaves on one side comes in on the other."""
+    rotation: float = 0.0
+    """Events: turn by up to so many degrees, either way."""
+    cutout: int = 0
+    """Events: blank a square with sides of up to so many pixels, in every frame of a sample."""
+    swap_polarity: float = 0.0
+    """Events: share of the samples whose ON and OFF events are exchanged."""
+    time_jitter: int = 0
+    """Events: move a sample by up to so many frames in time, either way; empty frames follow."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,14 @@ class RunConfig:
         _require(0 <= data.validation < 1, "data.validation", data.validation, "0 <= share < 1")
         _require(data.crop_padding >= 0, "data.crop_padding", data.crop_padding, "at least 0")
         _require(data.limit is None or data.limit >= 1, "data.limit", data.limit, "at least 1")
+        _require(data.frame_size >= 1, "data.frame_size", data.frame_size, "at least 1")
+        _require(data.bin_factor is None or data.bin_factor > 0, "data.bin_factor", data.bin_factor, "above 0")
+        _require(data.duration_us >= 1, "data.duration_us", data.duration_us, "at least 1")
+        _require(data.split_seed is None or data.split_seed >= 0, "data.split_seed", data.split_seed, "at least 0")
+        for name in ("roll", "rotation", "cutout", "time_jitter"):
+            _require(getattr(data, name) >= 0, f"data.{name}", getattr(data, name), "at least 0")
+        _require(data.rotation <= 180, "data.rotation", data.rotation, "at most 180 degrees")
+        _require(0 <= data.swap_polarity <= 1, "data.swap_polarity", data.swap_polarity, "0 <= share <= 1")
         parse_model_name(model.name)
         _require(model.levels >= 1, "model.levels", model.levels, "at least 1")
         _require(model.width >= 1, "model.width", model.width, "at least 1")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from multifire import datasets
 from multifire.checkpoint import load_model
-from multifire.datasets.loader import Batches
+from multifire.datasets.loader import Batches, EventBatches, make_batches
 from multifire.nn import SpikingResNet
 from multifire.progress import Bar
 from multifire.runs import RunFolder
@@ -33,7 +33,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: SpikingResNet,
-    batches: Batches,
+    batches: Batches | EventBatches,
     precision: str = "fp32",
     on_batch: Callable[[], None] | None = None,
 ) -> Evaluation:
@@ -83,11 +83,10 @@ def evaluate_run(
     target = pick_device(device)
     which = which or run.headline()
     model, cfg = load_model(run.checkpoint(which))
-    data = datasets.load(cfg.data.name, cfg.data.root if root is None else root)
-    batches = Batches(
-        data.test, batch_size=cfg.eval_batch_size if batch_size is None else batch_size, timesteps=cfg.data.timesteps,
-        mean=data.info.mean, std=data.info.std, device=target, shuffle=False,
-    )  # fmt: skip
+    root = cfg.data.root if root is None else root
+    data = datasets.load(cfg.data.name, root, cfg.data)
+    size = cfg.eval_batch_size if batch_size is None else batch_size
+    batches = make_batches(data.test, data.info, cfg.data, batch_size=size, device=target, shuffle=False)
     with Bar("evaluating", len(batches)) as bar:
         scored = evaluate(model.to(target), batches, cfg.precision, bar.advance)
     figures = {"checkpoint": which, "classes": data.info.classes, **asdict(scored), "machine": describe_machine(target)}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from multifire import datasets, ops
 from multifire.checkpoint import Checkpoint, Position, check_keys, load_checkpoint, load_weights, save_checkpoint
-from multifire.config import OptimConfig, RunConfig
-from multifire.datasets.loader import Batches
+from multifire.config import DataConfig, OptimConfig, RunConfig
+from multifire.datasets.loader import Batches, EventBatches, make_batches
 from multifire.evaluate import Evaluation, evaluate
 from multifire.nn import SpikingResNet, model_from_config
 from multifire.progress import Bar, format_seconds
@@ -57,31 +57,23 @@ def train(cfg: RunConfig, out: Path, resume: bool = False) -> dict[str, Any]:
     return summarise(run, cfg, model, batches, position)
 
 
-def load_batches(cfg: RunConfig, device: torch.device) -> dict[str, Batches]:
+def load_batches(cfg: RunConfig, device: torch.device) -> dict[str, Batches | EventBatches]:
     """Batches to "train" on, to "choose" the best epoch by (validation if there is one, else test), and to "test"."""
-    data = datasets.load(cfg.data.name, cfg.data.root)
+    data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
     check_fits(cfg, data)
     training, choosing = data.train, data.test
     if cfg.data.validation:
         training, choosing = datasets.hold_out(data.train, cfg.data.validation, cfg.seed)
     if cfg.data.limit:
         training = datasets.take(training, cfg.data.limit, cfg.seed)
-    shared: dict[str, Any] = {
-        "timesteps": cfg.data.timesteps,
-        "mean": data.info.mean,
-        "std": data.info.std,
-        "device": device,
-        "seed": cfg.seed,
-    }
-    scoring = {**shared, "batch_size": cfg.eval_batch_size, "shuffle": False}
+    scoring: dict[str, Any] = {"batch_size": cfg.eval_batch_size, "device": device, "shuffle": False}
     return {
-        "train": Batches(
-            training, batch_size=cfg.optim.batch_size, shuffle=True,
-            crop_padding=cfg.data.crop_padding, flip=cfg.data.flip, **shared,
+        "train": make_batches(
+            training, data.info, cfg.data, batch_size=cfg.optim.batch_size, device=device, shuffle=True, seed=cfg.seed
         ),
-        "choose": Batches(choosing, **scoring),
-        "test": Batches(data.test, **scoring),
-    }  # fmt: skip
+        "choose": make_batches(choosing, data.info, cfg.data, **scoring),
+        "test": make_batches(data.test, data.info, cfg.data, **scoring),
+    }
 
 
 def check_fits(cfg: RunConfig, data: datasets.Dataset) -> None:
@@ -91,6 +83,12 @@ def check_fits(cfg: RunConfig, data: datasets.Dataset) -> None:
     ):
         if found != expected:
             raise ValueError(f"{field} is {found}, but {data.name} has {expected}; give --{field} {expected}")
+    usual = DataConfig()
+    others = ("crop_padding",) if data.info.events else ("roll", "rotation", "cutout", "swap_polarity", "time_jitter")
+    for name in others:
+        if getattr(cfg.data, name) != getattr(usual, name):
+            kind = "events" if data.info.events else "images"
+            raise ValueError(f"data.{name} is {getattr(cfg.data, name)}, but {data.name} holds {kind}; leave it out")
     if cfg.data.crop_padding > data.info.size:
         raise ValueError(f"data.crop_padding is {cfg.data.crop_padding}, expected at most the image's {data.info.size}")
 
@@ -116,7 +114,7 @@ def restore(run: RunFolder, model: SpikingResNet, optimizer: torch.optim.Optimiz
 def train_epoch(
     model: SpikingResNet,
     optimizer: torch.optim.Optimizer,
-    batches: Batches,
+    batches: Batches | EventBatches,
     cfg: RunConfig,
     position: Position,
     bar: Bar,
@@ -286,7 +284,7 @@ def snapshot(
 
 
 def summarise(
-    run: RunFolder, cfg: RunConfig, model: SpikingResNet, batches: dict[str, Batches], position: Position
+    run: RunFolder, cfg: RunConfig, model: SpikingResNet, batches: dict[str, Batches | EventBatches], position: Position
 ) -> dict[str, Any]:
     """Score the finished network on the test set, and write summary.json.
 

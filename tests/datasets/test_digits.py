@@ -55,12 +55,14 @@ def test_mean_and_std_are_near_those_of_mnist(digits):
 
 def test_what_is_known_of_each_data_set_fits_together():
     for info in datasets.DATASETS.values():
-        assert len(info.mean) == len(info.std) == info.channels
-        assert len(set(info.classes)) == 10
+        assert len(info.mean) == len(info.std) == (0 if info.events else info.channels)
+        assert len(set(info.classes)) == len(info.classes) >= 10
+        assert sorted(info.mirror) in ([], list(range(len(info.classes))))
+        assert not (info.fetch and info.downloads)
         for item in info.downloads:
             algorithm, _, digest = item.checksum.partition(":")
             assert len(digest) == {"sha256": 64, "md5": 32}[algorithm]
-            assert item.url.endswith("/" + item.filename)
+            assert item.url.endswith("/" + item.filename) or "figshare.com/files/" in item.url
             assert item.url.startswith(("https://", "http://"))
 
 
@@ -94,7 +96,7 @@ def test_hold_out_is_fixed_by_the_seed(digits):
 @pytest.mark.parametrize(("share", "side", "change"), [(0.001, "validation", "larger"), (0.999, "training", "smaller")])
 def test_hold_out_refuses_an_empty_side(digits, share, side, change):
     small = digits.test.pick(np.arange(100))
-    with pytest.raises(ValueError, match=f"of 100 images leaves none for {side}; choose a {change} share"):
+    with pytest.raises(ValueError, match=f"of 100 samples leaves none for {side}; choose a {change} share"):
         datasets.hold_out(small, share, seed=0)
 
 

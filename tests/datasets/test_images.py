@@ -92,7 +92,7 @@ def test_cifar_batches_in_a_folder(tmp_path, batches, inside, caplog):
     with caplog.at_level(logging.WARNING, logger="multifire"):
         check_cifar(datasets.load("cifar10", tmp_path), batches)
     assert caplog.messages == [
-        "cifar10 holds 20 training and 7 test images; the published data set has 50,000 and 10,000"
+        "cifar10 holds 20 training and 7 test samples; the published data set has 50,000 and 10,000"
     ]
 
 
@@ -300,7 +300,9 @@ def test_idx_files(tmp_path, packed, inside, caplog):
         assert np.array_equal(split.images, pixels)
         assert split.images.flags.writeable
         assert split.labels.tolist() == list(files[names[1]][8:])
-    assert caplog.messages == ["mnist holds 6 training and 4 test images; the published data set has 60,000 and 10,000"]
+    assert caplog.messages == [
+        "mnist holds 6 training and 4 test samples; the published data set has 60,000 and 10,000"
+    ]
 
 
 def test_the_folder_of_one_data_set_is_not_read_as_another(tmp_path):

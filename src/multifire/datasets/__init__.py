@@ -3,9 +3,10 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from multifire.config import unknown
+from multifire.config import DataConfig, unknown
+from multifire.recipes import get_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,6 +15,20 @@ log = logging.getLogger("multifire")
 
 DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+GESTURE_NAMES = (
+    "hand clapping",
+    "right hand wave",
+    "left hand wave",
+    "right arm clockwise",
+    "right arm counter-clockwise",
+    "left arm clockwise",
+    "left arm counter-clockwise",
+    "arm roll",
+    "air drums",
+    "air guitar",
+    "other",
+)
+GESTURE_MIRROR = (0, 2, 1, 6, 5, 4, 3, 7, 8, 9, 10)
 FASHION_NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
@@ -36,16 +51,24 @@ class DatasetInfo:
     about: str
     channels: int
     size: int
-    """Height and width of an image, in pixels."""
+    """Height and width of an image or a sensor, in pixels."""
     classes: tuple[str, ...]
     mean: tuple[float, ...]
-    """Mean of each channel over the training images, with pixels in 0..1."""
+    """Mean of each channel over the training images, with pixels in 0..1; none for events, whose counts stay counts."""
     std: tuple[float, ...]
     """Standard deviation of each channel, likewise."""
     published_sizes: tuple[int, int]
-    """Training and test images."""
+    """Training and test samples."""
     downloads: tuple[Download, ...] = ()
-    """Empty where the data set is embedded in the package."""
+    """Empty where the data set is embedded in the package, or where `fetch` says how to get it."""
+    fetch: str = ""
+    """Where a person gets the files that no program may download, and where to put them."""
+    events: bool = False
+    """Recordings of an event camera, whose sensor has size × size pixels; channels are OFF and ON."""
+    simulated: bool = False
+    """No camera saw this: events are computed from images."""
+    mirror: tuple[int, ...] = ()
+    """The class that the mirror image of each class belongs to; empty where it is the class itself."""
 
 
 def _idx_downloads(base_url: str, sizes_and_md5s: dict[str, tuple[int, str]]) -> tuple[Download, ...]:
@@ -118,6 +141,66 @@ DATASETS: dict[str, DatasetInfo] = {
             },
         ),
     ),
+    "dvs-gesture": DatasetInfo(
+        about="DVS128 Gesture: eleven gestures of 29 people under three lights, DVS128 camera",
+        channels=2,
+        size=128,
+        classes=GESTURE_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(1_176, 288),
+        fetch="IBM asks who downloads it: get DvsGesture.tar.gz (about 3 GB) from "
+        "https://research.ibm.com/interactive/dvsgesture/",
+        events=True,
+        mirror=GESTURE_MIRROR,
+    ),
+    "cifar10-dvs": DatasetInfo(
+        about="CIFAR10-DVS: 10,000 CIFAR-10 images moved before a DVS128 camera",
+        channels=2,
+        size=128,
+        classes=CIFAR10_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(9_000, 1_000),
+        downloads=tuple(
+            Download(f"https://ndownloader.figshare.com/files/{number}", f"{name}.zip", size, f"md5:{md5}")
+            for name, number, size, md5 in (
+                ("airplane", 7712788, 747_054_427, "0afd5c4bf9ae06af762a77b180354fdd"),
+                ("automobile", 7712791, 970_159_102, "8438dfeba3bc970c94962d995b1b9bdd"),
+                ("bird", 7712794, 760_766_288, "a9c207c91c55b9dc2002dc21c684d785"),
+                ("cat", 7712812, 843_271_197, "52c63c677c2b15fa5146a8daf4d56687"),
+                ("deer", 7712815, 778_283_422, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
+                ("dog", 7712818, 844_609_875, "f379ebdf6703d16e0a690782e62639c3"),
+                ("frog", 7712842, 818_824_848, "cad6ed91214b1c7388a5f6ee56d08803"),
+                ("horse", 7712851, 929_265_395, "e7cbbf77bec584ffbf913f00e682782a"),
+                ("ship", 7712836, 742_404_857, "41c7bd7d6b251be82557c6cce9a7d5c9"),
+                ("truck", 7712839, 950_111_954, "89f3922fd147d9aeff89e76a2b0b70a7"),
+            )
+        ),
+        events=True,
+    ),
+    "nmnist": DatasetInfo(
+        about="N-MNIST: MNIST before an ATIS camera that makes three saccades",
+        channels=2,
+        size=34,
+        classes=DIGIT_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(60_000, 10_000),
+        fetch="get Train.zip and Test.zip (1.2 GB, CC BY-SA 4.0) from https://data.mendeley.com/datasets/468j46mzdv",
+        events=True,
+    ),
+    "digits-dvs": DatasetInfo(
+        about="simulated: saccades over the embedded digits",
+        channels=2,
+        size=34,
+        classes=DIGIT_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(4_000, 1_000),
+        events=True,
+        simulated=True,
+    ),
 }
 
 
@@ -142,14 +225,46 @@ class Split:
         return Split(self.images[index], self.labels[index])
 
 
+@dataclass(frozen=True, eq=False)
+class EventSplit:
+    """Recordings as frames, memory-mapped: a split is a choice of rows, and copies none."""
+
+    frames: "np.ndarray"
+    """uint8 [all, T, 2, H, W]: events of each polarity (OFF, ON) in each cell, 255 where there were more."""
+    labels: "np.ndarray"
+    """int64 [N]."""
+    names: "np.ndarray"
+    """Name of each sample [N]: its recording and, where that holds several, its number there."""
+    rows: "np.ndarray"
+    """Where in `frames` each sample is, int64 [N]."""
+
+    def __post_init__(self):
+        assert self.frames.ndim == 5
+        assert self.frames.dtype == "uint8"
+        assert self.labels.dtype == "int64"
+        assert self.labels.shape == self.names.shape == self.rows.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pick(self, index: "np.ndarray") -> "EventSplit":
+        """The samples that `index` (positions, or a mask) names."""
+        return EventSplit(self.frames, self.labels[index], self.names[index], self.rows[index])
+
+
+AnySplit = TypeVar("AnySplit", Split, EventSplit)
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory."""
+    """A data set in memory, or mapped into it."""
 
     name: str
     info: DatasetInfo
-    train: Split
-    test: Split
+    train: Any
+    """A Split, or an EventSplit where `info.events`."""
+    test: Any
+    """Likewise."""
 
 
 def get_info(name: str) -> DatasetInfo:
@@ -163,30 +278,36 @@ def get_info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def load(name: str, root: str | Path = "data") -> Dataset:
-    """Read a data set from `root/name`, or from `root` itself where that holds its files.
+def load(name: str, root: str | Path = "data", cfg: DataConfig | None = None) -> Dataset:
+    """Read a data set from `root/name`, or from `root` itself where that holds its files; map prepared events.
 
     Args:
         name: one of DATASETS.
         root: folder of the data sets; an embedded one needs none.
+        cfg: how recordings are cut into frames (default: as the recipe of the same name does); images need none.
 
     Raises:
         ValueError: no such data set, or a file of it is damaged; names the file and what is wrong with it.
-        FileNotFoundError: its files are missing or half-downloaded; says where it looked and how to get them.
+        FileNotFoundError: its files are missing, half-downloaded or not prepared; says where it looked and what to do.
     """
     info = get_info(name)
-    from multifire.datasets import images
+    if info.events:
+        from multifire.datasets import cache
 
-    train, test = (Split(*arrays) for arrays in images.read(name, info, Path(root)))
+        train, test = cache.load(name, Path(root), cfg or get_recipe(name).data)
+    else:
+        from multifire.datasets import images
+
+        train, test = (Split(*arrays) for arrays in images.read(name, info, Path(root)))
     if (len(train), len(test)) != info.published_sizes:
         log.warning(
-            "%s holds %s training and %s test images; the published data set has %s and %s",
+            "%s holds %s training and %s test samples; the published data set has %s and %s",
             name, *(f"{count:,}" for count in (len(train), len(test), *info.published_sizes)),
         )  # fmt: skip
     return Dataset(name, info, train, test)
 
 
-def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+def hold_out(split: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
     """Split off the same share of every class, chosen by `seed`: (training, validation), each in its old order.
 
     Raises:
@@ -204,13 +325,13 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     if held.all() or not held.any():
         side, change = ("training", "smaller") if held.all() else ("validation", "larger")
         raise ValueError(
-            f"holding out a share of {share} of each class of {len(split):,} images leaves none for {side}; "
+            f"holding out a share of {share} of each class of {len(split):,} samples leaves none for {side}; "
             f"choose a {change} share"
         )
     return split.pick(~held), split.pick(held)
 
 
-def take(split: Split, limit: int, seed: int) -> Split:
+def take(split: AnySplit, limit: int, seed: int) -> AnySplit:
     """The first `limit` samples of an order that `seed` fixes, or all where there are fewer.
 
     Raises:

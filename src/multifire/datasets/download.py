@@ -30,10 +30,12 @@ def download(name: str, root: str | Path, on_progress: Progress | None = None) -
         ValueError: no such data set, an embedded one, or a file that is not the published one (size, checksum).
         OSError: the network, the server or the disk failed; what has arrived is kept.
     """
-    items = get_info(name).downloads
+    info, folder = get_info(name), Path(root) / name
+    items = info.downloads
+    if info.fetch:
+        raise ValueError(f"{name} cannot be downloaded by a program: {info.fetch}, and put it into {folder}")
     if not items:
         raise ValueError(f"{name} is embedded; nothing to download")
-    folder = Path(root) / name
     missing = [item for item in items if not _is_complete(item, folder)]
     folder.mkdir(parents=True, exist_ok=True)
     _check_space(folder, sum(max(item.size - _size(_part(item, folder)), 0) for item in missing))

@@ -4,12 +4,8 @@ Bad input ends in a ValueError or FileNotFoundError that names the file. Nothing
 nothing is inflated beyond what a sound file can hold.
 """
 
-import contextlib
-import gzip
 import io
-import re
 import shlex
-import zlib
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -17,13 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from multifire.datasets import DATASETS, DatasetInfo
+from multifire.datasets.archives import AGAIN, TAR_BLOCK, open_unpacked, tar_header
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images [N, C, H, W] uint8 and labels [N] int64."""
 Layout = tuple[tuple[str, ...], ...]
 """Files that make up a data set; for each, the names that it may have."""
-
-AGAIN = "delete it and download it again"
 
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_TEST = "test_batch.bin"
@@ -47,7 +42,6 @@ MAX_MEMBER = 64 << 20
 MAX_ARCHIVE = 512 << 20
 MAX_IDX = 256 << 20
 DEFLATE_RATIO = 1032  # deflate's best: no file can inflate to more than this many times its size
-TAR_BLOCK = 512
 
 
 def read(name: str, info: DatasetInfo, root: Path) -> tuple[Arrays, Arrays]:
@@ -183,7 +177,7 @@ def read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
         ValueError: damaged, absurdly large, or a wanted file is missing or there twice.
     """
     found: dict[str, bytes] = {}
-    with _open_unpacked(path) as stream:
+    with open_unpacked(path) as stream:
         for name, content in _tar_files(stream, path):
             if name in found:
                 raise ValueError(f"{path}: holds {name} twice; {AGAIN}")
@@ -199,7 +193,7 @@ def _tar_files(stream: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, byt
     """Base name and content of each regular file, up to and including the end of the stream."""
     total = 0
     while (header := stream.read(TAR_BLOCK)) not in (b"", bytes(TAR_BLOCK)):
-        name, kind, size = _tar_header(header, path)
+        name, kind, size = tar_header(header, path)
         if kind in b"123456":  # links, devices, folders: no content follows, whatever size they claim
             size = 0
         padded = size + -size % TAR_BLOCK
@@ -219,16 +213,6 @@ def _bounded(total: int, path: Path) -> int:
     if total > MAX_ARCHIVE:
         raise ValueError(f"{path}: unpacks to more than {MAX_ARCHIVE:,} bytes, too many for CIFAR-10; {AGAIN}")
     return total
-
-
-def _tar_header(header: bytes, path: Path) -> tuple[str, bytes, int]:
-    """Name, kind and size of the member that the header announces."""
-    size, checksum = (re.fullmatch(rb"[ \0]*([0-7]*)[ \0]*", field) for field in (header[124:136], header[148:156]))
-    expected = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    if len(header) < TAR_BLOCK or not size or not checksum or int(checksum[1] or b"0", 8) != expected:
-        raise ValueError(f"{path}: damaged, or no tar archive; {AGAIN}")
-    name = header[:100].partition(b"\0")[0].decode("utf-8", "replace")
-    return name, header[156:157], int(size[1] or b"0", 8)
 
 
 def read_idx_pair(images: Path, labels: Path, *, size: int, classes: int) -> Arrays:
@@ -256,7 +240,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         ValueError: another magic number or shape, no item, or more or fewer bytes than the header says.
     """
     magic = bytes((0, 0, 8, 1 + len(shape)))
-    with _open_unpacked(path) as stream:
+    with open_unpacked(path) as stream:
         header = stream.read(len(magic) + 4 * magic[-1])
         if header[:4] != magic[: len(header)]:
             raise ValueError(
@@ -277,15 +261,3 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         found = f"goes on after {count:,}" if len(data) > count else f"cut short: {len(data):,} of {count:,}"
         raise ValueError(f"{path}: {found} bytes that its header announces; {AGAIN}")
     return np.frombuffer(data, np.uint8).reshape(dims)
-
-
-@contextlib.contextmanager
-def _open_unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The file's bytes, inflated where it is gzipped, whatever its name."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        try:
-            yield gzip.GzipFile(fileobj=file) if packed else file
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); {AGAIN}") from None

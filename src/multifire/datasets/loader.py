@@ -1,6 +1,6 @@
-"""Batches of images for a network.
+"""Batches for a network, of images or of event frames.
 
-T time steps, N images, C channels, H height, W width.
+T time steps, N samples, C channels, H height, W width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multifire.datasets import Split
+from multifire.config import DataConfig
+from multifire.datasets import DatasetInfo, EventSplit, Split
+from multifire.datasets.augment import augment
+
+
+class Order:
+    """Which samples make which batch, and each batch's random numbers: decided by (seed, epoch) alone."""
+
+    def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int):
+        assert samples > 0
+        assert batch_size >= 1
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, expected at least 0")
+        self._samples, self._batch_size, self._shuffle, self._seed = samples, batch_size, shuffle, seed
+
+    def __len__(self) -> int:
+        """Batches in an epoch, the last partial one counted."""
+        return -(-self._samples // self._batch_size)
+
+    def epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+        """Positions [N] and random numbers of each batch from number `start` on.
+
+        Raises:
+            ValueError: start is not within the epoch.
+        """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start is {start}, expected 0 to {len(self)}, the batches of an epoch")
+        return self._draw(epoch, start)
+
+    def _draw(self, epoch: int, start: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+        order = torch.arange(self._samples)
+        if self._shuffle:
+            order = torch.randperm(self._samples, generator=self._generator(epoch, 0))
+        for batch in range(start, len(self)):
+            index_N = order[batch * self._batch_size : (batch + 1) * self._batch_size]
+            yield index_N, self._generator(epoch, 1 + batch)
+
+    def _generator(self, epoch: int, stream: int) -> torch.Generator:
+        """Random numbers of the epoch's order (stream 0) or of its batch b (stream 1 + b)."""
+        state = np.random.SeedSequence([self._seed, epoch, stream]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))
 
 
 class Batches:
@@ -54,15 +94,12 @@ class Batches:
         Raises:
             ValueError: seed is below 0.
         """
-        assert len(split) > 0
-        assert batch_size >= 1
         assert timesteps >= 1
         assert len(mean) == len(std) == split.images.shape[1]
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, expected at least 0")
+        self._order = Order(len(split), batch_size, shuffle, seed)
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.batch_size, self.timesteps, self.shuffle, self.seed = batch_size, timesteps, shuffle, seed
+        self.timesteps = timesteps
         self.crop_padding, self.flip = (crop_padding, flip) if shuffle else (0, False)
         std_C11 = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self._scale_C11 = (1 / (255 * std_C11)).to(device)
@@ -70,7 +107,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in an epoch, the last partial one counted."""
-        return -(-len(self.labels) // self.batch_size)
+        return len(self._order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from number `start` on, the very ones that it has when drawn from the beginning.
@@ -81,23 +118,12 @@ class Batches:
         Raises:
             ValueError: start is not within the epoch.
         """
-        if not 0 <= start <= len(self):
-            raise ValueError(f"start is {start}, expected 0 to {len(self)}, the batches of an epoch")
-        return self._draw(epoch, start)
+        return map(self._make, self._order.epoch(epoch, start))
 
-    def _draw(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        samples = len(self.labels)
-        order = torch.randperm(samples, generator=self._generator(epoch, 0)) if self.shuffle else torch.arange(samples)
-        for batch in range(start, len(self)):
-            index_N = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images_NCHW, labels_N = self._pick(index_N, self._generator(epoch, 1 + batch))
-            x_NCHW = images_NCHW.to(torch.float32).mul_(self._scale_C11).sub_(self._offset_C11)
-            yield x_NCHW.expand(self.timesteps, *x_NCHW.shape), labels_N
-
-    def _generator(self, epoch: int, stream: int) -> torch.Generator:
-        """Random numbers of the epoch's order (stream 0) or of its batch b (stream 1 + b)."""
-        state = np.random.SeedSequence([self.seed, epoch, stream]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(state[0]))
+    def _make(self, drawn: tuple[Tensor, torch.Generator]) -> tuple[Tensor, Tensor]:
+        images_NCHW, labels_N = self._pick(*drawn)
+        x_NCHW = images_NCHW.to(torch.float32).mul_(self._scale_C11).sub_(self._offset_C11)
+        return x_NCHW.expand(self.timesteps, *x_NCHW.shape), labels_N
 
     def _pick(self, index_N: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images, cropped and flipped, and labels."""
@@ -132,3 +158,95 @@ def cut(images_NCHW: Tensor, padding: int, y_N: Tensor, x_N: Tensor, mirrored_N:
     place_NHW = rows_NH[:, :, None] * padded_NCHW.shape[3] + columns_NW[:, None, :]
     place_NCP = place_NHW.view(N, 1, H * W).expand(N, C, H * W)
     return padded_NCHW.flatten(2).gather(2, place_NCP).view(N, C, H, W)
+
+
+class EventBatches:
+    """Batches of event frames, in an order that depends on (seed, epoch) alone.
+
+        x[t] = counts of frame t
+
+    The frames stay in their file, mapped into memory; a batch copies its own. Counts are not normalised, as in the
+    paper: where a network should not care how much a sensor sees, it has an input norm (ModelConfig.norm_input).
+    """
+
+    def __init__(
+        self,
+        split: EventSplit,
+        *,
+        batch_size: int,
+        device: torch.device,
+        shuffle: bool,
+        seed: int = 0,
+        cfg: DataConfig | None = None,
+        mirror: Sequence[int] = (),
+    ):
+        """Take the split as it lies.
+
+        Args:
+            split: what to draw from.
+            batch_size: samples in a batch; the last of an epoch may have fewer.
+            device: where the batches are augmented and used.
+            shuffle: draw a new order for each epoch, and augment. Without it nothing is random.
+            seed: decides the order and the augmentation.
+            cfg: which augmentation; None for none.
+            mirror: see `multifire.datasets.augment.augment`.
+
+        Raises:
+            ValueError: seed is below 0.
+        """
+        self._order = Order(len(split), batch_size, shuffle, seed)
+        self._split, self._device, self._mirror = split, device, mirror
+        self._cfg = cfg if shuffle else None
+
+    def __len__(self) -> int:
+        """Batches in an epoch, the last partial one counted."""
+        return len(self._order)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from number `start` on, the very ones that it has when drawn from the beginning.
+
+        Yields:
+            x [T, N, 2, H, W] float32, whose [T·N, 2, H, W] is channels-last, and labels [N] int64, on the device.
+
+        Raises:
+            ValueError: start is not within the epoch.
+        """
+        return map(self._make, self._order.epoch(epoch, start))
+
+    def _make(self, drawn: tuple[Tensor, torch.Generator]) -> tuple[Tensor, Tensor]:
+        index_N, generator = drawn[0].numpy(), drawn[1]
+        frames_NTCHW = torch.from_numpy(self._split.frames[self._split.rows[index_N]]).to(self._device)
+        labels_N = torch.from_numpy(self._split.labels[index_N]).to(self._device)
+        if self._cfg:
+            frames_NTCHW, labels_N = augment(frames_NTCHW, labels_N, self._cfg, self._mirror, generator)
+        x_TNHWC = frames_NTCHW.permute(1, 0, 3, 4, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return x_TNHWC.permute(0, 1, 4, 2, 3), labels_N
+
+
+def make_batches(
+    split: Split | EventSplit,
+    info: DatasetInfo,
+    cfg: DataConfig,
+    *,
+    batch_size: int,
+    device: torch.device,
+    shuffle: bool,
+    seed: int = 0,
+) -> Batches | EventBatches:
+    """The batches of a split as a run's configuration describes them."""
+    if isinstance(split, EventSplit):
+        return EventBatches(
+            split, batch_size=batch_size, device=device, shuffle=shuffle, seed=seed, cfg=cfg, mirror=info.mirror
+        )
+    return Batches(
+        split,
+        batch_size=batch_size,
+        timesteps=cfg.timesteps,
+        mean=info.mean,
+        std=info.std,
+        device=device,
+        shuffle=shuffle,
+        seed=seed,
+        crop_padding=cfg.crop_padding,
+        flip=cfg.flip,
+    )

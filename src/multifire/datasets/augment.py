@@ -1,0 +1,103 @@
+"""Augmentation of event frames, a batch at a time, on the device that the batch is on.
+
+N samples, T frames, C polarities, H rows, W columns, P = H·W cells of a plane.
+"""
+
+from collections.abc import Sequence
+from math import radians
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from multifire.config import DataConfig
+
+
+def augment(
+    frames_NTCHW: Tensor, labels_N: Tensor, cfg: DataConfig, mirror: Sequence[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Samples changed at random as `cfg` says, every frame and polarity of a sample alike, and their labels.
+
+    out[n, t, c, row, column] = frames[n, t - dt, c or 1 - c, place(row, column)], and 0 where that lies outside: counts
+    are moved, never made, so they stay whole.
+
+    Args:
+        frames_NTCHW: counts, of any dtype.
+        labels_N: their classes.
+        cfg: flip, roll, rotation, cutout, swap_polarity and time_jitter; see there.
+        mirror: the class that each class's mirror image belongs to; empty where it is the class itself.
+        generator: on the CPU; decides everything, so that every device makes the same batch.
+    """
+    N, _, _, H, W = frames_NTCHW.shape
+    device = frames_NTCHW.device
+
+    def draw(low: float, high: float) -> Tensor:
+        """Uniform in [low, high), drawn whether it is used or not: options do not change each other's numbers."""
+        return (torch.rand(N, generator=generator, dtype=torch.float64) * (high - low) + low).to(device)
+
+    mirrored = draw(0, 2).long() * int(cfg.flip)
+    down, right = (draw(-cfg.roll, cfg.roll + 1).floor().long() for _ in range(2))
+    angle = draw(-radians(cfg.rotation), radians(cfg.rotation))
+    side = draw(0, cfg.cutout + 1).long()
+    top, left = draw(0, H).long(), draw(0, W).long()
+    swapped = (draw(0, 1) < cfg.swap_polarity).long()
+    later = draw(-cfg.time_jitter, cfg.time_jitter + 1).floor().long()
+    if cfg.flip or cfg.roll or cfg.rotation or cfg.cutout:
+        place_NHW = places(H, W, mirrored, down, right, angle)
+        place_NHW = place_NHW.masked_fill(inside(H, W, top - side // 2, left - side // 2, side), H * W)
+        frames_NTCHW = move(frames_NTCHW, place_NHW)
+    if cfg.swap_polarity or cfg.time_jitter:
+        frames_NTCHW = shift(frames_NTCHW, later, swapped)
+    if cfg.flip and mirror:
+        labels_N = torch.where(mirrored == 1, torch.tensor(mirror, device=device)[labels_N], labels_N)
+    return frames_NTCHW, labels_N
+
+
+def places(H: int, W: int, mirrored_N: Tensor, down_N: Tensor, right_N: Tensor, angle_N: Tensor) -> Tensor:
+    """Cell [N, H, W] of the plane that each cell shows: mirrored, rolled, then turned; H·W where that is outside.
+
+    Args:
+        H: rows.
+        W: columns.
+        mirrored_N: 0 or 1.
+        down_N: rows that a sample moves by, around the edge.
+        right_N: columns, likewise.
+        angle_N: radians that it is turned by about its middle, to the nearest cell.
+    """
+    rows, columns = (torch.arange(n, device=mirrored_N.device, dtype=torch.float64) - (n - 1) / 2 for n in (H, W))
+    cos, sin = angle_N.cos().view(-1, 1, 1), angle_N.sin().view(-1, 1, 1)
+    row = (cos * rows[:, None] - sin * columns + (H - 1) / 2).round().long()
+    column = (sin * rows[:, None] + cos * columns + (W - 1) / 2).round().long()
+    outside = (row < 0) | (row >= H) | (column < 0) | (column >= W)
+    row = (row - down_N.view(-1, 1, 1)) % H
+    column = (column - right_N.view(-1, 1, 1)) % W
+    column = torch.where(mirrored_N.view(-1, 1, 1) == 1, W - 1 - column, column)
+    return (row * W + column).masked_fill(outside, H * W)
+
+
+def inside(H: int, W: int, top_N: Tensor, left_N: Tensor, side_N: Tensor) -> Tensor:
+    """Whether each cell [N, H, W] lies in its sample's square."""
+    rows, columns = (torch.arange(n, device=top_N.device) for n in (H, W))
+    row = (rows >= top_N[:, None]) & (rows < (top_N + side_N)[:, None])
+    column = (columns >= left_N[:, None]) & (columns < (left_N + side_N)[:, None])
+    return row[:, :, None] & column[:, None, :]
+
+
+def move(frames_NTCHW: Tensor, place_NHW: Tensor) -> Tensor:
+    """Each cell's count taken from the cell that `place` names; 0 where it names H·W."""
+    N, T, C, H, W = frames_NTCHW.shape
+    planes_NTCP = F.pad(frames_NTCHW.flatten(3), (0, 1))
+    index_NTCP = place_NHW.view(N, 1, 1, H * W).expand(N, T, C, H * W)
+    return planes_NTCP.gather(3, index_NTCP).view(N, T, C, H, W)
+
+
+def shift(frames_NTCHW: Tensor, later_N: Tensor, swapped_N: Tensor) -> Tensor:
+    """Frames moved in time, empty ones in their place, and polarities exchanged where swapped_N is 1."""
+    N, T, C = frames_NTCHW.shape[:3]
+    device = frames_NTCHW.device
+    step_NT = torch.arange(T, device=device) - later_N[:, None]
+    channel_NC = torch.arange(C, device=device) ^ swapped_N[:, None]
+    sample = torch.arange(N, device=device).view(N, 1, 1)
+    frames = frames_NTCHW[sample, step_NT.clamp(0, T - 1)[:, :, None], channel_NC[:, None, :]]
+    within_NT = (step_NT >= 0) & (step_NT < T)
+    return frames * within_NT.view(N, T, 1, 1, 1)

@@ -1,0 +1,139 @@
+"""DVS128 Gesture: recordings userNN_LIGHT.aedat, and for each the gestures in userNN_LIGHT_labels.csv.
+
+Users 1 to 23 are for training, 24 to 29 for testing, which is what trials_to_train.txt and trials_to_test.txt list.
+
+Source: Amir et al., "A low power, fully event-based gesture recognition system", CVPR 2017.
+"""
+
+import itertools
+import logging
+import re
+from collections.abc import Container, Iterator
+from functools import partial
+from pathlib import Path
+
+from multifire.config import DataConfig
+from multifire.datasets import GESTURE_NAMES, archives
+from multifire.datasets.recordings import TEST, TRAIN, InFile, Job, Sample, Source, absent, fingerprint
+
+log = logging.getLogger("multifire")
+
+ARCHIVE = "DvsGesture.tar.gz"
+RECORDING = re.compile(r"(user(\d+)_[a-z_]+)\.aedat")
+LABELS = re.compile(r"(user\d+_[a-z_]+)_labels\.csv")
+HEADER = "class,startTime_usec,endTime_usec"
+LAST_TRAINING_USER, LAST_USER = 23, 29
+SENSOR = (128, 128)
+PUBLISHED_RECORDINGS = 122
+MOST = 2 << 30
+"""Bytes of a recording; a real one has some 50 million."""
+MOST_LABELS = 1 << 20
+
+
+def find(place: Path, cfg: DataConfig) -> Source:
+    """The recordings in an archive, in a folder that holds it, or in one that holds what it unpacks to.
+
+    Raises:
+        FileNotFoundError: none there.
+    """
+    if (place / ARCHIVE).is_file():
+        place = place / ARCHIVE
+    if place.is_file():
+        files = (place,)
+        return Source(files, PUBLISHED_RECORDINGS, fingerprint(files), partial(_jobs_of_archive, place))
+    paths = sorted(path for path in place.rglob("*.aedat") if RECORDING.fullmatch(path.name))
+    if not paths:
+        raise absent("dvs-gesture", place, f"{ARCHIVE}, or the folder that it unpacks to")
+    names = [f"{path.name} {path.stat().st_size}" for path in paths]
+    return Source((place,), len(paths), fingerprint((), names), partial(_jobs_of_folder, paths))
+
+
+def _jobs_of_folder(paths: list[Path], done: Container[str], spool: Path) -> Iterator[Job]:
+    for path in paths:
+        if path.stem not in done:
+            labels = path.with_name(f"{path.stem}_labels.csv")
+            if not labels.is_file():
+                raise _no_labels([path.stem], path.parent)
+            with labels.open("rb") as file:
+                samples = read_labels(archives.read_all(file, MOST_LABELS, str(labels)), path.stem, str(labels))
+            yield Job(path.stem, ((InFile(path, SENSOR), samples),))
+
+
+def _jobs_of_archive(archive: Path, done: Container[str], spool: Path) -> Iterator[Job]:
+    """One pass: a recording is copied out and handed on once its labels have come by too, in whichever order."""
+    recordings: set[str] = set()
+    labels: dict[str, tuple[Sample, ...]] = {}
+    for member in archives.tar_members(archive, MOST):
+        name = member.name.rpartition("/")[2]
+        recording, csv = RECORDING.fullmatch(name), LABELS.fullmatch(name)
+        match = recording or csv
+        if not match:
+            continue
+        stem = match[1]
+        if stem in (recordings if recording else labels):
+            raise ValueError(f"{archive}: holds {name} twice; {archives.AGAIN}")
+        if recording:
+            recordings.add(stem)
+            if stem not in done:
+                member.copy_to(spool / name)
+        else:
+            where = f"{archive}: {name}"
+            labels[stem] = read_labels(archives.read_all(member, MOST_LABELS, where), stem, where)
+        if stem in recordings and stem in labels and stem not in done:
+            yield Job(stem, ((InFile(spool / f"{stem}.aedat", SENSOR), labels[stem]),), spool / f"{stem}.aedat")
+    if not recordings:
+        raise ValueError(f"{archive}: holds no userNN_LIGHT.aedat: not the archive of DVS128 Gesture")
+    if recordings - labels.keys():
+        raise _no_labels(sorted(recordings - labels.keys()), archive)
+    if labels.keys() - recordings:
+        log.warning("%s: labels without a recording: %s", archive, ", ".join(sorted(labels.keys() - recordings)))
+
+
+def _no_labels(stems: list[str], place: Path) -> ValueError:
+    first = ", ".join(f"{stem}_labels.csv" for stem in stems[:3])
+    return ValueError(
+        f"{place}: {len(stems)} recording{'s have' if len(stems) > 1 else ' has'} no label file ({first}); "
+        "put it back from the archive; what is prepared so far is kept"
+    )
+
+
+def read_labels(content: bytes, stem: str, where: str) -> tuple[Sample, ...]:
+    """The gestures of a recording, by their start; class c of the file, 1 to 11, is label c − 1.
+
+    A file that is not sorted is sorted, and gestures that overlap keep the events that both cover; the log says so.
+
+    Raises:
+        ValueError: no gesture, another header, a field that is no number, an unknown class or an empty window.
+    """
+    user = int(stem[4:].partition("_")[0])
+    if not 1 <= user <= LAST_USER:
+        raise ValueError(f"{where}: user {user}, expected 1 to {LAST_USER}")
+    lines = content.decode("utf-8-sig", "replace").split("\n")
+    rows = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows or rows[0][1].replace(" ", "") != HEADER:
+        raise ValueError(f"{where}: starts with {rows[0][1][:60] if rows else ''!r}, expected {HEADER!r}")
+    gestures = [_gesture(line, f"{where}: line {number}") for number, line in rows[1:]]
+    if not gestures:
+        raise ValueError(f"{where}: holds no gesture, only a header")
+    by_start = sorted(gestures, key=lambda gesture: gesture[1:])
+    if by_start != gestures:
+        log.warning("%s: gestures are not in the order of their start; sorted them", where)
+    for before, after in itertools.pairwise(by_start):
+        if after[1] < before[2]:
+            log.warning("%s: gestures from %s and %s µs on overlap; both keep their events", where, before[1], after[1])
+    split = TRAIN if user <= LAST_TRAINING_USER else TEST
+    return tuple(
+        Sample(f"{stem}/{number:02}", kind - 1, split, start, end) for number, (kind, start, end) in enumerate(by_start)
+    )
+
+
+def _gesture(line: str, where: str) -> tuple[int, int, int]:
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) != 3 or not all(re.fullmatch(r"\d{1,15}", field, re.ASCII) for field in fields):
+        raise ValueError(f"{where}: is {line[:60]!r}, expected three whole numbers: {HEADER}")
+    kind, start, end = map(int, fields)
+    if not 1 <= kind <= len(GESTURE_NAMES):
+        raise ValueError(f"{where}: class {kind}, expected 1 to {len(GESTURE_NAMES)}")
+    if end <= start:
+        raise ValueError(f"{where}: ends at {end} µs, which is not after its start at {start} µs")
+    return kind, start, end

@@ -1,0 +1,109 @@
+"""What prepared events look like: figures, a contact sheet, an animation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from multifire import pictures
+from multifire.config import DataConfig
+from multifire.datasets import EventSplit, get_info
+from multifire.datasets.cache import SPLITS, cache_folder, open_split, read_record
+
+SAMPLES_OF_A_CLASS = 8
+WIDTH = 256
+"""Pixels that an animation has at least."""
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    name: str
+    train: int
+    test: int
+    events: float
+    """Of a sample, on average."""
+    rate: float
+    """Events per second, on average."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    simulated: bool
+    frames: str
+    train: int
+    test: int
+    rows: list[ClassFigures]
+    lines: list[str]
+
+
+def describe(cfg: DataConfig, folder: Path) -> Figures:
+    """Counts and event rates, from what the cache says of itself.
+
+    Raises:
+        FileNotFoundError, ValueError: see `multifire.datasets.cache.read_record`.
+    """
+    info, record = get_info(cfg.name), read_record(folder, cfg, Path(cfg.root))
+    train, test = (record.splits[split] for split in SPLITS)
+    labels, events, span_us, clipped = (
+        np.array([*getattr(train, name), *getattr(test, name)]) for name in ("labels", "events", "span_us", "clipped")
+    )
+    rows = []
+    for label, name in enumerate(info.classes):
+        of_class = labels == label
+        seconds = max(span_us[of_class].sum() / 1e6, 1e-6)
+        rows.append(
+            ClassFigures(
+                name,
+                train.labels.count(label),
+                test.labels.count(label),
+                float(events[of_class].mean()) if of_class.any() else 0.0,
+                float(events[of_class].sum() / seconds),
+            )
+        )
+    slices = f"of {cfg.duration_us / 1000:g} ms" if cfg.slicing == "duration" else f"of equal {cfg.slicing}"
+    lines = [
+        f"sensor {info.size}×{info.size}, frames [T, 2, H, W] = [{', '.join(map(str, train.shape[1:]))}], {slices}",
+        f"made from {', '.join(record.source_names)}; cells that saw more than 255 events: {clipped.sum():,}",
+    ]
+    if info.simulated:
+        lines.append("simulated: no camera saw these events")
+    frames = f"{cfg.timesteps} frames of {cfg.frame_size}×{cfg.frame_size}"
+    return Figures(info.simulated, frames, len(train.labels), len(test.labels), rows, lines)
+
+
+def contact_sheet(cfg: DataConfig, folder: Path) -> Path:
+    """Draw the busiest frame of the first samples of each class, a row for each; the file that now holds it."""
+    split = _open(cfg, folder, "train")
+    rows = []
+    for label in range(len(get_info(cfg.name).classes)):
+        chosen = split.rows[split.labels == label][:SAMPLES_OF_A_CLASS]
+        rows.append([pictures.paint(_busiest(split.frames[row])) for row in chosen])
+    path = folder / "contact-sheet.png"
+    pictures.save(path, pictures.enlarge(pictures.tile(rows), 4 * WIDTH)[None], 0)
+    return path
+
+
+def _busiest(frames_TCHW: np.ndarray) -> np.ndarray:
+    return frames_TCHW[frames_TCHW.sum((1, 2, 3), dtype=np.int64).argmax()]
+
+
+def animate(cfg: DataConfig, name: str, index: int, out: Path) -> str:
+    """Save sample `index` of a split, frame by frame; says what it is.
+
+    Raises:
+        ValueError: no such sample, or `out` ends in neither .gif nor .png.
+    """
+    split = _open(cfg, cache_folder(cfg, Path(cfg.root)), name)
+    if not 0 <= index < len(split):
+        raise ValueError(f"sample {index}, expected 0 to {len(split) - 1:,} of {cfg.name}'s {name} split")
+    frames = pictures.paint(np.asarray(split.frames[split.rows[index]]))
+    milliseconds = max(round(cfg.duration_us / 1000), 50) if cfg.slicing == "duration" else 100
+    pictures.save(out, pictures.enlarge(frames, WIDTH), milliseconds)
+    info = get_info(cfg.name)
+    simulated = ", simulated" if info.simulated else ""
+    return f"{split.names[index]}: {info.classes[split.labels[index]]}{simulated}"
+
+
+def _open(cfg: DataConfig, folder: Path, name: str) -> EventSplit:
+    root = Path(cfg.root)
+    return open_split(folder, name, read_record(folder, cfg, root), cfg, root)

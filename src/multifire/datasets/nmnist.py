@@ -1,0 +1,38 @@
+"""N-MNIST: Train/LABEL/ID.bin and Test/LABEL/ID.bin, in folders, in Train.zip and Test.zip, or in one zip archive.
+
+Source: Orchard et al., "Converting static image datasets to spiking neuromorphic datasets using saccades", 2015.
+"""
+
+import re
+from pathlib import Path
+
+from multifire.config import DataConfig
+from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, absent, chunked, fingerprint, list_recordings
+
+PATTERN = r"(?:Train|Test)/\d/\w+\.bin"
+MOST = 16 << 20
+"""Bytes of a recording; a real one has some 25,000."""
+CHUNK = 64
+
+
+def find(place: Path, cfg: DataConfig) -> Source:
+    """The recordings in `place`, a folder or a zip archive.
+
+    Raises:
+        FileNotFoundError: none of one split, or of both.
+        ValueError: a damaged archive.
+    """
+    files = (place,)
+    if place.is_dir() and not (place / "Train").is_dir():
+        files = tuple(sorted(place.glob("*.zip")))
+    found = sorted(
+        ((item, path) for path in files for item in list_recordings(path, PATTERN, MOST)), key=lambda pair: pair[0].name
+    )
+    recordings = []
+    for item, _ in found:
+        split, label, stem = re.split(r"[/.]", item.name)[-4:-1]
+        recordings.append((item.opener, Sample(f"{split}/{label}/{stem}", int(label), split.lower())))
+    if {sample.split for _, sample in recordings} != {TRAIN, TEST}:
+        raise absent("nmnist", place, "Train.zip and Test.zip, or folders Train/LABEL/*.bin and Test/LABEL/*.bin")
+    names = (f"{item.name} {item.size}" for item, _ in found)
+    return Source(files, len(recordings), fingerprint(files, names), chunked(recordings, CHUNK))

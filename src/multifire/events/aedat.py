@@ -1,0 +1,192 @@
+"""Readers of AEDAT 2.0 with the DVS128 address layout, and of AEDAT 3.1.
+
+Source: https://gitlab.com/inivation/inivation-docs, "Software user guides / AEDAT file formats".
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+from multifire.events.recording import CHUNK_BYTES, ByteStream, Packed, log, pack
+
+DVS128 = (128, 128)
+SPECIAL = 0x8000  # set in an address that is no pixel: an edge on the camera's synchronisation input
+WRAP = 1 << 32
+
+PACKET = struct.Struct("<HHIIIIII")
+"""Type, source, event size, offset of the timestamp, its overflow, capacity, number of events, valid ones."""
+POLARITY = 1
+EVENT_BYTES = 8
+MAX_OVERFLOW = 1 << 20  # 71 years
+END_OF_HEADER = b"#!END-HEADER"
+
+SENSOR_SIZES = {
+    "DVS128": DVS128,
+    "DAVIS128": (128, 128),
+    "DAVIS208": (192, 208),
+    "DAVIS240": (180, 240),
+    "DAVIS346": (260, 346),
+    "DAVIS640": (480, 640),
+}
+"""(H, W) by the beginning of the name that an AEDAT 3.1 header gives its source."""
+
+
+def read_header(stream: ByteStream) -> list[bytes]:
+    """The leading lines that begin with `#`, up to and including an end mark where there is one."""
+    lines = []
+    while line := stream.read_header_line():
+        lines.append(line.rstrip())
+        if lines[-1] == END_OF_HEADER:
+            break
+    return lines
+
+
+def read_aedat2(stream: ByteStream) -> Iterator[Packed]:
+    """Events of an AEDAT 2.0 recording of a DVS128, behind its header.
+
+    Eight bytes each, big-endian: address a [u32], time in µs [u32], which wraps after 71.6 minutes.
+    x = 127 − ((a >> 1) & 127), y = (a >> 8) & 127, p = a & 1.
+
+    Raises:
+        ValueError: an address that no DVS128 has.
+    """
+    clock = Clock()
+    special = 0
+    for first, data in stream.records(EVENT_BYTES):
+        both = np.frombuffer(data, ">u8").astype(np.uint64)
+        address, t = (both >> 32).view(np.int64), clock.unwrap((both & (WRAP - 1)).view(np.int64))
+        if int(address.max(initial=0)) >= SPECIAL:
+            _check_addresses(address, first, stream.name)
+            pixels = address < SPECIAL
+            special += len(pixels) - int(np.count_nonzero(pixels))
+            address, t = address[pixels], t[pixels]
+        yield Packed(t, address ^ 0xFE)  # (y·128 + 127 − x')·2 + p is the address with the seven bits of x' turned
+    if special:
+        log.info("%s: left out %s marks of its synchronisation input", stream.name, f"{special:,}")
+
+
+def _check_addresses(address: np.ndarray, first: int, name: str) -> None:
+    wrong = np.flatnonzero(address >= 2 * SPECIAL)
+    if len(wrong):
+        raise ValueError(
+            f"{name}: event {first + wrong[0]:,} (the first is 0) has address {address[wrong[0]]:#x}, outside the "
+            "128 × 128 pixels of a DVS128; the file is damaged or of another camera, whose AEDAT 2.0 is not read"
+        )
+
+
+class Clock:
+    """Makes a 32-bit clock one that does not wrap: a fall by more than half its range is a wrap, no step back."""
+
+    def __init__(self):
+        self._last, self._epoch = 0, 0
+
+    def unwrap(self, t: np.ndarray) -> np.ndarray:
+        steps = np.diff(t, prepend=self._last)
+        if not len(t) or (not self._epoch and steps.min() >= -WRAP // 2):
+            self._last = int(t[-1]) if len(t) else self._last
+            return t
+        turns = self._epoch + np.cumsum((steps < -WRAP // 2).astype(np.int64) - (steps > WRAP // 2))
+        epochs = turns - np.minimum(np.minimum.accumulate(turns), 0)
+        self._last, self._epoch = int(t[-1]), int(epochs[-1])
+        return t + epochs * WRAP
+
+
+def sensor_of(header: list[bytes]) -> tuple[int, int] | None:
+    """(H, W) of the first camera that an AEDAT 3.1 header names, if its size is known."""
+    for line in header:
+        source = re.match(rb"#-*\s*Source\s+\d+\s*:\s*(\w+)", line)
+        for name, size in SENSOR_SIZES.items():
+            if source and source[1].decode("ascii", "replace").upper().startswith(name):
+                return size
+    return None
+
+
+def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[Packed]:
+    """Polarity events of an AEDAT 3.1 recording, behind its header.
+
+    Packets of a header of 28 bytes and events of eight, little-endian: data d [u32], time in µs [u32]:
+    x = d >> 17, y = (d >> 2) & 0x7FFF, p = (d >> 1) & 1, valid where d & 1; the time is overflow·2³¹ + t.
+    Other types of packet and invalid events are left out.
+
+    Raises:
+        ValueError: a packet contradicts itself or another, or an event lies outside the sensor.
+    """
+    first = 0
+    for data, overflow in _gather(_polarity_payloads(stream)):
+        both = np.frombuffer(data, "<u8")
+        t = (both >> 32).view(np.int64)
+        if isinstance(overflow, np.ndarray) or overflow:
+            t = t + (overflow << 31)
+        d = (both & 0xFFFFFFFF).view(np.int64)
+        valid = (d & 1).astype(bool)
+        if not valid.all():
+            t, d = t[valid], d[valid]
+        yield pack(stream.name, sensor_size, first, t, d >> 17, (d >> 2) & 0x7FFF, (d >> 1) & 1)
+        first += len(t)
+
+
+def _polarity_payloads(stream: ByteStream) -> Iterator[tuple[bytes, int]]:
+    """Whole events of every polarity packet, and the overflow of their clock."""
+    source_seen = None
+    while True:
+        at = stream.position
+        head = stream.read(PACKET.size)
+        if len(head) < PACKET.size:
+            if head:
+                stream.warn_cut("in the middle of a packet's header")
+            return
+        kind, source, size, offset, overflow, capacity, number, _ = PACKET.unpack(head)
+        if number > capacity:
+            raise _bad_packet(stream, at, f"{number:,} events in room for {capacity:,}")
+        if overflow > MAX_OVERFLOW:
+            raise _bad_packet(stream, at, f"a clock that has overflowed {overflow:,} times")
+        if kind != POLARITY:
+            if stream.skip(size * capacity) < size * capacity:
+                stream.warn_cut(f"within the packet of type {kind} at byte {at:,}")
+            continue
+        if (size, offset) != (EVENT_BYTES, EVENT_BYTES // 2):
+            raise _bad_packet(stream, at, f"events of {size:,} bytes with their time at {offset:,}, expected 8 and 4")
+        if number and source_seen not in (None, source):
+            raise _bad_packet(
+                stream, at, f"events of source {source} behind those of {source_seen}, expected one camera"
+            )
+        source_seen = source if number else source_seen
+        left = number * EVENT_BYTES
+        while left:
+            data = stream.read(min(left, CHUNK_BYTES))
+            left -= len(data)
+            if whole := len(data) - len(data) % EVENT_BYTES:
+                yield data[:whole], overflow
+            if not data or whole < len(data):
+                have = number - -(-left // EVENT_BYTES)
+                stream.warn_cut(f"within the packet at byte {at:,}, which has {have:,} of its {number:,} events")
+                return
+        stream.skip((capacity - number) * EVENT_BYTES)
+
+
+def _bad_packet(stream: ByteStream, at: int, what: str) -> ValueError:
+    return ValueError(f"{stream.name}: the packet at byte {at:,} has {what}; the file is damaged")
+
+
+def _gather(payloads: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int | np.ndarray]]:
+    """Join small packets to chunks that are worth an array; the overflow is an array [events] where it changes."""
+    parts: list[tuple[bytes, int]] = []
+    size = 0
+    for data, overflow in payloads:
+        parts.append((data, overflow))
+        size += len(data)
+        if size >= CHUNK_BYTES:
+            yield _join(parts)
+            parts, size = [], 0
+    if parts:
+        yield _join(parts)
+
+
+def _join(parts: list[tuple[bytes, int]]) -> tuple[bytes, int | np.ndarray]:
+    datas, overflows = zip(*parts, strict=True)
+    joined = b"".join(datas)
+    if min(overflows) == max(overflows):
+        return joined, overflows[0]
+    return joined, np.repeat(np.array(overflows, np.int64), [len(data) // EVENT_BYTES for data in datas])

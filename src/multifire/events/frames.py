@@ -1,0 +1,284 @@
+"""Events to frames: how many events of either polarity fell on each cell in each slice of time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from multifire.events.recording import EVENT_DTYPE, Packed, Recording, log, pack
+
+Slicing = Literal["duration", "time", "count"]
+Window = tuple[int | None, int | None]
+"""From the first time, up to but without the second, in µs; None is the recording's own beginning or end."""
+
+FOREVER = 1 << 62
+SLICE_EVENTS = 1 << 15  # of an array in memory, taken at a time
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """How events become frames [T, 2, H, W]: row = y, column = x, channel = p."""
+
+    size: tuple[int, int] = (32, 32)
+    """H, W of a frame, in cells."""
+    timesteps: int = 40
+    """T, the slices of time."""
+    slicing: Slicing = "duration"
+    """"duration": of duration_us each, from the window's first event on; "time": equal times between its first and
+    its last event; "count": equal numbers of its events (they differ by one at most)."""
+    duration_us: int = 30_000
+    """Of one slice, for "duration"."""
+    binary: bool = False
+    """A cell says whether an event fell on it, instead of how many."""
+    factor: float | None = None
+    """Pixels to a cell; need not be whole. None is the sensor's size over the frame's, exactly."""
+
+    def __post_init__(self):
+        if self.slicing not in get_args(Slicing):
+            raise ValueError(f"slicing is {self.slicing!r}, expected one of {', '.join(get_args(Slicing))}")
+        if min(*self.size, self.timesteps, self.duration_us) < 1:
+            raise ValueError(
+                f"size {self.size}, timesteps {self.timesteps} and duration_us {self.duration_us} must be at least 1"
+            )
+        if self.factor is not None and not 0 < self.factor < float("inf"):
+            raise ValueError(f"factor is {self.factor}, expected more than 0")
+
+
+class Frames(NamedTuple):
+    """The frames of one window."""
+
+    counts: np.ndarray
+    """uint8 [T, 2, H, W], saturating at 255."""
+    clipped: int
+    """Cells that would have passed 255."""
+    events: int
+    """Events that fell into the frames; 0 only where the window has none."""
+    first_us: int
+    """Time of the window's first event, 0 where it has none."""
+    last_us: int
+    """Time of its last, likewise; may lie behind the last slice."""
+
+
+def to_frames(
+    events: np.ndarray,
+    sensor_size: tuple[int, int] = (128, 128),
+    size: tuple[int, int] = (32, 32),
+    duration_us: int = 30_000,
+    timesteps: int = 40,
+    *,
+    slicing: Slicing = "duration",
+    binary: bool = False,
+    factor: float | None = None,
+    dtype: DTypeLike = np.int32,
+) -> np.ndarray:
+    """Count the events of an array in frames.
+
+    frames[k, p, r, c] = number of events of polarity p in slice k with ⌊y / factor⌋ = r and ⌊x / factor⌋ = c
+
+    The quotient is floored as Python's `//` does it, exactly, with the factor as the machine holds it: 76 // 3.04 is
+    24, because the nearest double lies above 3.04.
+
+    Args:
+        events: structured, with fields t in µs, x, y, p, as `read_events` gives them.
+        sensor_size: H, W of the sensor in pixels.
+        size, duration_us, timesteps, slicing, binary, factor: see `FrameOptions`.
+        dtype: an integer type; counts that pass its largest number stay there, and a warning says how many.
+
+    Returns:
+        [T, 2, H, W] of that type; zeros where there are no events.
+
+    Raises:
+        ValueError: an event outside the sensor, other fields, or options that do not fit.
+    """
+    limits = np.iinfo(dtype)
+    _check_fields(events)
+    options = FrameOptions(size, timesteps, slicing, duration_us, binary, factor)
+    window = _count(lambda: _from_array(events, sensor_size), [(None, None)], options)[0]
+    clipped = int(np.count_nonzero(window.counts > limits.max))
+    if clipped:
+        log.warning("%s cells hold more than %s events and were clipped", f"{clipped:,}", f"{limits.max:,}")
+    return np.minimum(window.counts, limits.max).astype(dtype)
+
+
+def frames_of_windows(
+    recording_factory: Callable[[], Recording], windows: Sequence[Window], options: FrameOptions
+) -> list[Frames]:
+    """Frames of several windows of a recording, in one pass, in memory that does not grow with the recording.
+
+    "time" and "count" take a pass before it, to learn each window's totals; so does a recording whose time runs
+    backwards. Only "count" on such a one sorts all of it in memory.
+
+    Args:
+        recording_factory: opens the recording; called once for each pass.
+        windows: [start_us, end_us) each; they may overlap.
+
+    Raises:
+        ValueError: the recording is damaged, does not say its sensor's size, or the options do not fit it.
+    """
+    return [
+        Frames(
+            counts=np.minimum(window.counts, 255).astype(np.uint8),
+            clipped=int(np.count_nonzero(window.counts > 255)),
+            events=window.events,
+            first_us=window.first if window.seen else 0,
+            last_us=window.last if window.seen else 0,
+        )
+        for window in _count(recording_factory, windows, options)
+    ]
+
+
+class _Backwards(Exception):
+    """The first event that came was not the first in time."""
+
+
+class _Window:
+    """What is known of a window, and the counts so far [T, 2, H, W] int64."""
+
+    def __init__(self, window: Window, options: FrameOptions):
+        start, end = window
+        self.start = -FOREVER if start is None else start
+        self.end = FOREVER if end is None else end
+        self.first, self.last = FOREVER, -FOREVER
+        self.total = 0
+        """Events of the window, where a pass before has counted them."""
+        self.seen = 0
+        self.events = 0
+        self.edges: np.ndarray | None = None
+        self.counts = np.zeros((options.timesteps, 2, *options.size), np.int64)
+
+    def bounds(self, t: np.ndarray) -> tuple[int, int]:
+        """Which of the sorted times lie in the window."""
+        low, high = np.searchsorted(t, (self.start, self.end))
+        return int(low), int(high)
+
+    def note(self, t: np.ndarray) -> None:
+        if len(t):
+            self.first, self.last = min(self.first, int(t[0])), max(self.last, int(t[-1]))
+
+    def slices(self, t: np.ndarray, options: FrameOptions) -> np.ndarray:
+        """The T + 1 positions in the sorted times at which the slices begin and the last one ends."""
+        if options.slicing == "count":
+            ranks = -(-np.arange(options.timesteps + 1) * self.total // options.timesteps)
+            return np.clip(ranks - self.seen, 0, len(t))
+        if self.edges is None:
+            self.edges = self._edges(options)
+        return np.searchsorted(t, self.edges)
+
+    def _edges(self, options: FrameOptions) -> np.ndarray:
+        """The T + 1 times at which the slices begin and the last one ends, rounded up to whole µs."""
+        span = options.timesteps * options.duration_us
+        if options.slicing == "time":
+            span = self.last - self.first + 1
+        edges = (self.first - -k * span // options.timesteps for k in range(options.timesteps + 1))
+        return np.array([min(edge, FOREVER) for edge in edges])
+
+
+def _count(factory: Callable[[], Recording], windows: Sequence[Window], options: FrameOptions) -> list[_Window]:
+    if options.slicing == "duration":
+        try:
+            return _fill(factory, [_Window(window, options) for window in windows], options, totals_known=False)
+        except _Backwards:
+            pass
+    measured = [_Window(window, options) for window in windows]
+    with factory() as recording:
+        for t, _ in recording.packed():
+            for window in measured:
+                low, high = window.bounds(t)
+                window.note(t[low:high])
+                window.total += high - low
+    in_order = _sorted(factory) if recording.backwards and options.slicing == "count" else factory
+    return _fill(in_order, measured, options, totals_known=True)
+
+
+def _fill(
+    factory: Callable[[], Recording], windows: list[_Window], options: FrameOptions, totals_known: bool
+) -> list[_Window]:
+    with factory() as recording:
+        cells = _cells(recording, options)
+        for t, pixel in recording.packed():
+            for window in windows:
+                low, high = window.bounds(t)
+                if low < high:
+                    if not totals_known:
+                        if window.seen and t[low] < window.first:
+                            raise _Backwards
+                        window.note(t[low:high])
+                    _add(window, t[low:high], pixel[low:high], cells, options)
+    if options.binary:
+        for window in windows:
+            np.minimum(window.counts, 1, out=window.counts)
+    return windows
+
+
+def _add(window: _Window, t: np.ndarray, pixel: np.ndarray, cells: np.ndarray, options: FrameOptions) -> None:
+    edges = window.slices(t, options)
+    window.seen += len(t)
+    held = np.diff(edges)
+    busy = np.flatnonzero(held)
+    if not len(busy):
+        return
+    first, behind = int(busy[0]), int(busy[-1]) + 1
+    index = cells.take(pixel[edges[first] : edges[behind]])
+    per_slice = window.counts[0].size
+    if behind - first > 1:
+        index += np.repeat(np.arange(behind - first) * per_slice, held[first:behind])
+    counted = np.bincount(index, minlength=(behind - first) * per_slice)
+    window.counts[first:behind] += counted.reshape(behind - first, *window.counts.shape[1:])
+    window.events += len(index)
+
+
+def _cells(recording: Recording, options: FrameOptions) -> np.ndarray:
+    """For each `Packed.pixel` the index into a frame [2, H, W] that it falls on."""
+    if recording.sensor_size is None:
+        raise ValueError(f"{recording.name}: does not say its sensor's size; open it with sensor_size=(H, W)")
+    rows, columns = (
+        _bins(sensor, cells, options.factor) for sensor, cells in zip(recording.sensor_size, options.size, strict=True)
+    )
+    height, width = options.size
+    cell = rows[:, None, None] * width + columns[:, None]
+    return (cell + np.arange(2) * height * width).ravel().astype(np.intp)
+
+
+def _bins(sensor: int, cells: int, factor: float | None) -> np.ndarray:
+    pixels = np.arange(sensor)
+    if factor is None:
+        return pixels * cells // sensor
+    bins = (pixels // factor).astype(np.int64)
+    if bins[-1] >= cells:
+        raise ValueError(
+            f"a factor of {factor} makes {bins[-1] + 1} cells of {sensor} pixels, more than the frame's {cells}; "
+            "choose a larger factor or size"
+        )
+    return bins
+
+
+def _check_fields(events: Any) -> None:
+    if getattr(events, "dtype", None) is None or not set(EVENT_DTYPE.names or ()) <= set(events.dtype.names or ()):
+        raise ValueError(
+            f"events are {getattr(events, 'dtype', type(events))}, expected an array with fields t, x, y, p"
+        )
+
+
+def _from_array(events: np.ndarray, sensor_size: tuple[int, int]) -> Recording:
+    return Recording("events", "array", sensor_size, _pack_array(events, sensor_size), allow_empty=True)
+
+
+def _pack_array(events: np.ndarray, sensor_size: tuple[int, int]) -> Iterator[Packed]:
+    for first in range(0, len(events), SLICE_EVENTS):
+        part = events[first : first + SLICE_EVENTS]
+        t, x, y, p = (np.ascontiguousarray(part[name], np.int64) for name in ("t", "x", "y", "p"))
+        wrong = np.flatnonzero((x < 0) | (y < 0) | (p < 0) | (p > 1))
+        if len(wrong):
+            raise ValueError(f"event {first + wrong[0]:,} is {part[wrong[0]]}, expected x, y >= 0 and p 0 or 1")
+        yield pack("events", sensor_size, first, t, x, y, p)
+
+
+def _sorted(factory: Callable[[], Recording]) -> Callable[[], Recording]:
+    """The same recording, all of it sorted by time in one chunk."""
+    with factory() as recording:
+        t, pixel = (np.concatenate(column) for column in zip(*recording.packed(), strict=True))
+    order = np.argsort(t, kind="stable")
+    packed = Packed(t[order], pixel[order])
+    return lambda: Recording(recording.name, recording.format, recording.sensor_size, iter((packed,)))

@@ -1,0 +1,44 @@
+"""Reader of N-MNIST's recordings."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from multifire.events.recording import ByteStream, Packed, pack
+
+SENSOR = (34, 34)
+RECORD = 5
+OVERFLOW_ROW = 240
+OVERFLOW_US = 1 << 13
+
+
+def looks_like_nmnist(head: bytes) -> bool:
+    """Whether the whole records at a file's beginning could be N-MNIST's, which has no magic number."""
+    records = np.frombuffer(head, np.uint8, len(head) - len(head) % RECORD).reshape(-1, RECORD)
+    inside = (records[:, 0] < SENSOR[1]) & (records[:, 1] < SENSOR[0])
+    return len(records) > 0 and bool((inside | (records[:, 1] == OVERFLOW_ROW)).all())
+
+
+def read_nmnist(stream: ByteStream) -> Iterator[Packed]:
+    """Events of an N-MNIST recording.
+
+    Five bytes each, big-endian: x [8 bits], y [8], p [1], time in µs [23]. A record with y = 240 is no event: each
+    adds 2¹³ µs to all times from there on.
+
+    Raises:
+        ValueError: a coordinate lies outside 34 × 34 pixels.
+
+    Source: G. Orchard et al., "Converting static image datasets to spiking neuromorphic datasets using saccades",
+    2015, and the MATLAB functions that come with the data set.
+    """
+    marks = 0
+    for first, data in stream.records(RECORD):
+        bytes_N5 = np.frombuffer(data, np.uint8).reshape(-1, RECORD).astype(np.int64)
+        x, y, high, middle, low = bytes_N5.T
+        t = ((high & 0x7F) << 16) | (middle << 8) | low
+        mark = y == OVERFLOW_ROW
+        if marks or mark.any():
+            t = t + OVERFLOW_US * (marks + np.cumsum(mark))
+            marks += int(np.count_nonzero(mark))
+            x, y, high, t = x[~mark], y[~mark], high[~mark], t[~mark]
+        yield pack(stream.name, SENSOR, first, t, x, y, high >> 7)

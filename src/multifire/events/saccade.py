@@ -1,0 +1,190 @@
+"""Simulated events: what an event camera would see of a picture that it looks over in three saccades.
+
+N-MNIST was made so with a real camera on a motor, CIFAR10-DVS with pictures that moved on a screen. What comes out of
+here is simulated, and whoever shows it should say so.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from multifire.events.frames import FrameOptions, frames_of_windows
+from multifire.events.recording import EVENT_DTYPE, Packed, Recording
+
+BATCH = 32
+TRIANGLE = np.array([(0.0, 0.0), (1.0, 0.5), (0.0, 1.0), (0.0, 0.0)])
+"""Corners of the gaze's path as (row, column), in units of the amplitude: three saccades, back to the beginning."""
+
+
+@dataclass(frozen=True)
+class SaccadeOptions:
+    """The camera and its motion; the defaults make about as many events of a digit as N-MNIST has."""
+
+    sensor_size: tuple[int, int] = (34, 34)
+    """H, W in pixels; the picture lies in the middle, its border continued."""
+    duration_us: int = 300_000
+    """Of the three saccades together."""
+    steps: int = 100
+    """Moments at which the light is looked at; between two, its logarithm is taken as linear."""
+    amplitude: float = 4.0
+    """Length of a saccade's longer side, in pixels."""
+    dark: float = 0.1
+    """Light of a black pixel; a white one's is 1 + dark."""
+    threshold: float = 0.35
+    """Change of log intensity that makes an event."""
+    threshold_spread: float = 0.03
+    """Its standard deviation from pixel to pixel."""
+    noise_hz: float = 0.5
+    """Events per pixel and second that no change of light caused."""
+
+    def __post_init__(self):
+        if min(*self.sensor_size, self.duration_us, self.steps) < 1 or self.dark <= 0 or self.threshold <= 0:
+            raise ValueError(f"{self}: sensor_size, duration_us, steps, dark and threshold must be above 0")
+        if min(self.amplitude, self.threshold_spread, self.noise_hz) < 0:
+            raise ValueError(f"{self}: amplitude, threshold_spread and noise_hz must be at least 0")
+
+
+def simulate_events(
+    images: np.ndarray, options: SaccadeOptions | None = None, seed: int = 0, first: int = 0
+) -> Iterator[np.ndarray]:
+    """The events of each picture, one after the other.
+
+    The gaze g(t) runs along the sides of a triangle, each with g = a + (b − a)·(1 − cos πu)/2, u = 0..1. A pixel r sees
+    L(t) = ln(I(r + g(t)) + dark), I interpolated bilinearly, and remembers a level M, at first L(0). Whenever
+    |L − M| reaches its threshold θ_r it makes an event of polarity p = [L > M], and M moves by θ_r towards L.
+    θ_r is normal with mean θ; noise is a Poisson process. There is no refractory time and no latency.
+
+    Args:
+        images: uint8 [N, H, W], not larger than the sensor.
+        seed: fixes thresholds and noise of a picture together with its number, whatever else is simulated.
+        first: number of the first picture.
+
+    Yields:
+        EVENT_DTYPE [events of the picture], non-decreasing in t.
+
+    Raises:
+        ValueError: other shapes or types, or a seed below 0.
+    """
+    options = options or SaccadeOptions()
+    for t, pixel in _simulate(images, options, seed, first):
+        events = np.empty(len(t), EVENT_DTYPE)
+        y, x = np.divmod(pixel >> 1, options.sensor_size[1])
+        events["t"], events["x"], events["y"], events["p"] = t, x, y, pixel & 1
+        yield events
+
+
+def simulate_frames(
+    images: np.ndarray,
+    frames: FrameOptions,
+    options: SaccadeOptions | None = None,
+    seed: int = 0,
+    first: int = 0,
+) -> np.ndarray:
+    """Frames uint8 [N, T, 2, H, W] of the pictures' simulated events: `to_frames` of each of `simulate_events`.
+
+    Args and errors as there; counts above 255 stay there.
+    """
+    options = options or SaccadeOptions()
+    out = np.zeros((len(images), frames.timesteps, 2, *frames.size), np.uint8)
+    for number, packed in enumerate(_simulate(images, options, seed, first)):
+        out[number] = frames_of_windows(lambda: _recording(packed, options), [(None, None)], frames)[0].counts  # noqa: B023 - called at once
+    return out
+
+
+def _recording(packed: Packed, options: SaccadeOptions) -> Recording:
+    return Recording("simulated events", "simulated", options.sensor_size, iter((packed,)), allow_empty=True)
+
+
+def _simulate(images: np.ndarray, options: SaccadeOptions, seed: int, first: int) -> Iterator[Packed]:
+    height, width = options.sensor_size
+    if images.ndim != 3 or images.dtype != np.uint8 or images.shape[1] > height or images.shape[2] > width:
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}, expected uint8 [N, H, W] of at most {height} × {width}"
+        )
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected at least 0")
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        rngs = [np.random.default_rng([seed, first + start + number]) for number in range(len(batch))]
+        yield from _simulate_batch(batch, options, rngs)
+
+
+def _simulate_batch(images: np.ndarray, options: SaccadeOptions, rngs: list[np.random.Generator]) -> Iterator[Packed]:
+    pixels = options.sensor_size[0] * options.sensor_size[1]
+    thresholds = np.stack([_thresholds(rng, options) for rng in rngs])
+    parts = [_noise(rng, options, number * pixels) for number, rng in enumerate(rngs)]
+    memory = before = None
+    step_us = options.duration_us / options.steps
+    for step, light in enumerate(_lights(images, options)):
+        level = np.log(light + np.float32(options.dark)).reshape(len(images), -1)
+        if memory is None or before is None:
+            memory, before = level.copy(), level
+            continue
+        parts.append(_crossings(memory, before, level, thresholds, (step - 1) * step_us, step_us))
+        before = level
+    t, place = (np.concatenate(column) for column in zip(*parts, strict=True))
+    sample = place // (2 * pixels)
+    order = np.lexsort((t, sample))
+    t, place = t[order], place[order]
+    ends = np.searchsorted(sample[order], np.arange(len(images) + 1))
+    for number in range(len(images)):
+        mine = slice(ends[number], ends[number + 1])
+        yield Packed(t[mine], place[mine] - number * 2 * pixels)
+
+
+def _thresholds(rng: np.random.Generator, options: SaccadeOptions) -> np.ndarray:
+    height, width = options.sensor_size
+    drawn = rng.normal(options.threshold, options.threshold_spread, height * width)
+    return np.maximum(drawn, options.threshold / 10).astype(np.float32)
+
+
+def _noise(rng: np.random.Generator, options: SaccadeOptions, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times and places (pixel·2 + p, pixels counted through the batch) of events that no light caused."""
+    pixels = options.sensor_size[0] * options.sensor_size[1]
+    count = rng.poisson(options.noise_hz * pixels * options.duration_us / 1e6)
+    return rng.integers(0, options.duration_us, count), offset * 2 + rng.integers(0, 2 * pixels, count)
+
+
+def _lights(images: np.ndarray, options: SaccadeOptions) -> Iterator[np.ndarray]:
+    """What falls on the sensor at each moment, [N, H, W] in 0..1."""
+    (height, width), (rows, columns) = options.sensor_size, images.shape[1:]
+    gaze = _gaze(options)
+    reach = int(np.ceil(np.abs(gaze).max())) + 1
+    top, left = (height - rows) // 2, (width - columns) // 2
+    around = ((reach + top, reach + height - rows - top), (reach + left, reach + width - columns - left))
+    scene = np.pad(images, ((0, 0), *around), mode="edge").astype(np.float32) / np.float32(255)
+    whole = np.floor(gaze).astype(int)
+    for (row, column), (down, right) in zip(whole + reach, (gaze - whole).astype(np.float32), strict=True):
+        seen = scene[:, row : row + height + 1, column : column + width + 1]
+        seen = seen[:, :-1] + down * (seen[:, 1:] - seen[:, :-1])
+        yield seen[:, :, :-1] + right * (seen[:, :, 1:] - seen[:, :, :-1])
+
+
+def _gaze(options: SaccadeOptions) -> np.ndarray:
+    """(row, column) that the gaze is displaced by at each moment, [steps + 1, 2]; centred on the triangle's box."""
+    time = 3 * np.arange(options.steps + 1) / options.steps
+    side = np.minimum(time.astype(int), 2)
+    eased = ((1 - np.cos(np.pi * (time - side))) / 2)[:, None]
+    corners = options.amplitude * (TRIANGLE - TRIANGLE.max(0) / 2)
+    return corners[side] + eased * (corners[side + 1] - corners[side])
+
+
+def _crossings(
+    memory: np.ndarray, before: np.ndarray, level: np.ndarray, thresholds: np.ndarray, start_us: float, step_us: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Times and places of the events between two moments; moves `memory` [N, pixels] on."""
+    crossed = np.trunc((level - memory) / thresholds)
+    where = np.flatnonzero(crossed)
+    steps = crossed.ravel()[where]
+    times = np.abs(steps).astype(np.int64)
+    which = np.repeat(where, times)
+    nth = np.arange(1, len(which) + 1) - np.repeat(np.cumsum(times) - times, times)
+    sign = np.repeat(np.sign(steps), times)
+    reached = memory.ravel()[which] + sign * nth * thresholds.ravel()[which]
+    rise = level.ravel()[which] - before.ravel()[which]
+    rise[rise == 0] = 1  # where rounding alone left the memory a threshold behind
+    share = (reached - before.ravel()[which]) / rise
+    memory.ravel()[where] += steps * thresholds.ravel()[where]
+    t = start_us + np.clip(share, 0, 1) * (step_us - 1)
+    return t.astype(np.int64), which * 2 + (sign > 0)
