@@ -1,6 +1,10 @@
 """The loop on the embedded digits, shrunk: what a run leaves, and that stopping changes nothing."""
 
+import itertools
 import json
+import random
+import shutil
+import time
 from dataclasses import replace
 
 import pytest
@@ -8,10 +12,11 @@ import torch
 
 import multifire.train as training
 from multifire import ops
-from multifire.checkpoint import load_checkpoint, load_model, save_checkpoint
-from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig
+from multifire.checkpoint import load_checkpoint, load_model, load_newest, save_checkpoint
+from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainOptions
 from multifire.evaluate import evaluate
 from multifire.runs import RunFolder
+from multifire.runtime import Watchdog, locked, older
 from multifire.train import Interrupted, loss_of, train
 
 TINY = RunConfig(
@@ -20,6 +25,8 @@ TINY = RunConfig(
     optim=OptimConfig(epochs=3, batch_size=32, lr=0.05, schedule="one-cycle"),
     eval_batch_size=500,
 )
+
+RESUME = TrainOptions(resume="yes")
 
 
 def override(cfg: RunConfig, **parts: dict) -> RunConfig:
@@ -84,7 +91,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights(finished, tmp_path, m
     with pytest.raises(Interrupted, match=r"stopped at epoch \d/3, step \d; .* give --resume"):
         train(TINY, out)
     monkeypatch.undo()
-    summary = train(TINY, out, resume=True)
+    summary = train(TINY, out, RESUME)
     whole, resumed = (load_checkpoint(folder / "last.safetensors") for folder in (finished[0], out))
     for kind in ("model", "optimizer"):
         tensors = getattr(resumed, kind)
@@ -125,7 +132,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
 
 def test_resuming_a_finished_run_changes_nothing(finished):
     before = (finished[0] / "last.safetensors").read_bytes()
-    summary = train(TINY, finished[0], resume=True)
+    summary = train(TINY, finished[0], RESUME)
     assert (finished[0] / "last.safetensors").read_bytes() == before
     assert summary["test_accuracy"] == finished[1]["test_accuracy"]
 
@@ -147,9 +154,9 @@ def test_a_folder_in_use_is_refused(finished, tmp_path):
     with pytest.raises(FileExistsError, match="exists; give --resume to continue it, or --out for another folder"):
         train(TINY, finished[0])
     with pytest.raises(FileNotFoundError, match="no run to resume here"):
-        train(TINY, tmp_path / "nowhere", resume=True)
+        train(TINY, tmp_path / "nowhere", RESUME)
     with pytest.raises(ValueError, match=r"another configuration \(optim\.lr 0\.05 -> 0\.1\)"):
-        train(override(TINY, optim={"lr": 0.1}), finished[0], resume=True)
+        train(override(TINY, optim={"lr": 0.1}), finished[0], RESUME)
 
 
 def test_a_torn_line_of_metrics_is_trained_again(tmp_path):
@@ -159,12 +166,12 @@ def test_a_torn_line_of_metrics_is_trained_again(tmp_path):
     metrics = out / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_text(whole + '{"epoch": 1, "train_lo')
-    train(cfg, out, resume=True)
+    train(cfg, out, RESUME)
     assert metrics.read_text() == whole
     for content in (b"{\n" + whole.encode(), b"[1]\n", b'{"epoch": "x"}\n', b"\xff\n"):
         metrics.write_bytes(content)
         with pytest.raises(ValueError, match=r"metrics\.jsonl: not a"):
-            train(cfg, out, resume=True)
+            train(cfg, out, RESUME)
 
 
 def test_a_cut_checkpoint_is_refused_and_kept(tmp_path):
@@ -173,7 +180,7 @@ def test_a_cut_checkpoint_is_refused_and_kept(tmp_path):
     last = out / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"last\.safetensors: damaged"):
-        train(override(TINY, optim={"epochs": 1}), out, resume=True)
+        train(override(TINY, optim={"epochs": 1}), out, RESUME)
     assert last.exists()
 
 
@@ -183,7 +190,7 @@ def test_a_config_of_another_version_is_refused(tmp_path):
     config = out / "config.json"
     config.write_text(config.read_text().replace('"version": 1', '"version": 7'))
     with pytest.raises(ValueError, match=r"config\.json: config version is 7, this multifire reads version 1"):
-        train(override(TINY, optim={"epochs": 1}), out, resume=True)
+        train(override(TINY, optim={"epochs": 1}), out, RESUME)
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -198,7 +205,9 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "train_step", poisoned)
     out = tmp_path / "run"
-    with pytest.raises(FloatingPointError, match="the loss is nan at epoch 3, step 2; the last good checkpoint"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is nan at epoch 3, step 2, .*: stem\.conv\.weight; the last good"
+    ):
         train(TINY, out)
     checkpoint = load_checkpoint(out / "last.safetensors")
     assert checkpoint.position.epoch == 2
@@ -229,8 +238,9 @@ def test_bf16_trains(tmp_path):
 def test_tet_is_the_mean_of_every_steps_cross_entropy():
     logits, y = torch.randn(3, 5, 10), torch.randint(0, 10, (5,))
     by_hand = torch.stack([torch.nn.functional.cross_entropy(step, y) for step in logits]).mean()
-    torch.testing.assert_close(loss_of(logits, y, OptimConfig(loss="tet")), by_hand)
-    torch.testing.assert_close(loss_of(logits, y, OptimConfig()), torch.nn.functional.cross_entropy(logits.mean(0), y))
+    torch.testing.assert_close(loss_of(logits, y, OptimConfig(loss="tet")) / 5, by_hand)
+    alone = torch.nn.functional.cross_entropy(logits.mean(0), y)
+    torch.testing.assert_close(loss_of(logits, y, OptimConfig()) / 5, alone)
 
 
 def test_clipping_bounds_the_step():
@@ -250,7 +260,7 @@ def test_weights_that_turn_nan_without_a_nan_loss_are_not_saved(tmp_path, monkey
 
     def poisoned(model, *args):
         done = step(model, *args)
-        if next(calls) == 5:
+        if next(calls) == 7:  # the last step of the second epoch
             with torch.no_grad():
                 model.stem.conv.weight.fill_(float("nan"))
         return done
@@ -268,7 +278,7 @@ def test_a_missing_checkpoint_does_not_start_the_run_anew(tmp_path):
     train(cfg, out)
     (out / "last.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"last\.safetensors is missing"):
-        train(cfg, out, resume=True)
+        train(cfg, out, RESUME)
 
 
 def test_momentum_of_another_shape_is_refused(tmp_path):
@@ -278,9 +288,214 @@ def test_momentum_of_another_shape_is_refused(tmp_path):
     momentum = {name: torch.zeros(1) for name in before.optimizer}
     save_checkpoint(out / "last.safetensors", replace(before, optimizer=momentum))
     with pytest.raises(ValueError, match=r"momentum: does not fit the network: .*of shape \[1\]"):
-        train(cfg, out, resume=True)
+        train(cfg, out, RESUME)
 
 
 def test_a_crop_beyond_the_image_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"data\.crop_padding is 1000, expected at most the image's 28"):
         train(override(TINY, data={"crop_padding": 1000}), tmp_path / "run")
+
+
+def test_every_byte_of_a_checkpoint_counts(finished, tmp_path):
+    """Cut or flipped anywhere: noticed, and the checkpoint before it is taken, with a warning."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    last = out / "last.safetensors"
+    whole = last.read_bytes()
+    before = load_checkpoint(older(last, 1))
+    rng = random.Random(0)
+    for number in range(200):
+        at = rng.randrange(len(whole))
+        last.write_bytes(
+            whole[:at] if number % 2 else whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :]
+        )
+        found, file = load_newest(last)
+        assert file == older(last, 1), at
+        assert found.position == before.position
+        assert all(torch.equal(found.model[name], tensor) for name, tensor in before.model.items())
+
+
+def test_no_whole_checkpoint_left(finished, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    for file in out.glob("last*"):
+        file.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"no whole checkpoint is left: .*last\.2\.safetensors: damaged"):
+        train(TINY, out, RESUME)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    train(TINY, tmp_path / "run", TrainOptions(keep=2, checkpoint_every="2"))
+    files = {file.name for file in (tmp_path / "run").glob("*.safetensors")}
+    assert files == {"last.safetensors", "last.1.safetensors", "best.safetensors"}
+    before = load_checkpoint(tmp_path / "run" / "last.1.safetensors").position
+    assert (before.epoch, before.step) == (2, 4)  # the last one within an epoch, whose end then wrote `last`
+
+
+def test_a_usr1_signal_writes_a_checkpoint_and_training_goes_on(tmp_path, monkeypatch):
+    import signal
+
+    calls, step, seen = iter(range(1000)), training.train_step, []
+
+    def asked(*args):
+        if next(calls) == 1:
+            signal.raise_signal(signal.SIGUSR1)
+        elif (tmp_path / "run" / "last.safetensors").exists() and not seen:
+            seen.append(load_checkpoint(tmp_path / "run" / "last.safetensors").position.step)
+        return step(*args)
+
+    monkeypatch.setattr(training, "train_step", asked)
+    train(override(TINY, optim={"epochs": 1}), tmp_path / "run")
+    assert seen == [2]
+
+
+def test_terminated_it_says_so_by_its_exit_code(tmp_path, monkeypatch):
+    import signal
+
+    step = training.train_step
+    monkeypatch.setattr(training, "train_step", lambda *args: [signal.raise_signal(signal.SIGTERM), step(*args)][1])
+    with pytest.raises(Interrupted) as stopped:
+        train(TINY, tmp_path / "run")
+    assert stopped.value.exit_code == 143
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").position.step == 1
+
+
+def test_resume_auto_starts_and_goes_on(finished, tmp_path):
+    auto, out = TrainOptions(resume="auto"), tmp_path / "run"
+    train(TINY, out, auto)
+    summary = train(TINY, out, auto)
+    assert summary["test_accuracy"] == finished[1]["test_accuracy"]
+
+
+def test_after_max_time_it_stops_and_can_go_on(finished, tmp_path):
+    with pytest.raises(Interrupted, match=r"stopped at epoch 1/3, step 1") as stopped:
+        train(TINY, tmp_path / "run", TrainOptions(max_time="0.001s"))
+    assert stopped.value.exit_code == 0
+    assert train(TINY, tmp_path / "run", RESUME)["test_accuracy"] == finished[1]["test_accuracy"]
+
+
+def test_two_trainers_in_one_folder(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(FileExistsError, match="another process is training in this folder"):
+        train(TINY, tmp_path / "run", RESUME)
+
+
+def test_what_an_interrupted_write_left_is_removed(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    torn = tmp_path / "run" / ".last.safetensors.123.tmp"
+    torn.write_bytes(b"half")
+    train(TINY, tmp_path / "run", RESUME)
+    assert not torn.exists()
+
+
+def test_a_batch_in_parts_adds_up_their_gradients(tmp_path):
+    """Each part has its own statistics in training; where those stand still, the parts make the whole."""
+    torch.manual_seed(0)
+    model = training.model_from_config(TINY.model, "reference").double()
+    x, y = torch.rand(2, 7, 1, 28, 28, dtype=torch.float64), torch.arange(7)
+    share, whole, parts = 1 / 7, {}, {}
+    for found, cuts in ((whole, [0, 7]), (parts, [0, 2, 4, 7])):
+        model.zero_grad()
+        for begin, end in itertools.pairwise(cuts):
+            model.eval()
+            loss = loss_of(model(x[:, begin:end], per_step=True), y[begin:end], TINY.optim)
+            (loss * share).backward()
+        found |= {name: p.grad.clone() for name, p in model.named_parameters()}
+    for name, grad in whole.items():
+        torch.testing.assert_close(parts[name], grad)
+    train(override(TINY, optim={"epochs": 1, "accumulate": 3}), tmp_path / "run")
+    assert RunFolder(tmp_path / "run").metrics()[0]["train_loss"] > 0
+
+
+def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(tmp_path, monkeypatch):
+    add, calls = training.add_gradients, iter(range(1000))
+
+    def poisoned(network, x, y, cfg, share):
+        sums = add(network, x, y, cfg, share)
+        if next(calls) in (2, 5, 6):
+            network.voting.bias.grad.fill_(float("inf"))
+        return sums
+
+    monkeypatch.setattr(training, "add_gradients", poisoned)
+    cfg = override(TINY, optim={"epochs": 2, "skip_nonfinite": 2})
+    with pytest.raises(FloatingPointError, match=r"at epoch 2, step 3, .* not finite: voting\.bias"):
+        train(cfg, tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert checkpoint.position.skipped == 1
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.model.values())
+
+
+def test_the_moving_average_is_what_is_scored_and_loaded(tmp_path, monkeypatch):
+    cfg, out = override(TINY, optim={"ema_decay": 0.5, "epochs": 1}), tmp_path / "run"
+    step, weights = training.train_step, []
+
+    def noted(model, *args):
+        done = step(model, *args)
+        weights.append(model.voting.weight.detach().clone())
+        return done
+
+    monkeypatch.setattr(training, "train_step", noted)
+    summary = train(cfg, out)
+    expected = weights[0]
+    for weight in weights[1:]:
+        expected = expected.lerp(weight, 0.5)
+    model, _ = load_model(out / "last.safetensors")
+    torch.testing.assert_close(model.voting.weight, expected)
+    batches = training.load_batches(cfg, torch.device("cpu"))
+    assert evaluate(model, batches["test"]).accuracy == summary["test_accuracy"]
+
+
+def test_the_moving_average_survives_a_stop(tmp_path, monkeypatch):
+    cfg = override(TINY, optim={"ema_decay": 0.9})
+    train(cfg, tmp_path / "whole")
+    stop_after(6, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(cfg, tmp_path / "stopped")
+    monkeypatch.undo()
+    train(cfg, tmp_path / "stopped", RESUME)
+    whole, resumed = (load_checkpoint(tmp_path / name / "last.safetensors").average for name in ("whole", "stopped"))
+    assert whole
+    assert all(torch.equal(whole[name], tensor) for name, tensor in resumed.items())
+
+
+def test_patience_ends_a_run_early(tmp_path):
+    cfg = override(TINY, data={"validation": 0.2}, optim={"epochs": 50, "patience": 1, "lr": 1e-9})
+    summary = train(cfg, tmp_path / "run")
+    records = [record["validation_accuracy"] for record in RunFolder(tmp_path / "run").metrics()]
+    assert summary["epochs"] == len(records) < 50
+    assert records[-1] <= max(records[:-1])
+
+
+def test_patience_needs_validation():
+    with pytest.raises(ValueError, match=r"optim\.patience .* data\.validation above 0"):
+        override(TINY, optim={"patience": 3})
+
+
+def test_norms_and_biases_can_be_spared_the_decay(tmp_path):
+    model = training.model_from_config(TINY.model)
+    decaying, spared = training.parameter_groups(model, OptimConfig(decay_norms=False))
+    assert {p.dim() for p in spared["params"]} == {1}
+    assert spared["weight_decay"] == 0
+    assert len(decaying["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+def test_memory_that_runs_out_is_explained(tmp_path, monkeypatch):
+    """The allocator's own error, which torch raises for a tensor that no machine holds."""
+    add = training.add_gradients
+
+    def greedy(network, x, y, cfg, share):
+        if len(y) > 8:
+            torch.empty(1 << 60)
+        return add(network, x, y, cfg, share)
+
+    monkeypatch.setattr(training, "add_gradients", greedy)
+    with pytest.raises(MemoryError, match=r"batch-size 32; 8 fit: give --optim.batch-size 8, or --optim.accumulate 4"):
+        train(TINY, tmp_path / "run")
+
+
+def test_the_watchdog_speaks_up_once_a_while(caplog):
+    with caplog.at_level("WARNING", "multifire"), Watchdog(0.2) as dog:
+        dog.stepped("step 7")
+        time.sleep(0.5)
+    assert 1 <= len(caplog.messages) <= 2
+    assert "since step 7" in caplog.messages[0]

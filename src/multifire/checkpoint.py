@@ -6,7 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from multifire import config as configs
 from multifire.config import RunConfig
 from multifire.nn import SpikingResNet, build_model, model_from_config
-from multifire.runtime import write_atomic
+from multifire.runtime import log, older, write_atomic
 
 CHECKPOINT_VERSION = 1
 
@@ -37,6 +37,8 @@ class Position:
     images: int = 0
     best: float | None = None
     best_epoch: int | None = None
+    skipped: int = 0
+    """Steps left out because their gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,18 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     """Momentum by the name of its parameter; empty in `best`, which holds weights alone."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """The weights' moving average, where the run keeps one; in `best` it stands in the model's place."""
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` as one safetensors file, beside its target and then renamed, with a digest over all of it."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
+    """Write `checkpoint` as one safetensors file, beside its target and then renamed, with a digest over all of it.
+
+    The newest `keep` are kept, the older ones under the names that `runtime.older` gives them.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in checkpoint.average.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {
         "multifire": str(CHECKPOINT_VERSION),
@@ -59,7 +67,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "position": json.dumps(asdict(checkpoint.position)),
     }
     header["digest"] = _digest(tensors, header)
-    write_atomic(path, safetensors.torch.save(tensors, metadata=header))
+    write_atomic(path, safetensors.torch.save(tensors, metadata=header), keep)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -94,14 +102,40 @@ def load_checkpoint(path: Path) -> Checkpoint:
         position=position,
         model=_with_prefix(tensors, "model."),
         optimizer=_with_prefix(tensors, "optimizer."),
+        average=_with_prefix(tensors, "average."),
     )
+
+
+def load_newest(path: Path) -> tuple[Checkpoint, Path] | None:
+    """The newest whole checkpoint among `path` and the older ones beside it, and its file; None where there is none.
+
+    Raises:
+        ValueError: there are some, and all of them are damaged.
+    """
+    damaged = None
+    for file in _versions(path):
+        try:
+            return load_checkpoint(file), file
+        except ValueError as error:
+            log.warning("%s; trying the one before it", error)
+            damaged = error
+    if damaged:
+        raise ValueError(f"no whole checkpoint is left: {damaged}")
+    return None
+
+
+def _versions(path: Path) -> list[Path]:
+    """`path` and the ones that were kept before it, newest first."""
+    ages = (file.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix) for file in path.parent.glob("*"))
+    files = [path, *(older(path, age) for age in sorted(int(age) for age in ages if age.isdecimal()))]
+    return [file for file in files if file.is_file()]
 
 
 def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunConfig]:
     """The network of a checkpoint file, in evaluation mode, and the configuration that it was trained with."""
     checkpoint = load_checkpoint(path)
     model = model_from_config(checkpoint.config.model, backend)
-    load_weights(model, checkpoint.model, source=str(path))
+    load_weights(model, checkpoint.average or checkpoint.model, source=str(path))
     return model.eval(), checkpoint.config
 
 

@@ -4,18 +4,19 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from rich.table import Table
 
 from multifire import __version__
-from multifire.config import DataConfig, RunConfig, nearest, parse_model_name, unknown
+from multifire.config import DataConfig, RunConfig, TrainOptions, nearest, parse_model_name, unknown
 from multifire.progress import CONSOLE, Bar
 from multifire.recipes import RECIPES, count_parameters, get_recipe
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; there is nobody left to tell
         return 0
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"multifire: error: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
@@ -172,18 +173,27 @@ def _set_up_log() -> None:
 
 def _demo(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    return _run_training(get_recipe("digits-dvs" if args.events else "digits"), out, resume=False)
+    return _run_training(get_recipe("digits-dvs" if args.events else "digits"), out, TrainOptions())
 
 
 def _train(rest: Sequence[str]) -> int:
     if _asks_for_help(rest):
         print(_TRAIN_HELP.format(recipes=", ".join(RECIPES)))
         return 0
-    cfg, options = parse_overrides(_recipe_of(rest, "train"), rest[1:])
-    return _run_training(cfg, options.out or Path("runs") / cfg.recipe, options.resume)
+    cfg, chosen = parse_overrides(_recipe_of(rest, "train"), _spell_resume(rest[1:]))
+    options = TrainOptions(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(TrainOptions)})
+    return _run_training(cfg, chosen.out or Path("runs") / cfg.recipe, options)
 
 
-_TRAIN_HELP = """usage: multifire train RECIPE [--overrides] [--out FOLDER] [--resume]
+def _spell_resume(args: Sequence[str]) -> list[str]:
+    """`--resume` alone means `--resume yes`."""
+    spelt = []
+    for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
+        spelt += [arg, "yes"] if arg == "--resume" and following not in ("no", "yes", "auto") else [arg]
+    return spelt
+
+
+_TRAIN_HELP = """usage: multifire train RECIPE [--overrides] [--out FOLDER] [--resume [auto]]
 
 Train a recipe: {recipes}.
 
@@ -258,7 +268,7 @@ def _print_bench(figures: dict[str, Any]) -> None:
         CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _run_training(cfg: RunConfig, out: Path, resume: bool) -> int:
+def _run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
     from multifire.datasets import get_info
     from multifire.train import Interrupted, train
 
@@ -266,10 +276,10 @@ def _run_training(cfg: RunConfig, out: Path, resume: bool) -> int:
     if info.events:
         _prepare(cfg.data)
     try:
-        summary = train(cfg, out, resume)
+        summary = train(cfg, out, options)
     except Interrupted as stopped:
         print(f"multifire: {stopped}", file=sys.stderr)
-        return INTERRUPTED
+        return stopped.exit_code
     print(
         f"held-out accuracy {100 * summary['test_accuracy']:.2f} % ({summary['test_accuracy_of']} checkpoint), "
         f"{summary['images_per_second']:,.0f} {'samples' if info.events else 'images'}/s; run in {out}"
@@ -409,8 +419,14 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train")
         recipe: Annotated[str, tyro.conf.Suppress] = cfg.recipe
         out: Path | None = None
         """Run folder (default: runs/RECIPE)."""
-        resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-        """Go on with the run that is in the folder."""
+        resume: Literal["no", "yes", "auto"] = TrainOptions.resume
+        """Go on with the run in the folder (--resume); auto: if there is one."""
+        checkpoint_every: str = TrainOptions.checkpoint_every
+        """Write a checkpoint every so many minutes (10m), hours (1h), seconds (90s) or steps (500) of an epoch."""
+        keep: int = TrainOptions.keep
+        """How many of the newest checkpoints to keep."""
+        max_time: str | None = None
+        """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
 
     @dataclasses.dataclass(frozen=True)
     class Bench(RunConfig):

@@ -104,6 +104,20 @@ class OptimConfig:
     """Label smoothing of the cross entropy, 0 <= s < 1."""
     clip_norm: float | None = None
     """Clip the gradient to this total norm."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate of the step and cosine schedules first rises from 0."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other; their gradients add up. Norms see a part at a time."""
+    decay_norms: bool = True
+    """Decay the norms' weights and all biases too, as the paper does."""
+    ema_decay: float | None = None
+    """Keep a moving average of the weights, w' = d·w' + (1 - d)·w after each step, and score that; None for none."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation accuracy; needs data.validation."""
+    skip_nonfinite: int = 0
+    """Leave out up to so many steps of a run whose gradient is NaN or infinite; the next one stops it."""
+    scaling: Literal["none", "linear"] = "none"
+    """Many processes share a batch (none), or each takes batch_size and lr grows with their number (linear)."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,8 @@ class RunConfig:
     """bf16 runs convolutions under autocast; membranes and norms stay in fp32."""
     backend: str = "auto"
     """Which implementation of the neuron runs; see multifire.ops.BACKENDS."""
+    sync_norm: bool = False
+    """Norms take the statistics of all processes' samples, so that many processes compute what one does."""
     eval_batch_size: int = 128
     """Images in one evaluation step."""
 
@@ -162,8 +178,58 @@ class RunConfig:
         _require(0 < optim.warmup_share < 1, "optim.warmup_share", optim.warmup_share, "0 < share < 1")
         _require(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "0 <= s < 1")
         _require(optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
+        _require(optim.warmup_epochs >= 0, "optim.warmup_epochs", optim.warmup_epochs, "at least 0")
+        _require(optim.accumulate >= 1, "optim.accumulate", optim.accumulate, "at least 1")
+        ema = optim.ema_decay
+        _require(ema is None or 0 <= ema < 1, "optim.ema_decay", ema, "0 <= decay < 1")
+        _require(optim.patience is None or optim.patience >= 1, "optim.patience", optim.patience, "at least 1")
+        held_out = optim.patience is None or data.validation > 0
+        _require(held_out, "optim.patience", optim.patience, "data.validation above 0: the test set must not decide")
+        _require(optim.skip_nonfinite >= 0, "optim.skip_nonfinite", optim.skip_nonfinite, "at least 0")
         _require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "at least 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2**63")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a run is carried out: nothing here changes what it computes, so all of it may change when it is resumed."""
+
+    resume: Literal["no", "yes", "auto"] = "no"
+    """Go on with the run in the folder; auto: if there is one."""
+    checkpoint_every: str = "10m"
+    """Besides each epoch's, write a checkpoint every so many steps (500), seconds (90s), minutes (10m), hours (1h)."""
+    keep: int = 3
+    """How many of the newest checkpoints to keep."""
+    max_time: str | None = None
+    """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
+
+    def __post_init__(self):
+        """Refuse what no run could mean.
+
+        Raises:
+            ValueError: naming the option, its value and what was expected.
+        """
+        _require(self.keep >= 1, "keep", self.keep, "at least 1")
+        if not self.checkpoint_every.isdecimal():
+            seconds(self.checkpoint_every, "checkpoint_every")
+        if self.max_time is not None:
+            seconds(self.max_time, "max_time")
+
+
+def seconds(text: str, name: str) -> float:
+    """A time such as 90s, 30m or 4h, in seconds.
+
+    Raises:
+        ValueError: not such a time.
+    """
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        number = float(text[:-1])
+    except ValueError:
+        number = 0.0
+    if unit is None or not 0 < number < math.inf:
+        raise ValueError(f"{name} is {text!r}, expected a time such as 90s, 30m or 4h")
+    return unit * number
 
 
 def _require(holds: bool, name: str, value: Any, expected: str) -> None:

@@ -13,6 +13,7 @@ from multifire import datasets
 from multifire.checkpoint import load_model
 from multifire.datasets.loader import Batches, EventBatches, make_batches
 from multifire.nn import SpikingResNet
+from multifire.processes import ALONE, Processes
 from multifire.progress import Bar
 from multifire.runs import RunFolder
 from multifire.runtime import autocast, describe_machine, pick_device, write_json
@@ -36,8 +37,12 @@ def evaluate(
     batches: Batches | EventBatches,
     precision: str = "fp32",
     on_batch: Callable[[], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Score the model, in evaluation mode, on every sample of `batches`; `on_batch` is called after each."""
+    """Score the model, in evaluation mode, on every sample of `batches`; `on_batch` is called after each.
+
+    Many processes share the samples, and each gets the figures of all.
+    """
     was_training = model.training
     model.eval()
     loss_sum, hits, labels = 0.0, [], []
@@ -50,7 +55,7 @@ def evaluate(
         if on_batch:
             on_batch()
     model.train(was_training)
-    return _score(loss_sum, torch.cat(hits, 1), torch.cat(labels), model.num_classes)
+    return _score(loss_sum, torch.cat(hits, 1), torch.cat(labels), model.num_classes, processes)
 
 
 def running_predictions(logits_TNK: Tensor) -> Tensor:
@@ -58,15 +63,20 @@ def running_predictions(logits_TNK: Tensor) -> Tensor:
     return logits_TNK.cumsum(0).argmax(2)
 
 
-def _score(loss_sum: float, hits_TN: Tensor, labels: Tensor, num_classes: int) -> Evaluation:
-    final = hits_TN[-1]
-    of_class = [final[labels == c] for c in range(num_classes)]
+def _score(loss_sum: float, hits_TN: Tensor, labels: Tensor, num_classes: int, processes: Processes) -> Evaluation:
+    """From this process's samples the figures of all processes' samples."""
+    of_class, final = torch.bincount(labels, minlength=num_classes), hits_TN[-1]
+    right = torch.bincount(labels[final], minlength=num_classes)
+    own = [torch.tensor([loss_sum]), hits_TN.sum(1), right, of_class]
+    sums = processes.total(torch.cat([part.double() for part in own]))
+    loss, right_T, right_K, count_K = sums.split([1, len(hits_TN), num_classes, num_classes])
+    count = count_K.sum()
     return Evaluation(
-        count=len(labels),
-        loss=loss_sum / len(labels),
-        accuracy=final.double().mean().item(),
-        per_class=[hits.double().mean().item() if len(hits) else None for hits in of_class],
-        per_step=hits_TN.double().mean(1).tolist(),
+        count=int(count),
+        loss=(loss / count).item(),
+        accuracy=(right_T[-1] / count).item(),
+        per_class=[(r / n).item() if n else None for r, n in zip(right_K, count_K, strict=True)],
+        per_step=(right_T / count).tolist(),
     )
 
 

@@ -1,13 +1,15 @@
 """A run's folder: config.json, metrics.jsonl, checkpoints, TensorBoard files, summary.json."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from multifire import config as configs
 from multifire.config import RunConfig
-from multifire.runtime import write_atomic, write_json
+from multifire.runtime import locked, write_atomic, write_json
 
 # Where a run is computed and where its data lie may change when it is resumed; what it computes may not.
 _MAY_CHANGE = {"device", "backend", "eval_batch_size", "data.root"}
@@ -20,27 +22,45 @@ class RunFolder:
         self.path = path
         self.last = path / "last.safetensors"
         self.best = path / "best.safetensors"
+        self._config = path / "config.json"
         self._metrics = path / "metrics.jsonl"
         self._board: Any = None
 
-    def start(self, cfg: RunConfig, resume: bool) -> None:
-        """Make the folder for a new run, or check that the run in it is the one to be resumed.
+    @contextlib.contextmanager
+    def opened(self, cfg: RunConfig, resume: bool) -> Iterator[None]:
+        """Be the only one to write here: in a new folder, or where `resume` in that of the run to be resumed.
+
+        What an interrupted write left there is removed.
 
         Raises:
-            FileExistsError: it exists, and `resume` is False.
+            FileExistsError: it holds something, and `resume` is False; or another process trains in it.
             FileNotFoundError: nothing to resume.
             ValueError: the run in it has another configuration.
         """
-        config_file = self.path / "config.json"
-        if resume:
-            if not config_file.is_file():
-                raise FileNotFoundError(f"{self.path}: no run to resume here; leave out --resume to start one")
-            _check_same(configs.from_json(_read(config_file), str(config_file)), cfg, self.path)
+        if resume and not self.exists():
+            raise FileNotFoundError(f"{self.path}: no run to resume here; leave out --resume to start one")
+        if not resume:
+            self._check_empty()
+            self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            for torn in self.path.glob(".*.tmp"):
+                torn.unlink(missing_ok=True)
+            if resume:
+                _check_same(configs.from_json(_read(self._config), str(self._config)), cfg, self.path)
+            else:
+                self._check_empty()  # once more: there may have been two of us
+                write_atomic(self._config, configs.to_json(cfg).encode())
+            yield
+
+    def exists(self) -> bool:
+        """Whether there is a run in the folder."""
+        return self._config.is_file()
+
+    def _check_empty(self) -> None:
+        if not self.path.exists():
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not self.path.is_dir() or any(not file.name.startswith(".") for file in self.path.iterdir()):
             raise FileExistsError(f"{self.path} exists; give --resume to continue it, or --out for another folder")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(config_file, configs.to_json(cfg).encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """One record for each finished epoch; a last line that was cut short is none.
@@ -81,10 +101,9 @@ class RunFolder:
 
     def headline(self) -> str:
         """Name of the checkpoint whose accuracy the summary quotes: `best` only where held-out images chose it."""
-        config_file = self.path / "config.json"
-        if not config_file.is_file():
+        if not self.exists():
             raise FileNotFoundError(f"{self.path}: no config.json, so no run; expected the folder that `train` wrote")
-        return "best" if configs.from_json(_read(config_file), str(config_file)).data.validation else "last"
+        return "best" if configs.from_json(_read(self._config), str(self._config)).data.validation else "last"
 
     def checkpoint(self, which: str) -> Path:
         """The file of the `last` or `best` checkpoint.

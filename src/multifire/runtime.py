@@ -1,15 +1,18 @@
 """Where a run runs: device, precision, seeds, signals, log, and files that are never half written."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +48,25 @@ def autocast(device: "torch.device", precision: str) -> contextlib.AbstractConte
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write beside the target, flush, rename: a reader sees the old file or the new one, never a torn one."""
+def older(path: Path, age: int) -> Path:
+    """Where `write_atomic` keeps the file that was `path` so many writes ago."""
+    return path.with_suffix(f".{age}{path.suffix}") if age else path
+
+
+def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
+    """Write beside the target, flush, rename: a reader sees the old file or the new one, never a torn one.
+
+    `keep` is how many versions are there afterwards: `path`, and the ones before it as `older(path, 1)` and so on.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        for age in range(keep - 1, 0, -1):
+            if older(path, age - 1).exists():
+                older(path, age - 1).replace(older(path, age))
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
@@ -72,34 +86,98 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-class StopRequest:
-    """True once Ctrl-C was pressed; a second Ctrl-C stops at once."""
+class Signals:
+    """What signals have asked for: to `stop` (the signal's number; 0: not yet), to `save` a checkpoint and go on."""
 
     def __init__(self):
-        self.requested = False
+        self.stop = 0
+        self.save = False
 
-    def __bool__(self) -> bool:
-        return self.requested
+    def _on_stop(self, number: int, frame: object) -> None:
+        if self.stop:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        self.stop = number
+        log.warning("stopping after this step; once more to stop at once, without a checkpoint")
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        log.warning("stopping after this step; press Ctrl-C again to stop at once")
+    def _on_save(self, number: int, frame: object) -> None:
+        self.save = True
 
 
 @contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Turn SIGINT into a request that the training loop looks at between two steps."""
-    stop = StopRequest()
+def listening() -> Iterator[Signals]:
+    """Turn SIGINT and SIGTERM, and SIGUSR1, into requests that the training loop looks at between two steps."""
+    asked = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may set a signal handler
+        yield asked  # only the main thread may set a signal handler
         return
-    before = signal.signal(signal.SIGINT, stop._on_signal)
+    handlers = {signal.SIGINT: asked._on_stop, signal.SIGTERM: asked._on_stop, signal.SIGUSR1: asked._on_save}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield stop
+        yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Watchdog:
+    """Says so where no step is finished for a while: `with Watchdog(limit_s) as dog: dog.stepped("step 12")`."""
+
+    def __init__(self, limit_s: float = 300.0):
+        self._limit_s, self._last, self._since = limit_s, "the start", time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def stepped(self, what: str) -> None:
+        self._last, self._since = what, time.monotonic()
+
+    def _watch(self) -> None:
+        told = 1
+        while not self._over.wait(min(1.0, self._limit_s / 4)):
+            waited = time.monotonic() - self._since
+            if waited < self._limit_s:
+                told = 1
+            elif waited >= told * self._limit_s:
+                told += 1
+                log.warning("nothing finished for %.0f s, since %s; still waiting", waited, self._last)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that writes to this folder; the lock goes with the process, however it ends.
+
+    Raises:
+        FileExistsError: another process holds it.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileExistsError(
+                f"{folder}: another process is training in this folder; wait for it, or give --out for another folder"
+            ) from None
+        yield
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        OSError: fewer than `needed` bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder}: {free / 1e6:,.1f} MB free on this disk, a run's checkpoints need {needed / 1e6:,.1f} MB; "
+            "make room, or give --out for a folder on another disk"
+        )
 
 
 def describe_machine(device: "torch.device") -> dict[str, Any]:

@@ -11,10 +11,11 @@ ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1e-4
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
     """Rate of training step number `step`, counted from 0 over the whole run."""
     share = step / (optim.epochs * steps_per_epoch)
+    rising = min(1.0, (step + 1) / max(1.0, optim.warmup_epochs * steps_per_epoch))
     if optim.schedule == "step":
-        return optim.lr * optim.gamma ** (step // steps_per_epoch // optim.step_epochs)
+        return rising * optim.lr * optim.gamma ** (step // steps_per_epoch // optim.step_epochs)
     if optim.schedule == "cosine":
-        return optim.lr * _cosine(1.0, 0.0, share)
+        return rising * optim.lr * _cosine(1.0, 0.0, share)
     if share < optim.warmup_share:
         return optim.lr * _cosine(ONE_CYCLE_START, 1.0, share / optim.warmup_share)
     return optim.lr * _cosine(1.0, ONE_CYCLE_END, (share - optim.warmup_share) / (1 - optim.warmup_share))

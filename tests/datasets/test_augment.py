@@ -8,7 +8,7 @@ import torch
 
 from multifire.config import DataConfig
 from multifire.datasets import DATASETS, EventSplit
-from multifire.datasets.augment import augment, inside, move, places, shift
+from multifire.datasets.augment import Draws, augment, inside, move, places, shift
 from multifire.datasets.loader import EventBatches
 
 CPU = torch.device("cpu")
@@ -20,8 +20,8 @@ def frames(samples: int = 40, T: int = 5, H: int = 9, W: int = 7) -> torch.Tenso
     return torch.from_numpy(RNG.integers(0, 256, (samples, T, 2, H, W), dtype=np.uint8))
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draws(samples: int) -> Draws:
+    return Draws(torch.Generator().manual_seed(0), samples)
 
 
 def longs(*values: int) -> torch.Tensor:
@@ -30,7 +30,7 @@ def longs(*values: int) -> torch.Tensor:
 
 def test_nothing_asked_nothing_done():
     given, labels = frames(), torch.arange(40)
-    found, same = augment(given, labels, DataConfig(), (), generator())
+    found, same = augment(given, labels, DataConfig(), (), draws(len(labels)))
     assert torch.equal(found, given)
     assert torch.equal(same, labels)
 
@@ -79,7 +79,7 @@ def test_a_square_is_blank_in_every_frame():
 
 def test_cutout_blanks_squares_of_up_to_its_size():
     given = torch.ones(500, 2, 2, 20, 20, dtype=torch.uint8)
-    found, _ = augment(given, torch.arange(500), DataConfig(cutout=5), (), generator())
+    found, _ = augment(given, torch.arange(500), DataConfig(cutout=5), (), draws(500))
     blank = (found == 0).all(1).all(1)
     assert torch.equal(blank, (found == 0).any(1).any(1))
     sizes = blank.sum((1, 2))
@@ -108,7 +108,7 @@ def test_a_mirrored_gesture_is_the_other_hand_s():
     expected = {**{name: name for name in info.classes}, **swaps, **{b: a for a, b in swaps.items()}}
     assert {name: info.classes[info.mirror[label]] for label, name in enumerate(info.classes)} == expected
     given, labels = frames(300), torch.arange(300) % 11
-    found, changed = augment(given, labels, DataConfig(flip=True), info.mirror, generator())
+    found, changed = augment(given, labels, DataConfig(flip=True), info.mirror, draws(len(labels)))
     mirrored = 0
     for n in range(300):
         if torch.equal(found[n], given[n].flip(-1)):
@@ -123,14 +123,14 @@ def test_a_mirrored_gesture_is_the_other_hand_s():
 @pytest.mark.parametrize("cfg", [DataConfig(flip=True), DataConfig(roll=3), DataConfig(swap_polarity=0.3)])
 def test_what_only_moves_counts_keeps_their_sum(cfg):
     given = frames()
-    found, _ = augment(given, torch.arange(40), cfg, (), generator())
+    found, _ = augment(given, torch.arange(40), cfg, (), draws(40))
     assert torch.equal(found.long().sum((1, 2, 3, 4)), given.long().sum((1, 2, 3, 4)))
     assert not torch.equal(found, given)
 
 
 def test_counts_are_never_made():
     given = frames()
-    found, _ = augment(given, torch.arange(40), ALL, (), generator())
+    found, _ = augment(given, torch.arange(40), ALL, (), draws(40))
     assert found.dtype == torch.uint8
     for before, after in zip(given, found, strict=True):
         assert set(after.unique().tolist()) <= {0, *before.unique().tolist()}
@@ -138,8 +138,8 @@ def test_counts_are_never_made():
 
 def test_an_option_does_not_change_another_s_numbers():
     given, labels = frames(), torch.arange(40)
-    rolled, _ = augment(given, labels, DataConfig(roll=2), (), generator())
-    both, _ = augment(given, labels, DataConfig(roll=2, time_jitter=0, swap_polarity=1.0), (), generator())
+    rolled, _ = augment(given, labels, DataConfig(roll=2), (), draws(len(labels)))
+    both, _ = augment(given, labels, DataConfig(roll=2, time_jitter=0, swap_polarity=1.0), (), draws(len(labels)))
     assert torch.equal(both, rolled.flip(2))
 
 

@@ -13,8 +13,28 @@ from torch.nn import functional as F
 from multifire.config import DataConfig
 
 
+class Draws:
+    """A batch's random numbers: drawn for all of its samples and handed out for this process's own.
+
+    So many processes augment a batch as one does.
+    """
+
+    def __init__(self, generator: torch.Generator, samples: int, own: slice = slice(None)):
+        """Draw from `generator`, which lies on the CPU, so that every device makes the same batch."""
+        self._generator, self._samples, self._own = generator, samples, own
+
+    def integers(self, below: int) -> Tensor:
+        """int64 [N] in 0 .. below - 1."""
+        return torch.randint(below, (self._samples,), generator=self._generator)[self._own]
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        """float64 [N] in [low, high)."""
+        share = torch.rand(self._samples, generator=self._generator, dtype=torch.float64)
+        return (share * (high - low) + low)[self._own]
+
+
 def augment(
-    frames_NTCHW: Tensor, labels_N: Tensor, cfg: DataConfig, mirror: Sequence[int], generator: torch.Generator
+    frames_NTCHW: Tensor, labels_N: Tensor, cfg: DataConfig, mirror: Sequence[int], draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Samples changed at random as `cfg` says, every frame and polarity of a sample alike, and their labels.
 
@@ -26,14 +46,14 @@ def augment(
         labels_N: their classes.
         cfg: flip, roll, rotation, cutout, swap_polarity and time_jitter; see there.
         mirror: the class that each class's mirror image belongs to; empty where it is the class itself.
-        generator: on the CPU; decides everything, so that every device makes the same batch.
+        draws: decides everything.
     """
-    N, _, _, H, W = frames_NTCHW.shape
+    H, W = frames_NTCHW.shape[3:]
     device = frames_NTCHW.device
 
     def draw(low: float, high: float) -> Tensor:
         """Uniform in [low, high), drawn whether it is used or not: options do not change each other's numbers."""
-        return (torch.rand(N, generator=generator, dtype=torch.float64) * (high - low) + low).to(device)
+        return draws.uniform(low, high).to(device)
 
     mirrored = draw(0, 2).long() * int(cfg.flip)
     down, right = (draw(-cfg.roll, cfg.roll + 1).floor().long() for _ in range(2))

@@ -12,25 +12,33 @@ from torch.nn import functional as F
 
 from multifire.config import DataConfig
 from multifire.datasets import DatasetInfo, EventSplit, Split
-from multifire.datasets.augment import augment
+from multifire.datasets.augment import Draws, augment
 
 
 class Order:
-    """Which samples make which batch, and each batch's random numbers: decided by (seed, epoch) alone."""
+    """Which samples make which batch, and each batch's random numbers: decided by (seed, epoch) alone.
 
-    def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int):
+    Of `processes` (rank, world) each takes a slice of every batch; together they take every sample once.
+    """
+
+    def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int, processes: tuple[int, int] = (0, 1)):
         assert samples > 0
         assert batch_size >= 1
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0")
         self._samples, self._batch_size, self._shuffle, self._seed = samples, batch_size, shuffle, seed
+        self._rank, self._world = processes
 
     def __len__(self) -> int:
         """Batches in an epoch, the last partial one counted."""
         return -(-self._samples // self._batch_size)
 
-    def epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, torch.Generator]]:
-        """Positions [N] and random numbers of each batch from number `start` on.
+    def size(self, batch: int) -> int:
+        """Samples in a batch, over all processes."""
+        return min(self._batch_size, self._samples - batch * self._batch_size)
+
+    def epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws]]:
+        """Positions [N] of this process's samples, and their random numbers, of each batch from number `start` on.
 
         Raises:
             ValueError: start is not within the epoch.
@@ -39,13 +47,15 @@ class Order:
             raise ValueError(f"start is {start}, expected 0 to {len(self)}, the batches of an epoch")
         return self._draw(epoch, start)
 
-    def _draw(self, epoch: int, start: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+    def _draw(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws]]:
         order = torch.arange(self._samples)
         if self._shuffle:
             order = torch.randperm(self._samples, generator=self._generator(epoch, 0))
         for batch in range(start, len(self)):
             index_N = order[batch * self._batch_size : (batch + 1) * self._batch_size]
-            yield index_N, self._generator(epoch, 1 + batch)
+            n, rank, world = len(index_N), self._rank, self._world
+            own = slice(-(-n * rank // world), -(-n * (rank + 1) // world))  # none is empty before the first
+            yield index_N[own], Draws(self._generator(epoch, 1 + batch), n, own)
 
     def _generator(self, epoch: int, stream: int) -> torch.Generator:
         """Random numbers of the epoch's order (stream 0) or of its batch b (stream 1 + b)."""
@@ -75,6 +85,7 @@ class Batches:
         seed: int = 0,
         crop_padding: int = 0,
         flip: bool = False,
+        processes: tuple[int, int] = (0, 1),
     ):
         """Put the split on the device.
 
@@ -90,13 +101,14 @@ class Batches:
             seed: decides the order, the crops and the flips.
             crop_padding: black pixels put around an image before a window of its old size is cut out at random.
             flip: mirror half of the images, left to right.
+            processes: (rank, world): this process's slice of every batch is drawn, see Order.
 
         Raises:
             ValueError: seed is below 0.
         """
         assert timesteps >= 1
         assert len(mean) == len(std) == split.images.shape[1]
-        self._order = Order(len(split), batch_size, shuffle, seed)
+        self.order = Order(len(split), batch_size, shuffle, seed, processes)
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.timesteps = timesteps
@@ -107,7 +119,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in an epoch, the last partial one counted."""
-        return len(self._order)
+        return len(self.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from number `start` on, the very ones that it has when drawn from the beginning.
@@ -118,19 +130,18 @@ class Batches:
         Raises:
             ValueError: start is not within the epoch.
         """
-        return map(self._make, self._order.epoch(epoch, start))
+        return map(self._make, self.order.epoch(epoch, start))
 
-    def _make(self, drawn: tuple[Tensor, torch.Generator]) -> tuple[Tensor, Tensor]:
+    def _make(self, drawn: tuple[Tensor, Draws]) -> tuple[Tensor, Tensor]:
         images_NCHW, labels_N = self._pick(*drawn)
         x_NCHW = images_NCHW.to(torch.float32).mul_(self._scale_C11).sub_(self._offset_C11)
         return x_NCHW.expand(self.timesteps, *x_NCHW.shape), labels_N
 
-    def _pick(self, index_N: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _pick(self, index_N: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Images, cropped and flipped, and labels."""
-        shape, margin = (len(index_N),), 2 * self.crop_padding + 1
-        y_N = torch.randint(margin, shape, generator=generator)
-        x_N = torch.randint(margin, shape, generator=generator)
-        mirrored_N = torch.randint(2, shape, generator=generator) * int(self.flip)
+        margin = 2 * self.crop_padding + 1
+        y_N, x_N = draws.integers(margin), draws.integers(margin)
+        mirrored_N = draws.integers(2) * int(self.flip)
         # one small tensor, so that a GPU is sent one, and not four
         index_N, *window = torch.stack([index_N, y_N, x_N, mirrored_N]).to(self.images.device, non_blocking=True)
         images_NCHW = self.images.index_select(0, index_N)
@@ -179,6 +190,7 @@ class EventBatches:
         seed: int = 0,
         cfg: DataConfig | None = None,
         mirror: Sequence[int] = (),
+        processes: tuple[int, int] = (0, 1),
     ):
         """Take the split as it lies.
 
@@ -190,17 +202,18 @@ class EventBatches:
             seed: decides the order and the augmentation.
             cfg: which augmentation; None for none.
             mirror: see `multifire.datasets.augment.augment`.
+            processes: (rank, world): this process's slice of every batch is drawn, see Order.
 
         Raises:
             ValueError: seed is below 0.
         """
-        self._order = Order(len(split), batch_size, shuffle, seed)
+        self.order = Order(len(split), batch_size, shuffle, seed, processes)
         self._split, self._device, self._mirror = split, device, mirror
         self._cfg = cfg if shuffle else None
 
     def __len__(self) -> int:
         """Batches in an epoch, the last partial one counted."""
-        return len(self._order)
+        return len(self.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch from number `start` on, the very ones that it has when drawn from the beginning.
@@ -211,14 +224,14 @@ class EventBatches:
         Raises:
             ValueError: start is not within the epoch.
         """
-        return map(self._make, self._order.epoch(epoch, start))
+        return map(self._make, self.order.epoch(epoch, start))
 
-    def _make(self, drawn: tuple[Tensor, torch.Generator]) -> tuple[Tensor, Tensor]:
-        index_N, generator = drawn[0].numpy(), drawn[1]
+    def _make(self, drawn: tuple[Tensor, Draws]) -> tuple[Tensor, Tensor]:
+        index_N, draws = drawn[0].numpy(), drawn[1]
         frames_NTCHW = torch.from_numpy(self._split.frames[self._split.rows[index_N]]).to(self._device)
         labels_N = torch.from_numpy(self._split.labels[index_N]).to(self._device)
         if self._cfg:
-            frames_NTCHW, labels_N = augment(frames_NTCHW, labels_N, self._cfg, self._mirror, generator)
+            frames_NTCHW, labels_N = augment(frames_NTCHW, labels_N, self._cfg, self._mirror, draws)
         x_TNHWC = frames_NTCHW.permute(1, 0, 3, 4, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return x_TNHWC.permute(0, 1, 4, 2, 3), labels_N
 
@@ -232,12 +245,14 @@ def make_batches(
     device: torch.device,
     shuffle: bool,
     seed: int = 0,
+    processes: tuple[int, int] = (0, 1),
 ) -> Batches | EventBatches:
     """The batches of a split as a run's configuration describes them."""
     if isinstance(split, EventSplit):
         return EventBatches(
-            split, batch_size=batch_size, device=device, shuffle=shuffle, seed=seed, cfg=cfg, mirror=info.mirror
-        )
+            split, batch_size=batch_size, device=device, shuffle=shuffle, seed=seed, cfg=cfg, mirror=info.mirror,
+            processes=processes,
+        )  # fmt: skip
     return Batches(
         split,
         batch_size=batch_size,
@@ -249,4 +264,5 @@ def make_batches(
         seed=seed,
         crop_padding=cfg.crop_padding,
         flip=cfg.flip,
+        processes=processes,
     )

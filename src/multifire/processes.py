@@ -1,0 +1,100 @@
+"""The processes that train together. torchrun starts them, and tells each by environment variables which one it is."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from multifire.progress import CONSOLE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among those that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks to people."""
+        return self.rank == 0
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.rank, self.world
+
+    def total(self, values: "Tensor") -> "Tensor":
+        """Σ over processes, in place."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(values)
+        return values
+
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """For each flag, whether it is set in some process."""
+        if self.world == 1:
+            return list(flags)
+        import torch
+
+        return [count > 0 for count in self.total(torch.tensor(flags, dtype=torch.int32)).tolist()]
+
+    def same(self, value: Any) -> Any:
+        """The first process's value, in all of them."""
+        if self.world == 1:
+            return value
+        import torch.distributed as dist
+
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.any_of([False])
+
+
+ALONE = Processes()
+
+
+def device_name(name: str) -> str:
+    """The device of this process: where several share a machine with GPUs, one GPU each."""
+    if name in ("auto", "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        if torch.cuda.is_available():
+            return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return name
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes anew, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """Be one of torchrun's processes, or alone where it started none."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+
+    # What is counted lies on the CPU, what is computed where it is computed.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    processes = Processes(dist.get_rank(), world)
+    if not processes.first:
+        CONSOLE.quiet = True
+        logging.getLogger("multifire").setLevel(logging.ERROR)
+    try:
+        yield processes
+    finally:
+        dist.destroy_process_group()
