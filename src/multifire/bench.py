@@ -29,10 +29,9 @@ KINDS = {
 
 
 class Network:
-    """A recipe's network, a batch of random images for it, and what is timed of it."""
+    """A recipe's network, a batch x_TNCHW, y for it (random images by default), and what is timed of it."""
 
-    def __init__(self, cfg: RunConfig, device: torch.device):
-        info = datasets.get_info(cfg.data.name)
+    def __init__(self, cfg: RunConfig, device: torch.device, batch: tuple[Tensor, Tensor] | None = None):
         torch.manual_seed(cfg.seed)
         self.cfg = cfg
         self.model = model_from_config(cfg.model, cfg.backend).to(device)
@@ -40,9 +39,7 @@ class Network:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
         )
-        image = torch.randn(optim.batch_size, cfg.model.in_channels, info.size, info.size, device=device)
-        self.x_TNCHW = image.expand(cfg.data.timesteps, *image.shape)
-        self.y = torch.randint(0, cfg.model.num_classes, (optim.batch_size,), device=device)
+        self.x_TNCHW, self.y = _random_images(cfg, device) if batch is None else batch
 
     def step(self) -> None:
         self.model.train()
@@ -53,6 +50,13 @@ class Network:
         self.model.eval()
         with autocast(self.x_TNCHW.device, self.cfg.precision):
             self.model(self.x_TNCHW)
+
+
+def _random_images(cfg: RunConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    size, samples = datasets.get_info(cfg.data.name).size, cfg.optim.batch_size
+    image = torch.randn(samples, cfg.model.in_channels, size, size, device=device)
+    y = torch.randint(0, cfg.model.num_classes, (samples,), device=device)
+    return image.expand(cfg.data.timesteps, *image.shape), y
 
 
 class Floor:

@@ -1,0 +1,141 @@
+"""Who takes part in a measurement, and how each takes a training step and evaluates."""
+
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import Case
+from benchmarks.peers import KITS, Kit, build_peer, gradients
+from multifire.bench import Floor, Network
+from multifire.nn import kept_for_backward, model_from_config
+from multifire.runtime import autocast
+from multifire.train import train_step
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A framework with its settings, on a case; "floor" is multifire's convolutions alone."""
+
+    framework: str
+    case: Case
+    precision: str = "fp32"
+    compiled: bool = False
+    channels_last: bool = False
+    note: str = ""
+
+    @property
+    def settings(self) -> str:
+        """What is printed beside the framework's name."""
+        of_peer = ["channels-last" if self.channels_last else "contiguous"] if self.framework in KITS else []
+        mode = ["compiled" if self.compiled else "eager"] if self.framework in (*KITS, "reference") else []
+        return ", ".join([*filter(None, [self.note]), self.precision, *mode, *of_peer])
+
+    def framework_version(self) -> str:
+        return version(self.framework if self.framework in KITS else "multifire")
+
+
+class Player:
+    """A contestant's network, in this process, ready to be told what to do."""
+
+    def __init__(self, contestant: Contestant, dtype: torch.dtype = torch.float32):
+        self.contestant = contestant
+        case = contestant.case
+        self.cfg = replace(case.cfg, device="cpu", precision=contestant.precision, backend=_backend(contestant))
+        self.x_TNCHW, self.y = case.batch()
+        torch.manual_seed(self.cfg.seed)
+        self.network, self.kit = _build(contestant, self.cfg)
+        self.network.to(dtype)
+        if contestant.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+            frames = self.x_TNCHW[0] if case.still else self.x_TNCHW.flatten(0, 1)
+            self.x_TNCHW = frames.contiguous(memory_format=torch.channels_last).view_as(frames)
+            self.x_TNCHW = self.x_TNCHW.expand(case.shape) if case.still else self.x_TNCHW.unflatten(0, case.shape[:2])
+        self.called = torch.compile(self.network) if contestant.compiled else self.network
+        optim = self.cfg.optim
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
+        )
+
+    def step(self) -> float:
+        """One training step; its loss."""
+        self._reset()
+        self.network.train()
+        loss, _ = train_step(self.called, self.optimizer, self.x_TNCHW, self.y, self.cfg)  # pyright: ignore[reportArgumentType] - called alike
+        return float(loss)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """One forward pass in evaluation mode; the greatest logit, so that it cannot be left out."""
+        self._reset()
+        self.network.eval()
+        with autocast(self.x_TNCHW.device, self.cfg.precision):
+            return float(self.called(self.x_TNCHW).max())
+
+    def compare(self) -> dict[str, Tensor]:
+        """Logits in training and in evaluation, and every gradient of a training step, with ε → 0; for float64."""
+        for module in self.network.modules():
+            if hasattr(module, "eps"):
+                module.eps = 1e-30
+        x_TNCHW = self.x_TNCHW.double()
+        self._reset()
+        self.network.train()
+        logits = self.called(x_TNCHW)
+        torch.nn.functional.cross_entropy(logits, self.y).backward()
+        self._reset()
+        with torch.no_grad():
+            evaluated = self.called(x_TNCHW) if self.contestant.compiled else self.called.eval()(x_TNCHW)
+        threshold = self.kit.thresholds[0] if self.kit else 1.0
+        named = {f"∂{name}": grad.detach() for name, grad in gradients(self.network, threshold).items()}
+        return {"logits": logits.detach(), "evaluated": evaluated} | named
+
+    def kept(self) -> tuple[int, int]:
+        """Bytes that autograd keeps of a forward pass, and the neuron-steps that they serve; of multifire's alone."""
+        with autocast(self.x_TNCHW.device, self.cfg.precision):
+            return kept_for_backward(self.network.train(), self.x_TNCHW)
+
+    def _reset(self) -> None:
+        if self.kit:
+            self.kit.reset(self.network)
+
+
+def _backend(contestant: Contestant) -> str:
+    return "reference" if contestant.framework == "reference" else "auto"
+
+
+def _build(contestant: Contestant, cfg) -> tuple[nn.Module, Kit | None]:
+    ours = model_from_config(cfg.model, cfg.backend)
+    if contestant.framework not in KITS:
+        return ours, None
+    kit = KITS[contestant.framework](cfg.model)
+    return build_peer(kit, contestant.case.still, ours.state_dict()), kit
+
+
+class FloorPlayer:
+    """The convolutions alone, told what to do in the same words."""
+
+    def __init__(self, contestant: Contestant):
+        case = contestant.case
+        cfg = replace(case.cfg, device="cpu", precision=contestant.precision)
+        self.floor = Floor(Network(cfg, torch.device("cpu"), case.batch()))
+
+    def step(self) -> float:
+        self.floor.step()
+        return float("nan")
+
+    def evaluate(self) -> float:
+        self.floor.evaluate()
+        return float("nan")
+
+
+def make_player(contestant: Contestant) -> Player | FloorPlayer:
+    return FloorPlayer(contestant) if contestant.framework == "floor" else Player(contestant)
+
+
+def timed(call) -> tuple[float, float]:
+    """Seconds that the call took, and what it returned."""
+    start = time.perf_counter()
+    value = call()
+    return time.perf_counter() - start, value
