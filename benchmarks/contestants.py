@@ -1,6 +1,7 @@
 """Who takes part in a measurement, and how each takes a training step and evaluates."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
@@ -130,11 +131,19 @@ class FloorPlayer:
         return float("nan")
 
 
-def make_player(contestant: Contestant) -> Player | FloorPlayer:
-    return FloorPlayer(contestant) if contestant.framework == "floor" else Player(contestant)
+def load_framework(contestant: Contestant) -> None:
+    """Import what the contestant needs, so that its libraries do not count as memory of a step."""
+    if contestant.framework in KITS:
+        KITS[contestant.framework](contestant.case.cfg.model).neuron()
 
 
-def timed(call) -> tuple[float, float]:
+def make_player(contestant: Contestant, precise: bool = False) -> Player | FloorPlayer:
+    if contestant.framework == "floor":
+        return FloorPlayer(contestant)
+    return Player(contestant, torch.float64 if precise else torch.float32)
+
+
+def timed(call: Callable[[], float]) -> tuple[float, float]:
     """Seconds that the call took, and what it returned."""
     start = time.perf_counter()
     value = call()
