@@ -29,10 +29,9 @@ KINDS = {
 
 
 class Network:
-    """A recipe's network, a batch of random images for it, and what is timed of it."""
+    """A recipe's network, a batch x_TNCHW, y for it (random images by default), and what is timed of it."""
 
-    def __init__(self, cfg: RunConfig, device: torch.device):
-        info = datasets.get_info(cfg.data.name)
+    def __init__(self, cfg: RunConfig, device: torch.device, batch: tuple[Tensor, Tensor] | None = None):
         torch.manual_seed(cfg.seed)
         self.cfg = cfg
         self.model = model_from_config(cfg.model, cfg.backend).to(device)
@@ -40,10 +39,7 @@ class Network:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
         )
-        shape = (optim.batch_size, cfg.model.in_channels, *[cfg.data.frame_size if info.events else info.size] * 2)
-        steps = cfg.data.timesteps if info.events else 1  # an image stands still
-        self.x_TNCHW = torch.randn(steps, *shape, device=device).expand(cfg.data.timesteps, *shape)
-        self.y = torch.randint(0, cfg.model.num_classes, (optim.batch_size,), device=device)
+        self.x_TNCHW, self.y = _random_images(cfg, device) if batch is None else batch
 
     def step(self) -> None:
         self.model.train()
@@ -54,6 +50,15 @@ class Network:
         self.model.eval()
         with autocast(self.x_TNCHW.device, self.cfg.precision):
             self.model(self.x_TNCHW)
+
+
+def _random_images(cfg: RunConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    info = datasets.get_info(cfg.data.name)
+    size = cfg.data.frame_size if info.events else info.size
+    shape = (cfg.optim.batch_size, cfg.model.in_channels, size, size)
+    steps = cfg.data.timesteps if info.events else 1  # an image stands still
+    x_TNCHW = torch.randn(steps, *shape, device=device).expand(cfg.data.timesteps, *shape)
+    return x_TNCHW, torch.randint(0, cfg.model.num_classes, shape[:1], device=device)
 
 
 class Floor:

@@ -285,7 +285,8 @@ def add_gradients(network: nn.Module, x_TNCHW: Tensor, y: Tensor, cfg: RunConfig
     # A process without a sample has no statistics of its own; it takes part all the same, for the others wait for it.
     network.train(len(y) > 0 or cfg.sync_norm)
     with autocast(x_TNCHW.device, cfg.precision):
-        logits_TNK = network(x_TNCHW, per_step=True).float()
+        logits_TNK = network(x_TNCHW, per_step=True)
+    logits_TNK = logits_TNK.to(torch.promote_types(logits_TNK.dtype, torch.float32))
     loss = loss_of(logits_TNK, y, cfg.optim)
     (loss * share).backward()
     right = logits_TNK.detach().mean(0).argmax(1).eq(y).sum()

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tests.ops.cases import channels_last, grid
 
 from multifire import ops
+from tests.ops.cases import channels_last, grid
 
 SAMPLES = 5
 SHARDS = ((3, 2), (5, 0))  # uneven, and one without a sample

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: multifire, its reference, and other frameworks on the same network."""

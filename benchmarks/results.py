@@ -1,0 +1,225 @@
+"""What was measured, as CSV files, and the page of tables that is made of them."""
+
+import csv
+import io
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from multifire.runtime import write_atomic
+
+TIMES = (
+    "part", "framework", "settings", "what", "model", "width", "levels", "timesteps", "batch", "channels", "size",
+    "n", "median_s", "fastest_s", "slowest_s", "ratio", "first_call_s", "peak_bytes", "loss",
+    "processor", "threads", "kernel", "torch", "framework_version",
+)  # fmt: skip
+MEMORY = (
+    "part", "framework", "settings", "model", "width", "levels", "timesteps", "batch", "channels", "size",
+    "peak_bytes", "kept_bytes", "neuron_steps",
+    "processor", "threads", "kernel", "torch", "framework_version",
+)  # fmt: skip
+CHECKS = (
+    "part", "framework", "settings", "model", "width", "levels", "timesteps", "batch", "channels", "size",
+    "logits", "evaluated", "gradients", "worst_gradient", "torch", "framework_version",
+)  # fmt: skip
+
+
+def summary(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    """n, median and range of the seconds, and the median of their ratios to the base's neighbouring runs."""
+    return {
+        "n": len(seconds),
+        "median_s": statistics.median(seconds),
+        "fastest_s": min(seconds),
+        "slowest_s": max(seconds),
+        "ratio": statistics.median(own / other for own, other in zip(seconds, base, strict=True)),
+    }
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write the rows at once, floats with six digits.
+
+    Raises:
+        ValueError: a row has a field that is no column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file, none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first column to the left, the others to the right."""
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+
+
+def page(folder: Path) -> str:
+    """docs/benchmarks.md, of the CSV files that are in the folder."""
+    sections = [INTRODUCTION]
+    for part, (title, text, table) in SECTIONS.items():
+        rows = read_csv(folder / f"{part}.csv")
+        if rows:
+            sections.append(f"## {title}\n\n{text}\n\n{_where(rows)}\n\n{table(rows)}")
+    return "\n".join(sections)
+
+
+def times_table(rows: list[dict[str, str]]) -> str:
+    """One line per contestant and kind of call."""
+    header = ("", "settings", "ms/image", "range", "images/s", "× ours", "first call", "peak over interpreter", "n")
+    return markdown(header, (_times_line(row) for row in rows))
+
+
+def sweep_table(rows: list[dict[str, str]]) -> str:
+    """One line per setting, with the time per image and time step."""
+    header = ("", "settings", "µs per image and time step", "range", "× the first", "n")
+    return markdown(header, (_sweep_line(row, rows[0]) for row in rows))
+
+
+def memory_table(rows: list[dict[str, str]]) -> str:
+    """One line per network: its peak, what autograd keeps, and the bytes of each per layer of depth."""
+    header = ("", "settings", "peak MB", "MB/image", "kept MB", "kept bytes per neuron and step")
+    lines = [_memory_line(row) for row in rows]
+    return markdown(header, lines) + "\n" + linearity(rows)
+
+
+def linearity(rows: list[dict[str, str]]) -> str:
+    """How well a straight line through the depths gives the bytes, in words; nothing for fewer than three networks."""
+    depths = [int(row["model"].rpartition("resnet")[2]) for row in rows]
+    if len(set(depths)) < 3:
+        return ""
+    said = []
+    for what in ("peak", "kept"):
+        values = [float(row[f"{what}_bytes"]) for row in rows]
+        slope, start = statistics.linear_regression(depths, values)
+        off = max(abs(slope * depth + start - value) / value for depth, value in zip(depths, values, strict=True))
+        said.append(f"{what} {start / 1e6:,.0f} MB + {slope / 1e6:.1f} MB per layer, at most {100 * off:.1f} % off")
+    return f"Straight lines through the depths: {'; '.join(said)}.\n"
+
+
+def checks_table(rows: list[dict[str, str]]) -> str:
+    """One line per contestant and network."""
+    header = ("", "settings", "network", "logits, training", "logits, evaluation", "gradients")
+    return markdown(
+        header,
+        (
+            (row["framework"], row["settings"], f"{row['model']}, width {row['width']}, {_shape(row)}",
+             *(f"{float(row[name]):.1e}" for name in ("logits", "evaluated", "gradients")))
+            for row in rows
+        ),
+    )  # fmt: skip
+
+
+def _times_line(row: dict[str, str]) -> Sequence[str]:
+    batch = int(row["batch"])
+    median, low, high = (1e3 * float(row[f"{name}_s"]) / batch for name in ("median", "fastest", "slowest"))
+    first = f"{float(row['first_call_s']):,.0f} s" if "compiled" in row["settings"] else "–"
+    peak = f"{float(row['peak_bytes']) / 1e6:,.0f} MB" if row["peak_bytes"] else "–"
+    name = f"{row['what']}, {row['framework']}"
+    numbers = (f"{median:.1f}", f"{low:.1f}–{high:.1f}", f"{1e3 / median:.1f}", f"{float(row['ratio']):.2f}")
+    return name, row["settings"], *numbers, first, peak, row["n"]
+
+
+def _sweep_line(row: dict[str, str], first: dict[str, str]) -> Sequence[str]:
+    median, low, high = (1e6 * float(row[f"{name}_s"]) / _image_steps(row) for name in ("median", "fastest", "slowest"))
+    ratio = float(row["ratio"]) * _image_steps(first) / _image_steps(row)
+    name = f"{row['what']}, {row['framework']}"
+    return name, row["settings"], f"{median:,.0f}", f"{low:,.0f}–{high:,.0f}", f"{ratio:.3f}", row["n"]
+
+
+def _image_steps(row: dict[str, str]) -> int:
+    return int(row["batch"]) * int(row["timesteps"])
+
+
+def _memory_line(row: dict[str, str]) -> Sequence[str]:
+    peak, kept, steps = (float(row[name]) for name in ("peak_bytes", "kept_bytes", "neuron_steps"))
+    batch = int(row["batch"])
+    name = f"{row['framework']}, {row['model']}"
+    return (
+        name,
+        row["settings"],
+        f"{peak / 1e6:,.0f}",
+        f"{peak / 1e6 / batch:.1f}",
+        f"{kept / 1e6:,.0f}",
+        f"{kept / steps:.2f}",
+    )
+
+
+def _where(rows: list[dict[str, str]]) -> str:
+    """Machine, versions and shapes of the rows, each said once."""
+    of_machine = [f"{row['processor']}, {row['threads']} threads" for row in rows if row.get("processor")]
+    kernels = [f"multifire's kernel: {row['kernel']}" for row in rows if row.get("kernel")]
+    versions = [f"torch {row['torch']}" for row in rows]
+    # A floor and a reference are multifire's own.
+    named = [("multifire" if row["framework"] in ("floor", "reference") else row["framework"], row) for row in rows]
+    versions += sorted({f"{name} {row['framework_version']}" for name, row in named})
+    shapes = [f"{row['model']}, width {row['width']}, K = {row['levels']}, {_shape(row)}" for row in rows]
+    parts = [_once(of_machine), _once(kernels), _once(versions), _once(shapes)]
+    return ". ".join(filter(None, parts)) + "."
+
+
+def _once(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _shape(row: dict[str, str]) -> str:
+    sizes = (row[name] for name in ("timesteps", "batch", "channels", "size", "size"))
+    return f"[T, N, C, H, W] = [{', '.join(sizes)}]"
+
+
+INTRODUCTION = """# Benchmarks
+
+Made by `make bench`; the figures lie in `benchmarks/results/` as CSV, and this page is generated from them.
+
+Every contestant runs in a process of its own, which keeps its network and does one training step, or one evaluation,
+when it is told: so the runs of all alternate, with nothing else running. A ratio is the median of the ratios of
+neighbouring runs. Two runs of each warm up first. Peak memory is that of a training step after the first (VmHWM), in
+another process, over what the interpreter and the libraries took before the network was made. A training step is
+forward, cross entropy, backward and SGD with momentum.
+
+The floor is the network's convolutions alone, channels-last, forward and backward, at every time step.
+"""
+
+_CHECK = """The greatest difference to the reference backend, in float64 and with ε → 0 (the frameworks' norms add it
+inside the root, tdBN outside), over the greatest value of the same tensor: logits in training and in evaluation, and
+the worst of all parameters' gradients. The kernels themselves take no float64; `tests/ops` compares them with the
+reference, bit for bit."""
+
+_PEERS = """The same network, with the same weights and the same batch. "Ours" is multifire in fp32; × ours is how many
+times as long a run took as its. A first call includes the compiler's work where there is one. Processors without bf16
+convolutions have no bf16 lines."""
+
+SECTIONS = {
+    "check": ("All compute the same", _CHECK, checks_table),
+    "check-compiled": (
+        "So does what torch.compile makes of them",
+        "As above, on a network that compiles in minutes.",
+        checks_table,
+    ),
+    "spikingjelly": (
+        "SpikingJelly's settings",
+        "Which of them is the fastest; the tables below use that one. × ours is to the first line here.",
+        times_table,
+    ),
+    "cifar10": ("The CIFAR-10 network", _PEERS, times_table),
+    "dvs-gesture": ("The DVS-Gesture network", _PEERS, times_table),
+    "cifar10-dvs": ("The CIFAR10-DVS network", _PEERS, times_table),
+    "timesteps": ("Time steps", "A training step for T from 4 to 64, per image and time step.", sweep_table),
+    "levels": ("Levels", "A training step for K = 1, 2 and 3.", sweep_table),
+    "depth": (
+        "Depth",
+        "Memory of a training step, and what of it autograd keeps from forward to backward, by depth.",
+        memory_table,
+    ),
+}

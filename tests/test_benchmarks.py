@@ -1,0 +1,131 @@
+"""The benchmark's tool measures in turns, compares what it should, and writes what it measured."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from benchmarks import results
+from benchmarks.__main__ import PARTS, alternate, describe, everybody, installed
+from benchmarks.cases import CIFAR10, CIFAR10_DVS, GESTURE
+from benchmarks.contestants import Contestant, FloorPlayer, Player, make_player
+from benchmarks.worker import peak_of_steps, workers
+from multifire.nn import model_from_config
+
+# Width 8: with 2 or 4 channels in, torch 2.13 corrupts the heap backward of a channels-last 1×1 conv of stride 2.
+TINY = CIFAR10.with_(name="ds_resnet8", width=8, batch_size=2, timesteps=2)
+TINY_EVENTS = GESTURE.with_(name="plain_resnet8", width=2, batch_size=2, timesteps=3)
+MACHINE = {"processor": "a processor", "threads": 2, "kernel": "avx2", "torch": "9.9", "framework": "1.0"}
+
+
+class Asked:
+    """Answers with the times of a script, and writes down who was asked."""
+
+    def __init__(self, name: str, seconds: list[float], log: list[str]):
+        self.name, self.seconds, self.log = name, iter(seconds), log
+
+    def ask(self, what: str) -> tuple[float, float]:
+        self.log.append(self.name + what)
+        return next(self.seconds), 0.5
+
+
+def test_runs_alternate_and_the_first_ones_do_not_count(tmp_path):
+    log: list[str] = []
+    asked = [Asked("a", [9, 8, 1, 2, 3], log), Asked("b", [7, 6, 4, 5, 6], log)]
+    seconds, first = alternate(asked, " step", 3, tmp_path / "lock")
+    assert log == ["a step", "b step"] * 5
+    assert seconds == [[1, 2, 3], [4, 5, 6]]
+    assert first == [(9, 0.5), (7, 0.5)]
+
+
+def test_a_ratio_is_of_neighbours():
+    # The machine got ten times slower after the first turn: the medians' ratio would say 5, the neighbours' say 2.
+    row = results.summary([2.0, 20.0, 20.0], [1.0, 10.0, 4.0])
+    assert row == {"n": 3, "median_s": 20.0, "fastest_s": 2.0, "slowest_s": 20.0, "ratio": 2.0}
+
+
+def _times(framework: str, seconds: list[float], base: list[float], case=TINY) -> dict:
+    contestant = Contestant("multifire" if framework == "multifire" else "floor", case)
+    row = describe("cifar10", contestant, MACHINE) | {"framework": framework, "what": "training step"}
+    return row | {"first_call_s": 1.0, "loss": 2.3, "peak_bytes": 5_000_000} | results.summary(seconds, base)
+
+
+def test_the_page_shows_what_the_files_hold(tmp_path):
+    ours, other = [0.2, 0.3, 0.4], [0.6, 0.9, 1.2]
+    rows = [_times("multifire", ours, ours), _times("spikingjelly", other, ours)]
+    results.write_csv(tmp_path / "cifar10.csv", results.TIMES, rows)
+    page = results.page(tmp_path)
+    assert "a processor, 2 threads" in page
+    assert "[T, N, C, H, W] = [2, 2, 3, 32, 32]" in page
+    assert "spikingjelly 1.0" in page
+    assert "| training step, spikingjelly | fp32 | 450.0 | 300.0–600.0 | 2.2 | 3.00 | – | 5 MB | 3 |" in page
+    assert "Levels" not in page  # nothing of it was measured
+
+
+def test_a_sweep_is_per_image_and_time_step(tmp_path):
+    first, second = [0.4, 0.4], [1.0, 1.0]
+    rows = [_times("multifire", first, first), _times("multifire", second, first, TINY.with_(timesteps=4))]
+    results.write_csv(tmp_path / "timesteps.csv", results.TIMES, rows)
+    assert "| 125,000 | 125,000–125,000 | 1.250 | 2 |" in results.page(tmp_path)
+
+
+def test_linearity_in_depth():
+    rows = [{"model": f"ds_resnet{d}", "peak_bytes": 1e7 + 1e6 * d, "kept_bytes": 2e6 * d} for d in (20, 32, 44)]
+    assert "peak 10 MB + 1.0 MB per layer, at most 0.0 % off; kept 0 MB + 2.0 MB" in results.linearity(rows)
+    assert results.linearity(rows[:2]) == ""
+
+
+def test_a_field_that_is_no_column_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="unheard_of"):
+        results.write_csv(tmp_path / "x.csv", results.TIMES, [{"unheard_of": 1}])
+
+
+def test_workers_answer_and_say_what_failed():
+    contestants = [Contestant("multifire", TINY), Contestant("floor", TINY)]
+    with workers(contestants, threads=1) as started:
+        (ours, floor) = (worker.ask("step") for worker in started)
+        assert ours[0] > 0
+        assert ours[1] == pytest.approx(Player(contestants[0]).step(), rel=1e-4)
+        assert floor[0] > 0
+        assert started[0].ask("machine")["threads"] == 1
+        with pytest.raises(RuntimeError, match=r"AttributeError.*dance"):
+            started[0].ask("dance")
+        assert started[0].ask("evaluate")[0] > 0
+
+
+def test_a_step_has_a_peak():
+    assert peak_of_steps(Contestant("reference", TINY.with_(batch_size=64, width=16)), 1) > 10e6
+
+
+def test_cases_are_the_papers():
+    parameters = [sum(p.numel() for p in model_from_config(case.cfg.model).parameters()) for case in _PAPER]
+    assert parameters == [4_327_754, 272_395, 696_330]
+    assert [case.batch()[0].shape for case in _PAPER] == [case.shape for case in _PAPER]
+
+
+_PAPER = (CIFAR10, GESTURE, CIFAR10_DVS)
+
+
+def test_everybody_is_beside_ours(tmp_path):
+    class Args:
+        out = tmp_path
+
+    names = [contestant.framework for contestant in everybody(CIFAR10, Args)]
+    assert names[:2] == ["multifire", "floor"]
+    assert names.count("reference") >= 2  # eager and compiled
+    assert set(installed()) < set(names)
+    assert isinstance(make_player(Contestant("floor", TINY)), FloorPlayer)
+    assert list(PARTS) == list(results.SECTIONS)
+
+
+@pytest.mark.parametrize("peer", ["spikingjelly", "snntorch"])
+@pytest.mark.parametrize("case", [TINY, TINY_EVENTS], ids=["still", "events"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_peers_compute_the_same(peer, case, channels_last):
+    if not importlib.util.find_spec(peer):
+        pytest.skip(f"{peer} is not installed; `make bench` installs it in build/bench-venv")
+    expected = Player(Contestant("reference", case), torch.float64).compare()
+    found = Player(Contestant(peer, case, channels_last=channels_last), torch.float64).compare()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-8 * float(value.abs().max()))

@@ -1,0 +1,137 @@
+"""Many processes train as one: the same losses, every sample once, and a run that outlives its workers."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+import multifire.train as training
+from multifire.checkpoint import load_checkpoint
+from multifire.config import TrainOptions
+from multifire.datasets.loader import Order
+from multifire.processes import joined
+from multifire.runs import RunFolder
+from multifire.runtime import Signals
+from tests.test_train import TINY, override
+
+STEPS = 20
+# 128 samples in batches of 17: shares of 9 and 8, and a last batch of 9, which is shared 5 and 4.
+UNEVEN = replace(override(TINY, optim={"batch_size": 17, "lr": 0.1}), backend="reference", sync_norm=True)
+
+
+def losses(cfg) -> list[float]:
+    """Losses of the first steps in float64, where no spike is flipped by rounding."""
+    torch.set_default_dtype(torch.float64)
+    found = []
+    with joined() as processes:
+        run = training.set_up(cfg, RunFolder(Path("unused")), TrainOptions(), processes, Signals())
+        order = run.batches["train"].order
+        for epoch in range(3):
+            for number, (x, y) in enumerate(run.batches["train"].epoch(epoch)):
+                samples = order.size(number)
+                step = training.train_step(run.network, run.optimizer, x.double(), y, cfg, samples, processes)
+                found.append((processes.total(step.sums)[0] / samples).item())
+    return found[:STEPS]
+
+
+def one_of(rank, world, port, cfg, out):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    torch.set_num_threads(1)
+    found = losses(cfg)
+    if rank == 0:
+        out.write_text(json.dumps(found))
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def of_processes(world: int, cfg, out: Path) -> list[float]:
+    mp.spawn(one_of, (world, free_port(), cfg, out), nprocs=world)
+    return json.loads(out.read_text())
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path):
+    alone = of_processes(1, UNEVEN, tmp_path / "one.json")
+    together = of_processes(2, UNEVEN, tmp_path / "two.json")
+    assert len(alone) == STEPS
+    assert alone[0] != alone[-1]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_every_sample_once(world):
+    seen = []
+    for rank in range(world):
+        order = Order(101, 8, True, 3, (rank, world))
+        seen += [int(i) for index_N, _ in order.epoch(2, 0) for i in index_N]
+    assert sorted(seen) == list(range(101))
+    assert sum(Order(101, 8, True, 3).size(batch) for batch in range(13)) == 101
+
+
+def torchrun(*options: str, out: Path, epochs: int = 2) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    train = ["-m", "multifire", "train", "digits", "--data.limit", "256", "--data.timesteps", "2", "--model.width", "4",
+             "--optim.epochs", str(epochs), "--checkpoint-every", "3", "--out", str(out)]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *train], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_workers(tmp_path):
+    """A worker is killed three times; torchrun starts the group anew, and the run ends by itself."""
+    process = torchrun("--max-restarts", "3", out=tmp_path / "run", epochs=12)
+    killed, last = 0, tmp_path / "run" / "last.safetensors"
+    while killed < 3 and process.poll() is None:
+        before = last.stat().st_mtime if last.exists() else 0
+        time.sleep(0.5)
+        if last.exists() and last.stat().st_mtime > before:  # it trains
+            os.kill(workers(process.pid)[killed % 2], signal.SIGKILL)
+            killed += 1
+            time.sleep(8)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert killed == 3
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 12
+    assert len(re.findall("held-out accuracy", said)) == 1
+
+
+@pytest.mark.slow
+def test_a_failing_process_stops_the_others_with_its_message(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").touch()
+    began = time.monotonic()
+    process = torchrun(out=tmp_path / "run")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert time.monotonic() - began < 60
+    assert "exists; give --resume to continue it" in said
+
+
+@pytest.mark.slow
+def test_terminated_together_they_leave_a_checkpoint(tmp_path):
+    process = torchrun(out=tmp_path / "run", epochs=50)
+    last = tmp_path / "run" / "last.safetensors"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.2)
+    process.terminate()
+    said, _ = process.communicate(timeout=120)
+    assert "give --resume to go on" in said
+    assert load_checkpoint(last).position.epoch < 50
+
+
+def workers(agent: int) -> list[int]:
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return [int(child) for child in children]
