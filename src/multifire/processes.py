@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from multifire.progress import CONSOLE
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,26 @@ class Processes:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def averaging(self, model: "nn.Module", share_buffers: bool) -> "nn.Module":
+        """The model, with gradients that are averaged over processes and, with `share_buffers`, the first's buffers."""
+        if self.world == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        # A 1×1 kernel has strides that say nothing; torch warns that they differ.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames the option; older ones know this name
+            return DistributedDataParallel(model, broadcast_buffers=share_buffers)
+
     def wait(self) -> None:
         """Until every process is here."""
         self.any_of([False])
 
 
 ALONE = Processes()
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
+"""How gloo and NCCL say that another process is gone."""
 
 
 def device_name(name: str) -> str:
@@ -96,5 +111,9 @@ def joined() -> Iterator[Processes]:
         logging.getLogger("multifire").setLevel(logging.ERROR)
     try:
         yield processes
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        raise ConnectionError(f"process {processes.rank} lost the others; the one that failed first says why") from None
     finally:
         dist.destroy_process_group()

@@ -86,7 +86,7 @@ def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dic
         MemoryError: a training step does not fit; says what would.
         Interrupted: SIGINT, SIGTERM or options.max_time, after a checkpoint.
     """
-    with joined() as processes, listening() as asked:
+    with listening() as asked, joined() as processes:
         training = set_up(cfg, RunFolder(out), options or TrainOptions(), processes, asked)
         with opened(training):
             restore(training)
@@ -110,9 +110,7 @@ def set_up(cfg: RunConfig, run: RunFolder, options: TrainOptions, processes: Pro
     for norm in model.modules():
         if isinstance(norm, TdBatchNorm2d):
             norm.sync = cfg.sync_norm and processes.world > 1
-    network = model
-    if processes.world > 1:
-        network = DistributedDataParallel(model, broadcast_buffers=not cfg.sync_norm)
+    network = processes.averaging(model, share_buffers=not cfg.sync_norm)
     average = None
     if cfg.optim.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.optim.ema_decay), use_buffers=True)
