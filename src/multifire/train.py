@@ -553,6 +553,7 @@ def summarise(training: Training) -> dict[str, Any]:
     summary = {
         "recipe": cfg.recipe,
         "data": cfg.data.name,
+        "simulated": datasets.get_info(cfg.data.name).simulated,
         "test_accuracy": headline.accuracy,
         "test_accuracy_of": which,
         "test_loss": headline.loss,
