@@ -278,8 +278,11 @@ def _run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
     try:
         summary = train(cfg, out, options)
     except Interrupted as stopped:
-        print(f"multifire: {stopped}", file=sys.stderr)
+        if not CONSOLE.quiet:  # one process speaks for all
+            print(f"multifire: {stopped}", file=sys.stderr)
         return stopped.exit_code
+    if CONSOLE.quiet:
+        return 0
     print(
         f"held-out accuracy {100 * summary['test_accuracy']:.2f} % ({summary['test_accuracy_of']} checkpoint), "
         f"{summary['images_per_second']:,.0f} {'samples' if info.events else 'images'}/s; run in {out}"

@@ -102,9 +102,14 @@ def joined() -> Iterator[Processes]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
+    store, rank, world = next(rendezvous("env://"))
+    # torchrun's store outlives a restart; without a name of its own, a new process would ring at a dead one's door.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     # What is counted lies on the CPU, what is computed where it is computed.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     processes = Processes(dist.get_rank(), world)
     if not processes.first:
         CONSOLE.quiet = True
