@@ -149,7 +149,7 @@ def bench(
         "timings": {"training step": _compare(steps), "evaluation": _compare(evaluations)},
         "share_of_a_step": _shares(network),
         "kept_bytes_per_neuron_and_step": kept.bytes_per_neuron_step,
-        "peak_bytes": _peak_in_own_process(cfg),
+        "peak_bytes": peak_in_own_process(cfg),
         "backends": ops.backends_used(),
         "machine": describe_machine(device),
     }
@@ -196,7 +196,7 @@ def _shares(network: Network) -> dict[str, float]:
     return {kind: time_of / sum(took.values()) for kind, time_of in took.items()}
 
 
-def _peak_in_own_process(cfg: RunConfig) -> int | None:
+def peak_in_own_process(cfg: RunConfig) -> int | None:
     """Peak bytes of three training steps over those of an interpreter with torch loaded; None where unreadable."""
     done = subprocess.run(
         [sys.executable, "-m", "multifire.bench"], input=to_json(cfg), capture_output=True, text=True, check=False

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
+from rich.markup import escape
 from rich.table import Table
 
 from multifire import __version__
@@ -99,6 +100,11 @@ def _parser() -> _Parser:
     evaluate.add_argument("--batch-size", type=int, help="images in one step (default: the run's)")
     evaluate.set_defaults(run=_eval)
 
+    compare = commands.add_parser("compare", help="finished runs as a table: where they differ, and what came of it")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
+    compare.add_argument("--csv", type=Path, help="write the table to this file too")
+    compare.set_defaults(run=_compare)
+
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(run=_recipes)
 
@@ -181,8 +187,67 @@ def _train(rest: Sequence[str]) -> int:
         print(_TRAIN_HELP.format(recipes=", ".join(RECIPES)))
         return 0
     cfg, chosen = parse_overrides(_recipe_of(rest, "train"), _spell_resume(rest[1:]))
+    if chosen.dry_run:
+        return _dry_run(cfg)
     options = TrainOptions(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(TrainOptions)})
-    return _run_training(cfg, chosen.out or Path("runs") / cfg.recipe, options)
+    out = chosen.out or Path("runs") / cfg.recipe
+    if chosen.seeds:
+        return _train_seeds(cfg, out, options, chosen.seeds)
+    return _run_training(cfg, out, options)
+
+
+def _train_seeds(cfg: RunConfig, out: Path, options: TrainOptions, seeds: str) -> int:
+    """A run for each seed in a folder of its own, and what they have in common."""
+    numbers = [number.strip() for number in seeds.split(",")]
+    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds is {seeds!r}, expected different numbers such as 0,1,2")
+    folders = [out / f"seed-{number}" for number in numbers]
+    for number, folder in zip(numbers, folders, strict=True):
+        code = _run_training(dataclasses.replace(cfg, seed=int(number)), folder, options)
+        if code or not (folder / "summary.json").is_file():
+            return code
+    return _show_runs(folders, out / "seeds.csv")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    return _show_runs(args.folders, args.csv)
+
+
+def _show_runs(folders: Sequence[Path], csv: Path | None) -> int:
+    from multifire.compare import compare, mean_and_deviation, write_csv
+
+    rows = compare(folders)
+    table = Table(pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if value is None else escape(str(value)) for value in row.values()))
+    CONSOLE.print(table)
+    mean, deviation = mean_and_deviation([row["test accuracy %"] for row in rows])
+    print(f"test accuracy {mean:.2f} ± {deviation:.2f} % (mean and standard deviation of {len(rows)} runs)")
+    if csv:
+        write_csv(csv, rows)
+        print(f"written to {csv}")
+    return 0
+
+
+def _dry_run(cfg: RunConfig) -> int:
+    from multifire.plan import plan
+    from multifire.progress import format_seconds
+
+    found = plan(cfg)
+    peak = "unknown" if found.peak_bytes is None else f"{found.peak_bytes / 1e6:,.0f} MB"
+    for line in (
+        f"{cfg.model.name}, {found.parameters:,} parameters; {cfg.data.name}, batches of {cfg.optim.batch_size}",
+        f"a training step: {1e3 * found.step_seconds:,.0f} ms, peak memory {peak} over the interpreter's, "
+        f"of which {found.kept_bytes / 1e6:,.0f} MB wait for the backward pass",
+        f"an epoch: {found.steps_per_epoch:,} steps, about {format_seconds(found.epoch_seconds)} and its evaluation",
+        f"the run: {cfg.optim.epochs} epochs, about {format_seconds(found.run_seconds)}",
+        f"a checkpoint: {found.checkpoint_bytes / 1e6:,.1f} MB",
+        "nothing was written",
+    ):
+        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
 def _spell_resume(args: Sequence[str]) -> list[str]:
@@ -430,6 +495,10 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train")
         """How many of the newest checkpoints to keep."""
         max_time: str | None = None
         """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
+        seeds: str | None = None
+        """A run for each of these seeds, such as 0,1,2, in folders of their own, and their mean and deviation."""
+        dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        """Say what the run would take, in time, memory and files, after a few real steps; write nothing."""
 
     @dataclasses.dataclass(frozen=True)
     class Bench(RunConfig):

@@ -135,7 +135,7 @@ def _tensorboard(path: Path) -> Any:
 
 
 def _check_same(stored: RunConfig, given: RunConfig, path: Path) -> None:
-    before, now = _flat(dataclasses.asdict(stored)), _flat(dataclasses.asdict(given))
+    before, now = flat(dataclasses.asdict(stored)), flat(dataclasses.asdict(given))
     changed = [f"{key} {before[key]!r} -> {now[key]!r}" for key in before if before[key] != now[key]]
     changed = [change for change in changed if change.split(" ")[0] not in _MAY_CHANGE]
     if changed:
@@ -145,8 +145,9 @@ def _check_same(stored: RunConfig, given: RunConfig, path: Path) -> None:
         )
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration's fields by their whole names, such as optim.lr."""
+    fields = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return fields
