@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from multifire.events import aedat, nmnist
+from multifire.events import aedat, cameras, nmnist
 from multifire.events.frames import FrameOptions, Frames, frames_of_windows, to_frames
 from multifire.events.recording import EVENT_DTYPE, ByteStream, Chunk, Recording
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 HEAD_BYTES = 4096
-FORMATS = "AEDAT 2.0, AEDAT 3.1 and N-MNIST's .bin"
+FORMATS = "AEDAT 2.0 (DVS128), AEDAT 3.1, N-MNIST's .bin, or with the extra `cameras` AEDAT4, EVT2, EVT3"
 
 
 def open_recording(
@@ -62,6 +62,11 @@ def _open(file: BinaryIO, name: str, sensor_size: tuple[int, int] | None, own: B
         recording = Recording(name, "aedat3.1", size, iter(()), own)
         recording._packed = aedat.read_aedat31(stream, recording.raster)
         return recording
+    if kind := cameras.kind_of(head):
+        if not own:
+            raise ValueError(f"{name}: {kind} is read from a file of its own only; unpack it first")
+        own.close()
+        return cameras.open_camera_file(Path(own.name), kind)
     if not head.startswith((b"#", b"%")) and (name.lower().endswith(".bin") or nmnist.looks_like_nmnist(head)):
         return Recording(name, "nmnist", nmnist.SENSOR, nmnist.read_nmnist(stream), own)
     raise ValueError(f"{name}: is of no known format: begins with {head[:16]!r}, expected {FORMATS}")

@@ -83,10 +83,13 @@ class Clock:
         self._last, self._epoch = 0, 0
 
     def unwrap(self, t: np.ndarray) -> np.ndarray:
-        steps = np.diff(t, prepend=self._last)
-        if not len(t) or (not self._epoch and steps.min() >= -WRAP // 2):
-            self._last = int(t[-1]) if len(t) else self._last
+        if not len(t):
             return t
+        low, high = min(int(t.min()), self._last), max(int(t.max()), self._last)
+        if high - low <= WRAP // 2:  # no step can be a wrap
+            self._last = int(t[-1])
+            return t + self._epoch * WRAP if self._epoch else t
+        steps = np.diff(t, prepend=self._last)
         turns = self._epoch + np.cumsum((steps < -WRAP // 2).astype(np.int64) - (steps > WRAP // 2))
         epochs = turns - np.minimum(np.minimum.accumulate(turns), 0)
         self._last, self._epoch = int(t[-1]), int(epochs[-1])
@@ -119,9 +122,9 @@ def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[P
         t = (both >> 32).view(np.int64)
         if isinstance(overflow, np.ndarray) or overflow:
             t = t + (overflow << 31)
-        d = (both & 0xFFFFFFFF).view(np.int64)
-        valid = (d & 1).astype(bool)
-        if not valid.all():
+        d = both.astype(np.uint32)
+        if not np.bitwise_and.reduce(d) & 1:
+            valid = (d & 1).astype(bool)
             t, d = t[valid], d[valid]
         yield pack(stream.name, sensor_size, first, t, d >> 17, (d >> 2) & 0x7FFF, (d >> 1) & 1)
         first += len(t)

@@ -150,6 +150,8 @@ class _Window:
 
     def bounds(self, t: np.ndarray) -> tuple[int, int]:
         """Which of the sorted times lie in the window."""
+        if t[-1] < self.start or t[0] >= self.end:
+            return 0, 0
         low, high = np.searchsorted(t, (self.start, self.end))
         return int(low), int(high)
 
@@ -255,10 +257,10 @@ def _bins(sensor: int, cells: int, factor: float | None) -> np.ndarray:
 
 
 def _check_fields(events: Any) -> None:
-    if getattr(events, "dtype", None) is None or not set(EVENT_DTYPE.names or ()) <= set(events.dtype.names or ()):
-        raise ValueError(
-            f"events are {getattr(events, 'dtype', type(events))}, expected an array with fields t, x, y, p"
-        )
+    fields = getattr(getattr(events, "dtype", None), "fields", None) or {}
+    if any(name not in fields or fields[name][0].kind not in "iub" for name in EVENT_DTYPE.names or ()):
+        found = getattr(events, "dtype", type(events).__name__)
+        raise ValueError(f"events are {found}, expected an array with fields t, x, y, p of whole numbers")
 
 
 def _from_array(events: np.ndarray, sensor_size: tuple[int, int]) -> Recording:
@@ -268,10 +270,11 @@ def _from_array(events: np.ndarray, sensor_size: tuple[int, int]) -> Recording:
 def _pack_array(events: np.ndarray, sensor_size: tuple[int, int]) -> Iterator[Packed]:
     for first in range(0, len(events), SLICE_EVENTS):
         part = events[first : first + SLICE_EVENTS]
-        t, x, y, p = (np.ascontiguousarray(part[name], np.int64) for name in ("t", "x", "y", "p"))
-        wrong = np.flatnonzero((x < 0) | (y < 0) | (p < 0) | (p > 1))
-        if len(wrong):
-            raise ValueError(f"event {first + wrong[0]:,} is {part[wrong[0]]}, expected x, y >= 0 and p 0 or 1")
+        t = part["t"].astype(np.int64)
+        x, y, p = (part[name].astype(np.result_type(part[name], np.int32)) for name in ("x", "y", "p"))
+        if min(x.min(), y.min(), p.min()) < 0 or p.max() > 1:
+            wrong = int(np.argmax((x < 0) | (y < 0) | (p < 0) | (p > 1)))
+            raise ValueError(f"event {first + wrong:,} is {part[wrong]}, expected x, y >= 0 and p 0 or 1")
         yield pack("events", sensor_size, first, t, x, y, p)
 
 
