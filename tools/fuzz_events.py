@@ -9,7 +9,8 @@ To run it again, in an environment of its own with NumPy and atheris (Linux):
 The first byte of an input chooses the magic number that is put before the rest (AEDAT 2.0, AEDAT 3.1, none with
 N-MNIST's name, none at all), so that every reader is reached. For each input it reads the chunks, under a limit of one
 second of processor time and of ten times the input's bytes (64 KiB for a small one) of memory; then the events, and
-frames in each way of slicing. Options are libFuzzer's. A failing input is written to crash-*; give its name to run it alone.
+frames in each way of slicing. Options are libFuzzer's. A failing input is written to crash-*; give its name to
+run it alone.
 """
 
 import contextlib
@@ -21,10 +22,10 @@ import time
 import tracemalloc
 from pathlib import Path
 
-import atheris  # pyright: ignore[reportMissingImports] - see above
+import atheris  # pyright: ignore - see above
 import numpy as np
 
-with atheris.instrument_imports(include=["multifire"]):
+with atheris.instrument_imports(include=["multifire"]):  # pyright: ignore[reportAttributeAccessIssue]
     from multifire.events import FrameOptions, frames_of_windows, open_recording, read_events
     from multifire.events.frames import Slicing
 
