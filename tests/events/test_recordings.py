@@ -89,7 +89,7 @@ def test_damaged_bytes_are_read_or_refused(format, data):
     try:
         found = read(bytes(content))
     except ValueError as error:
-        assert str(error)
+        assert str(error)  # noqa: PT017 - reading may as well succeed
     else:
         assert len(found) > 0
         assert (np.diff(found["t"]) >= 0).all()
