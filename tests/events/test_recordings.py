@@ -88,11 +88,10 @@ def test_damaged_bytes_are_read_or_refused(format, data):
     content = content[: data.draw(st.integers(0, len(content)))]
     try:
         found = read(bytes(content))
-    except ValueError as error:
-        assert str(error)  # noqa: PT017 - reading may as well succeed
-    else:
-        assert len(found) > 0
-        assert (np.diff(found["t"]) >= 0).all()
+    except ValueError:
+        return
+    assert len(found) > 0
+    assert (np.diff(found["t"]) >= 0).all()
 
 
 @pytest.mark.parametrize("format", MAKERS)
