@@ -349,10 +349,10 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    table = Table(title="multifire train RECIPE")
+    table = Table(title="multifire train RECIPE", pad_edge=False)
     for column in ("recipe", "data"):
         table.add_column(column, no_wrap=True)
-    for column in ("T", "depth", "width", "parameters", "published %"):
+    for column in ("T", "depth", "width", "parameters", "paper %"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, recipe in RECIPES.items():
         cfg = recipe.config

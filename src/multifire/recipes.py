@@ -56,8 +56,8 @@ NMNIST = RunConfig(
 DIGITS_DVS = replace(
     NMNIST,
     recipe="digits-dvs",
-    data=replace(NMNIST.data, name="digits-dvs"),
-    optim=replace(NMNIST.optim, epochs=10),
+    data=replace(NMNIST.data, name="digits-dvs", timesteps=4, cutout=0, time_jitter=0),
+    optim=replace(NMNIST.optim, epochs=6),
 )
 
 MODERN = OptimConfig(lr=0.1, schedule="one-cycle", label_smoothing=0.1, loss="tet")

@@ -299,6 +299,7 @@ def summarise(
     summary = {
         "recipe": cfg.recipe,
         "data": cfg.data.name,
+        "simulated": datasets.get_info(cfg.data.name).simulated,
         "test_accuracy": headline.accuracy,
         "test_accuracy_of": which,
         "test_loss": headline.loss,

@@ -315,23 +315,28 @@ def test_two_at_once_do_each_other_no_harm(archive, reference, tmp_path):
 
 @pytest.mark.slow
 def test_ten_kills_at_random_change_no_byte(tmp_path):
-    """The whole of a synthetic DVS128 Gesture; kill -9 each time after a moment, then once to the end."""
-    archive = gesture_archive(tmp_path / "source", gesture.recordings())
-    began = time.monotonic()
+    """The whole of a synthetic DVS128 Gesture; kill -9 at ten stages, the last as parts are joined, then once more."""
+    archive, root = gesture_archive(tmp_path / "source", gesture.recordings()), tmp_path / "killed"
     undisturbed = made(prepare(SMALL, tmp_path / "undisturbed", archive, workers=2))
-    seconds = time.monotonic() - began
-    rng, parts = random.Random(0), set()
-    for _ in range(10):
-        process = start(tmp_path / "killed", archive)
-        time.sleep(rng.uniform(0.3, 1.0) * max(seconds, 2) / 3)
+    rng = random.Random(0)
+    stages, killed = [*sorted(rng.sample(range(1, 120), 9)), 122], []
+    for stage in stages:
+        process = start(root, archive)
+        while process.poll() is None and (done := parts_of(root)) < stage:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
-        parts.add(len(list(cache_folder(SMALL, tmp_path / "killed").glob("parts-*/*.npz"))))
-    assert len(parts) > 2, "the kills came too early or too late to test anything"
-    final = prepare(SMALL, tmp_path / "killed", archive, workers=2)
+        process.communicate(timeout=30)
+        killed.append((process.returncode, done))
+    assert [code for code, _ in killed] == [-signal.SIGKILL] * 10, killed
+    final = prepare(SMALL, root, archive, workers=2)
     assert made(final) == undisturbed
-    data = datasets.load("dvs-gesture", tmp_path / "killed", SMALL)
+    data = datasets.load("dvs-gesture", root, SMALL)
     assert (len(data.train), len(data.test)) == (1176, 288)
+
+
+def parts_of(root: Path) -> int:
+    return len(list(cache_folder(SMALL, root).glob("parts-*/*.npz")))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
