@@ -27,7 +27,7 @@ def tiny(root: Path, **data) -> RunConfig:
     return replace(
         cfg,
         data=replace(cfg.data, root=str(root), timesteps=3, **data),
-        model=replace(cfg.model, width=2),
+        model=replace(cfg.model, width=8),
         optim=replace(cfg.optim, epochs=2, batch_size=8),
     )
 
@@ -115,13 +115,13 @@ def test_the_command_line_from_archive_to_picture_to_run(tmp_path, monkeypatch, 
     assert main(["data", "show", "dvs-gesture", "1", "--split", "test", "--out", "x.png", *frames]) == 0
     assert b"acTL" in (tmp_path / "x.png").read_bytes()
 
-    overrides = "--data.timesteps 4 --data.frame-size 16 --model.name ds_resnet8 --model.width 2 --optim.epochs 1"
+    overrides = "--data.timesteps 4 --data.frame-size 16 --model.name ds_resnet8 --model.width 8 --optim.epochs 1"
     assert main(["train", "dvs-gesture", "--out", "run", *overrides.split()]) == 0
     assert "held-out accuracy" in capsys.readouterr().out
 
 
 def test_training_prepares_what_lies_in_the_root(root, tmp_path, capsys):
-    overrides = f"--data.root {root} --data.timesteps 2 --model.width 2 --optim.epochs 1"
+    overrides = f"--data.root {root} --data.timesteps 2 --model.width 8 --optim.epochs 1"
     assert main(["train", "nmnist", "--out", str(tmp_path / "run"), *overrides.split()]) == 0
     assert "samples/s; run in" in capsys.readouterr().out
 
@@ -185,7 +185,7 @@ def test_simulated_is_said_wherever_it_shows(tmp_path, monkeypatch, capsys):
     assert ", simulated" in capsys.readouterr().out
     assert main(["data", "list"]) == 0
     assert "simulated" in capsys.readouterr().out
-    assert main(["train", "digits-dvs", "--out", "run", "--optim.epochs", "1", "--model.width", "2"]) == 0
+    assert main(["train", "digits-dvs", "--out", "run", "--optim.epochs", "1", "--model.width", "8"]) == 0
     assert "the events were simulated from images: no camera saw them" in capsys.readouterr().out
     assert '"simulated": true' in Path("run/summary.json").read_text()
     digits_dvs._simulated.cache_clear()

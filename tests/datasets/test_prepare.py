@@ -313,29 +313,30 @@ def test_two_at_once_do_each_other_no_harm(archive, reference, tmp_path):
     assert {name: content for name, content in made(folder).items() if name in reference} == reference
 
 
-def count_parts(folder: Path) -> int:
-    return len(list(folder.glob("parts-*/*.npz")))
-
-
 @pytest.mark.slow
 def test_ten_kills_at_random_change_no_byte(tmp_path):
-    """The whole of a synthetic DVS128 Gesture; kill -9 each time after a moment, then once to the end."""
-    archive = gesture_archive(tmp_path / "source", gesture.recordings())
+    """The whole of a synthetic DVS128 Gesture; kill -9 at ten stages, the last as parts are joined, then once more."""
+    archive, root = gesture_archive(tmp_path / "source", gesture.recordings()), tmp_path / "killed"
     undisturbed = made(prepare(SMALL, tmp_path / "undisturbed", archive, workers=2))
-    folder, rng, parts = cache_folder(SMALL, tmp_path / "killed"), random.Random(0), [0]
-    for _ in range(10):
-        process = start(tmp_path / "killed", archive)
-        while process.poll() is None and count_parts(folder) == parts[-1]:
-            time.sleep(0.005)  # until it works, however long Python takes to start
-        time.sleep(rng.uniform(0, 0.1))
+    rng = random.Random(0)
+    stages, killed = [*sorted(rng.sample(range(1, 120), 9)), 122], []
+    for stage in stages:
+        process = start(root, archive)
+        while process.poll() is None and (done := parts_of(root)) < stage:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=10)
-        parts.append(count_parts(folder))
-    assert len(set(parts)) > 5, f"the kills came too early or too late to test anything: {parts}"
-    final = prepare(SMALL, tmp_path / "killed", archive, workers=2)
+        process.communicate(timeout=30)
+        killed.append((process.returncode, done))
+    assert [code for code, _ in killed] == [-signal.SIGKILL] * 10, killed
+    final = prepare(SMALL, root, archive, workers=2)
     assert made(final) == undisturbed
-    data = datasets.load("dvs-gesture", tmp_path / "killed", SMALL)
+    data = datasets.load("dvs-gesture", root, SMALL)
     assert (len(data.train), len(data.test)) == (1176, 288)
+
+
+def parts_of(root: Path) -> int:
+    return len(list(cache_folder(SMALL, root).glob("parts-*/*.npz")))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
