@@ -495,6 +495,8 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train")
         """How many of the newest checkpoints to keep."""
         max_time: str | None = None
         """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
+        track: tuple[str, ...] | None = None
+        """Trackers of the figures: tensorboard, mlflow, wandb (default: TensorBoard, where it is installed)."""
         seeds: str | None = None
         """A run for each of these seeds, such as 0,1,2, in folders of their own, and their mean and deviation."""
         dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

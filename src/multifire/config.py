@@ -202,6 +202,8 @@ class TrainOptions:
     """How many of the newest checkpoints to keep."""
     max_time: str | None = None
     """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
+    track: tuple[str, ...] | None = None
+    """Trackers of the figures: tensorboard, mlflow, wandb; by default TensorBoard, where it is installed."""
 
     def __post_init__(self):
         """Refuse what no run could mean.

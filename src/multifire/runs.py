@@ -10,6 +10,7 @@ from typing import Any
 from multifire import config as configs
 from multifire.config import RunConfig
 from multifire.runtime import locked, write_atomic, write_json
+from multifire.tracking import Tracker, check_trackers, tracked
 
 # Where a run is computed and where its data lie may change when it is resumed; what it computes may not.
 _MAY_CHANGE = {"device", "backend", "eval_batch_size", "data.root"}
@@ -24,19 +25,20 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self._config = path / "config.json"
         self._metrics = path / "metrics.jsonl"
-        self._board: Any = None
+        self._trackers: list[Tracker] = []
 
     @contextlib.contextmanager
-    def opened(self, cfg: RunConfig, resume: bool) -> Iterator[None]:
+    def opened(self, cfg: RunConfig, resume: bool, track: tuple[str, ...] | None = None) -> Iterator[None]:
         """Be the only one to write here: in a new folder, or where `resume` in that of the run to be resumed.
 
-        What an interrupted write left there is removed.
+        What an interrupted write left there is removed. The trackers named by `track` follow the run.
 
         Raises:
             FileExistsError: it holds something, and `resume` is False; or another process trains in it.
             FileNotFoundError: nothing to resume.
             ValueError: the run in it has another configuration.
         """
+        check_trackers(track or ())
         if resume and not self.exists():
             raise FileNotFoundError(f"{self.path}: no run to resume here; leave out --resume to start one")
         if not resume:
@@ -50,7 +52,8 @@ class RunFolder:
             else:
                 self._check_empty()  # once more: there may have been two of us
                 write_atomic(self._config, configs.to_json(cfg).encode())
-            yield
+            with tracked(track, self.path, flat(dataclasses.asdict(cfg))) as self._trackers:
+                yield
 
     def exists(self) -> bool:
         """Whether there is a run in the folder."""
@@ -85,16 +88,12 @@ class RunFolder:
         write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def record(self, epoch: int, figures: dict[str, Any]) -> None:
-        """Append one epoch's figures to metrics.jsonl and, where TensorBoard is installed, to its files."""
+        """Append one epoch's figures to metrics.jsonl, and hand its numbers to the trackers."""
         with self._metrics.open("a") as file:
             file.write(json.dumps({"epoch": epoch, **figures}, allow_nan=False) + "\n")
-        if self._board is None:
-            self._board = _tensorboard(self.path) or False
-        if self._board:
-            for name, value in figures.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, epoch)
-            self._board.flush()
+        numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.log(epoch, numbers)
 
     def summarise(self, summary: dict[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
@@ -124,14 +123,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file; restore it from a copy, or train anew") from None
-
-
-def _tensorboard(path: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(path))
 
 
 def _check_same(stored: RunConfig, given: RunConfig, path: Path) -> None:

@@ -137,7 +137,7 @@ def opened(training: Training) -> Iterator[None]:
             size = 3 * sum(tensor.nbytes for tensor in training.model.state_dict().values())
             run, options = training.run, training.options
             resume = options.resume == "yes" or ((options.resume == "auto" or restarted()) and run.exists())
-            stack.enter_context(run.opened(training.cfg, resume))
+            stack.enter_context(run.opened(training.cfg, resume, options.track))
             check_room(run.path, size)
         training.processes.wait()
         yield
