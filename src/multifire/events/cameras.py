@@ -1,8 +1,8 @@
 """Reader of AEDAT4 (iniVation) and of EVT2 and EVT3 (Prophesee), by the library faery: the extra `cameras`.
 
 Why faery: it alone reads both families (`aedat` and `dv-processing` read AEDAT4 and nothing of Prophesee's), packet by
-packet, so that a sound file needs little memory; it needs NumPy alone, comes as a wheel for every Python from 3.9 on, and is kept by
-people of the field. It is under the LGPL 3, as a library that a user installs beside multifire, and is no part of it.
+packet, so that a sound file needs little memory; it needs NumPy alone, and installs as a wheel. It is under the LGPL 3,
+as a library that a user installs beside multifire, and is no part of it.
 
 A damaged file ends in a ValueError here too, but what the library does before that is its own: of 300 damaged AEDAT4
 files of 9 KB, faery 0.7.1 took up to 3.6 s and 2.5 GB for one. Read AEDAT4 from strangers under a limit of memory.
