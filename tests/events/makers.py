@@ -49,6 +49,4 @@ def packet(events, *, overflow=0, kind=1, source=1, number=None, capacity=None, 
 
 
 def nmnist(events) -> bytes:
-    return b"".join(
-        bytes([x, y, int(p) << 7 | int(t) >> 16, int(t) >> 8 & 255, int(t) & 255]) for t, x, y, p in events
-    )
+    return b"".join(bytes([x, y, int(p) << 7 | int(t) >> 16, int(t) >> 8 & 255, int(t) & 255]) for t, x, y, p in events)

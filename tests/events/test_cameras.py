@@ -22,7 +22,11 @@ def write(faery, path, options) -> np.ndarray:
     events = np.zeros(3000, faery.EVENTS_DTYPE)
     events["t"] = np.sort(rng.integers(0, 500_000, 3000))
     events["t"][0] = 0
-    events["x"], events["y"], events["on"] = rng.integers(0, 34, 3000), rng.integers(0, 20, 3000), rng.random(3000) < 0.5
+    events["x"], events["y"], events["on"] = (
+        rng.integers(0, 34, 3000),
+        rng.integers(0, 20, 3000),
+        rng.random(3000) < 0.5,
+    )
     faery.events_stream_from_array(events, dimensions=(34, 20)).to_file(path, **options)
     return events
 

@@ -3,6 +3,7 @@
 Why faery: it alone reads both families (`aedat` and `dv-processing` read AEDAT4 and nothing of Prophesee's), packet by
 packet, so that memory is bounded; it needs NumPy alone, comes as a wheel for every Python from 3.9 on, and is kept by
 people of the field. It is under the LGPL 3, as a library that a user installs beside multifire, and is no part of it.
+A known limit: version 0.7.1 ends the whole process (a panic while it cleans up after another) on some damaged AEDAT4.
 """
 
 import contextlib
