@@ -30,7 +30,7 @@ from typing import Any
 import atheris  # pyright: ignore[reportMissingImports] - installed for the purpose
 import numpy as np
 
-with atheris.instrument_imports(include=["multifire.events"]):
+with atheris.instrument_imports(include=["multifire.events"]):  # pyright: ignore[reportAttributeAccessIssue]
     from multifire.events import aedat, read_events, recording, to_frames
 
 SECONDS = 1.0
