@@ -1,5 +1,7 @@
+"""Frames: against the authors', and against a loop over single events."""
+
 import io
-import logging
+import sys
 import zipfile
 from pathlib import Path
 
@@ -8,189 +10,215 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multifire import events as ev
-from multifire.events import saccade
+sys.path.insert(0, str(Path(__file__).parent))
+from makers import HEAD2, HEAD31, Named, aedat2, events_of, packet, random_events
+
+from multifire.events import FrameOptions, aedat, frames, frames_of_windows, open_recording, read_events, to_frames
+from multifire.events import recording as recordings
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "events.zip"
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, bytes]:
-    with zipfile.ZipFile(GOLDEN) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+def golden():
+    """What the authors' preprocessing makes of the two recordings, by member's name."""
+    with zipfile.ZipFile(GOLDEN) as file:
+        found: dict = {name: file.read(name) for name in file.namelist()}
+    with np.load(io.BytesIO(found["frames.npz"])) as arrays:
+        return found | {name: arrays[name] for name in arrays.files}
 
 
-def make_events(count: int, seed: int = 0, span: int = 1_000_000) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    found = np.empty(count, ev.EVENT_DTYPE)
-    found["t"] = np.sort(rng.integers(0, span, count))
-    found["x"], found["y"], found["p"] = (rng.integers(0, top, count) for top in (128, 128, 2))
-    return found
+def factory(content: bytes):
+    return lambda: open_recording(Named(content))
 
 
-def naive(events, options: ev.FrameOptions) -> np.ndarray:
-    """One event after the other, as the docstring of FrameOptions says it."""
-    frames = np.zeros((options.timesteps, 2, *options.size), int)
-    if not len(events):
-        return frames
-    t = events["t"].astype(object)
-    for rank, event in enumerate(events):
-        past, span = t[rank] - t[0], t[-1] - t[0] + 1
-        k = {
-            "duration": past // options.duration_us,
-            "time": past * options.timesteps // span,
-            "count": rank * options.timesteps // len(events),
-        }[options.slicing]
-        if k < options.timesteps:
-            factor = options.factor or 128 / options.size[0]
-            frames[k, event["p"], int(event["y"] // factor), int(event["x"] // factor)] += 1
-    return np.minimum(frames, 1) if options.binary else frames
+# Golden
 
 
-def aedat2(events: np.ndarray) -> bytes:
-    address = events["y"].astype(int) << 8 | (127 - events["x"].astype(int)) << 1 | events["p"]
-    return b"#!AER-DAT2.0\r\n" + np.stack([address, events["t"]], 1).astype(">u4").tobytes()
-
-
-def test_golden_gesture(golden):
-    frames = np.load(io.BytesIO(golden["frames.npz"]))["gesture_frames"]
+def test_gesture_frames_are_the_authors(golden):
     rows = [line.split(",") for line in golden["user02_led_labels.csv"].decode().split()[1:]]
     windows = [(int(start), int(end)) for _, start, end in rows]
-    found = ev.frames_of_windows(
-        lambda: ev.open_recording(io.BytesIO(golden["user02_led.aedat"])), windows, ev.FrameOptions()
-    )
-    assert len(found) == len(frames) == 3
-    for mine, theirs in zip(found, frames, strict=True):
-        assert np.array_equal(mine.counts, theirs)
-        assert (mine.events, mine.clipped) == (theirs.sum(), 0)
+    made = frames_of_windows(factory(golden["user02_led.aedat"]), windows, FrameOptions())
+    assert np.array_equal([window.counts for window in made], golden["gesture_frames"])
+    assert [int(kind) - 1 for kind, _, _ in rows] == golden["gesture_labels"].tolist()
+    assert [window.clipped for window in made] == [0, 0, 0]
 
 
-def test_golden_cifar10_dvs(golden):
-    theirs = np.load(io.BytesIO(golden["frames.npz"]))["cifar10dvs_frames_indexed_x_y"]
-    events = ev.read_events(io.BytesIO(golden["cifar10dvs.aedat"]))
-    mine = ev.to_frames(events, size=(42, 42), duration_us=10_000, timesteps=10, factor=3.04)
-    assert np.array_equal(mine.transpose(0, 1, 3, 2), theirs)
+def test_cifar10_dvs_frames_are_the_authors(golden):
+    options = {"size": (42, 42), "duration_us": 10_000, "timesteps": 10, "factor": 3.04}
+    events = read_events(Named(golden["cifar10dvs.aedat"]))
+    expected = golden["cifar10dvs_frames_indexed_x_y"].swapaxes(-1, -2)
+    assert np.array_equal(to_frames(events, **options), expected)
+    made = frames_of_windows(factory(golden["cifar10dvs.aedat"]), [(None, None)], FrameOptions(**options))[0]
+    assert np.array_equal(made.counts, expected)
+    first = golden["cifar10dvs_events_txyp"].astype(int)
+    assert np.array_equal(np.stack([events[name][: len(first)] for name in "txyp"], 1), first)
+
+
+# Against a loop
+
+
+def by_loop(events, sensor, size, timesteps, slicing, duration_us=1, binary=False, factor=None):
+    """The definition, an event at a time."""
+    counts = np.zeros((timesteps, 2, *size), int)
+    if not len(events):
+        return counts
+    t0, last = int(events["t"][0]), int(events["t"][-1])
+    for rank, (t, x, y, p) in enumerate(events.tolist()):
+        if slicing == "duration":
+            k = (t - t0) // duration_us
+        elif slicing == "time":
+            k = (t - t0) * timesteps // (last - t0 + 1)
+        else:
+            k = rank * timesteps // len(events)
+        row = int(y // factor) if factor else y * size[0] // sensor[0]
+        column = int(x // factor) if factor else x * size[1] // sensor[1]
+        if k < timesteps:
+            counts[k, p, row, column] += 1
+    return np.minimum(counts, 1) if binary else counts
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "slicing": st.sampled_from(["duration", "time", "count"]),
+        "timesteps": st.integers(1, 9),
+        "duration_us": st.integers(1, 60),
+        "binary": st.booleans(),
+    }
+)
+EVENTS = st.lists(
+    st.tuples(st.integers(0, 300), st.integers(0, 12), st.integers(0, 9), st.integers(0, 1)), max_size=60
+).map(lambda rows: events_of(sorted(rows, key=lambda row: row[0])))
+
+
+@settings(max_examples=200, deadline=None)
+@given(EVENTS, OPTIONS, st.sampled_from([((10, 13), None), ((4, 5), None), ((1, 1), None), ((5, 6), 2.3)]))
+def test_frames_are_those_of_a_loop(events, options, binning):
+    size, factor = binning
+    made = to_frames(events, (10, 13), size, factor=factor, **options)
+    assert made.dtype == np.int32
+    assert np.array_equal(made, by_loop(events, (10, 13), size, factor=factor, **options))
+    if not options["binary"]:
+        within = options["slicing"] != "duration" or options["duration_us"] * options["timesteps"]
+        inside = np.ones(len(events), bool) if within is True else events["t"] - events["t"][:1] < within
+        assert made.sum() == np.count_nonzero(inside)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    count=st.integers(0, 200),
-    seed=st.integers(0, 1 << 30),
-    slicing=st.sampled_from(["duration", "time", "count"]),
-    timesteps=st.integers(1, 9),
-    binary=st.booleans(),
-    size=st.sampled_from([8, 32, 64]),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(0, 9), st.integers(0, 9), st.integers(0, 1)), min_size=1),
+    OPTIONS,
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 200)), min_size=1, max_size=3),
+    st.sampled_from([8, 40, 1 << 18]),
 )
-def test_frames_equal_counting_one_by_one(count, seed, slicing, timesteps, binary, size):
-    options = ev.FrameOptions((size, size), timesteps, slicing, 90_000, binary)
-    events = make_events(count, seed)
-    found = ev.to_frames(events, (128, 128), options.size, 90_000, timesteps, slicing=slicing, binary=binary)
-    assert found.dtype == np.int32
-    assert np.array_equal(found, naive(events, options))
+def test_windows_of_any_recording_read_in_any_pieces(rows, options, spans, chunk_bytes):
+    """Also of one whose time runs backwards: as if it had been sorted, stably."""
+    windows = [(None, None), *((start, start + length) for start, length in spans)]
+    options = {"size": (4, 4), **options}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (recordings, aedat):
+            patch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+        made = frames_of_windows(factory(HEAD31 + packet(rows)), windows, FrameOptions(factor=32, **options))
+    events = events_of(sorted(rows, key=lambda row: row[0]))
+    for (start, end), window in zip(windows, made, strict=True):
+        mine = events if start is None else events[(events["t"] >= start) & (events["t"] < end)]
+        expected = by_loop(mine, (128, 128), factor=32, **options)
+        assert np.array_equal(window.counts, expected)
+        if len(mine):
+            assert (window.first_us, window.last_us) == (mine["t"][0], mine["t"][-1])
+        assert (window.events > 0) == (len(mine) > 0)
 
 
 @pytest.mark.parametrize("slicing", ["duration", "time", "count"])
-@pytest.mark.parametrize("order", ["sorted", "shuffled"])
-def test_windows_equal_frames_of_their_events(slicing, order):
-    events = make_events(200_000)  # several chunks
-    shuffled = events if order == "sorted" else np.random.default_rng(1).permutation(events)
-    sorted_again = shuffled[np.argsort(shuffled["t"], kind="stable")]
-    windows = [(None, None), (100_000, 400_000), (350_000, 900_001), (2_000_000, 3_000_000), (None, 7_000)]
-    options = ev.FrameOptions((16, 16), 7, slicing, 20_000)
-    content = aedat2(shuffled)
-    found = ev.frames_of_windows(lambda: ev.open_recording(io.BytesIO(content)), windows, options)
-    for (start, end), frames in zip(windows, found, strict=True):
-        t = sorted_again["t"]
-        part = sorted_again[(t >= (start or 0)) & (t < (end or 1 << 40))]
-        expected = ev.to_frames(part, size=(16, 16), duration_us=20_000, timesteps=7, slicing=slicing)
-        assert np.array_equal(frames.counts, np.minimum(expected, 255))
-        assert frames.clipped == np.count_nonzero(expected > 255)
-        assert frames.events == expected.sum()
-        assert (frames.first_us, frames.last_us) == ((part["t"][0], part["t"][-1]) if len(part) else (0, 0))
+def test_arrays_and_recordings_make_the_same_frames(slicing, monkeypatch):
+    events = random_events(20_000)
+    options = {"size": (42, 42), "timesteps": 7, "slicing": slicing, "duration_us": 120_001, "factor": 3.04}
+    expected = by_loop(events, (128, 128), **options)
+    assert np.array_equal(to_frames(events, **options), expected)
+    monkeypatch.setattr(frames, "SLICE_EVENTS", 777)
+    assert np.array_equal(to_frames(events, **options), expected)
+    made = frames_of_windows(factory(aedat2(events)), [(None, None)], FrameOptions(**options))[0]
+    assert np.array_equal(made.counts, expected)
+    assert made.events == expected.sum()
 
 
-def test_counts_saturate_and_say_so(caplog):
-    events = np.zeros(1000, ev.EVENT_DTYPE)
-    assert ev.to_frames(events)[0, 0, 0, 0] == 1000
-    with caplog.at_level(logging.WARNING, logger="multifire"):
-        assert ev.to_frames(events, dtype=np.uint8).max() == 255
-    assert caplog.messages == ["1 cells hold more than 255 events and were clipped"]
+def test_bins_of_a_factor_that_is_not_whole():
+    events = events_of((0, x, 0, 1) for x in range(128))
+    row = to_frames(events, size=(43, 43), timesteps=1, factor=3.04)[0, 1, 0]
+    assert row.tolist() == np.bincount([int(x // 3.04) for x in range(128)], minlength=43).tolist()
+    assert np.flatnonzero(row).tolist() == list(range(42))
+    with pytest.raises(ValueError, match=r"a factor of 3\.04 makes 42 cells of 128 pixels, more than the frame's 41"):
+        to_frames(events, size=(41, 41), factor=3.04)
+
+
+# Counts that are too large
+
+
+def test_counts_saturate_and_the_clipped_cells_are_counted(caplog):
+    rows = [(5, 3, 4, 1)] * 300 + [(6, 100, 4, 0)] * 255 + [(7, 3, 100, 0)] * 256
+    made = frames_of_windows(factory(aedat2(rows)), [(None, None)], FrameOptions(timesteps=1))[0]
+    assert sorted(made.counts[made.counts > 0].tolist()) == [255, 255, 255]
+    assert (made.clipped, made.events) == (2, 811)
+    events = events_of(rows)
+    assert to_frames(events, timesteps=1).max() == 300
+    assert not caplog.messages
+    assert to_frames(events, timesteps=1, dtype=np.int8).max() == 127
+    assert "3 cells hold more than 127 events and were clipped" in caplog.text
+    assert to_frames(events, timesteps=1, binary=True, dtype=np.uint8).sum() == 3
+
+
+def test_no_events_make_frames_of_zeros():
+    made = to_frames(events_of([]), size=(3, 3), timesteps=2, slicing="count")
+    assert made.shape == (2, 2, 3, 3)
+    assert not made.any()
+    empty = frames_of_windows(factory(aedat2([(5, 1, 1, 1)])), [(6, 9)], FrameOptions())[0]
+    assert (empty.events, empty.first_us, empty.last_us, int(empty.counts.sum())) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "message"),
     [
-        ({"sensor_size": (64, 64)}, "sensor of 64 × 64"),
-        ({"slicing": "days"}, "slicing is 'days'"),
-        ({"timesteps": 0}, "at least 1"),
-        ({"factor": 2.0}, "larger factor"),
+        ({"slicing": "space"}, "slicing is 'space', expected one of duration, time, count"),
+        ({"timesteps": 0}, "must be at least 1"),
+        ({"duration_us": 0}, "must be at least 1"),
+        ({"size": (0, 3)}, "must be at least 1"),
+        ({"factor": 0.0}, "factor is 0.0, expected more than 0"),
         ({"factor": float("nan")}, "factor is nan"),
+        ({"sensor_size": (4, 4)}, r"event 0 .* lies at column 9, row 1, expected a sensor of 4 × 4"),
     ],
 )
-def test_options_that_do_not_fit(arguments, message):
+def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        ev.to_frames(make_events(2000), **arguments)
+        to_frames(events_of([(1, 9, 1, 1)]), **options)
 
 
-def test_arrays_that_are_no_events():
-    for wrong in (np.zeros((3, 4)), np.zeros(3, [("t", "f8"), ("x", "i2"), ("y", "i2"), ("p", "i1")])):
-        with pytest.raises(ValueError, match="fields t, x, y, p"):
-            ev.to_frames(wrong)
-    negative = make_events(5)
-    negative["x"][3] = -1
-    with pytest.raises(ValueError, match="event 3"):
-        ev.to_frames(negative)
+@pytest.mark.parametrize("row", [(1, -1, 0, 0), (1, 0, -1, 0), (1, 0, 0, 2), (1, 0, 0, -1)])
+def test_events_that_are_none_are_refused(row):
+    with pytest.raises(ValueError, match=r"event 1 is .*expected x, y >= 0 and p 0 or 1"):
+        to_frames(events_of([(1, 0, 0, 0), row]))
 
 
-@pytest.fixture(scope="module")
-def digits() -> np.ndarray:
-    path = Path(saccade.__file__).parents[1] / "datasets" / "digits.npz"
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays["train_images"][:40, 0]
+def test_other_arrays_are_refused():
+    with pytest.raises(ValueError, match="events are float64, expected an array with fields t, x, y, p"):
+        to_frames(np.zeros((3, 4)))
 
 
-def test_simulated_digits_are_like_nmnist(digits):
-    found = list(saccade.simulate_events(digits))
-    assert 3_000 < np.mean([len(events) for events in found]) < 5_500
-    for events in found:
-        assert (np.diff(events["t"]) >= 0).all()
-        assert 0 <= events["t"][0] <= events["t"][-1] < 300_000
-        assert max(events["x"].max(), events["y"].max()) < 34
-        assert 0.4 < events["p"].mean() < 0.6
+def test_a_recording_that_does_not_say_its_sensor_is_refused():
+    content = b"#!AER-DAT3.1\n#!END-HEADER\n" + packet([(1, 1, 1, 1)])
+    with pytest.raises(ValueError, match=r"does not say its sensor's size; open it with sensor_size=\(H, W\)"):
+        frames_of_windows(factory(content), [(None, None)], FrameOptions())
 
 
-def test_a_picture_is_simulated_alike_whatever_is_beside_it(digits):
-    whole = list(saccade.simulate_events(digits, seed=3))
-    alone = next(saccade.simulate_events(digits[37:38], seed=3, first=37))
-    assert np.array_equal(whole[37], alone)
-    assert not np.array_equal(alone, next(saccade.simulate_events(digits[37:38], seed=4, first=37)))
+def test_memory_does_not_grow_with_the_recording():
+    import tracemalloc
 
-
-def test_simulated_frames_are_frames_of_the_simulated_events(digits):
-    options = ev.FrameOptions((17, 17), 6, "time")
-    frames = saccade.simulate_frames(digits[:5], options)
-    for mine, events in zip(frames, saccade.simulate_events(digits[:5]), strict=True):
-        assert np.array_equal(mine, ev.to_frames(events, (34, 34), (17, 17), timesteps=6, slicing="time"))
-
-
-def test_a_blank_picture_makes_noise_alone():
-    still = saccade.SaccadeOptions(noise_hz=0)
-    assert len(next(saccade.simulate_events(np.full((1, 20, 20), 99, np.uint8), still))) == 0
-    noise = saccade.SaccadeOptions(noise_hz=10)
-    assert 2_900 < len(next(saccade.simulate_events(np.zeros((1, 20, 20), np.uint8), noise))) < 4_000
-
-
-def test_brighter_is_polarity_one():
-    edge = np.zeros((1, 34, 34), np.uint8)
-    edge[:, :, 17:] = 255
-    options = saccade.SaccadeOptions(noise_hz=0)
-    events = next(saccade.simulate_events(edge, options))
-    first_side = events[events["t"] < 100_000]  # the gaze goes half the amplitude to the right, towards the light
-    assert len(first_side) > 100
-    assert (first_side["p"] == 1).all()
-
-
-def test_pictures_that_do_not_fit():
-    for wrong in (np.zeros((1, 40, 40), np.uint8), np.zeros((1, 20, 20)), np.zeros((20, 20), np.uint8)):
-        with pytest.raises(ValueError, match="expected uint8"):
-            next(saccade.simulate_events(wrong))
+    t = np.arange(400_000)
+    content = HEAD2 + np.stack([np.full_like(t, 2), t], 1).astype(">u4").tobytes()
+    peaks = []
+    for share in (2, 1):
+        part = Named(content[: len(HEAD2) + (len(content) - len(HEAD2)) // share])
+        tracemalloc.start()
+        frames_of_windows(lambda part=part: open_recording(part), [(None, None)], FrameOptions())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.05 * peaks[0]

@@ -55,7 +55,8 @@ def _open(file: BinaryIO, name: str, sensor_size: tuple[int, int] | None, own: B
     if not head:
         raise ValueError(f"{name}: is empty, expected a recording of events; fetch it again")
     if head.startswith(b"#!AER-DAT2.0"):
-        aedat.read_header(stream)
+        for _ in aedat.read_header(stream):
+            pass
         return Recording(name, "aedat2", aedat.DVS128, aedat.read_aedat2(stream), own)
     if head.startswith(b"#!AER-DAT3.1"):
         said = aedat.sensor_of(aedat.read_header(stream))

@@ -5,7 +5,7 @@ Source: https://gitlab.com/inivation/inivation-docs, "Software user guides / AED
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -33,14 +33,12 @@ SENSOR_SIZES = {
 """(H, W) by the beginning of the name that an AEDAT 3.1 header gives its source."""
 
 
-def read_header(stream: ByteStream) -> list[bytes]:
+def read_header(stream: ByteStream) -> Iterator[bytes]:
     """The leading lines that begin with `#`, up to and including an end mark where there is one."""
-    lines = []
-    while line := stream.read_header_line():
-        lines.append(line.rstrip())
-        if lines[-1] == END_OF_HEADER:
+    while line := stream.read_header_line().rstrip():
+        yield line
+        if line == END_OF_HEADER:
             break
-    return lines
 
 
 def read_aedat2(stream: ByteStream) -> Iterator[Packed]:
@@ -56,13 +54,16 @@ def read_aedat2(stream: ByteStream) -> Iterator[Packed]:
     special = 0
     for first, data in stream.records(EVENT_BYTES):
         both = np.frombuffer(data, ">u8").astype(np.uint64)
-        address, t = (both >> 32).view(np.int64), clock.unwrap((both & (WRAP - 1)).view(np.int64))
+        address = (both >> 32).view(np.int64)
+        both &= WRAP - 1
+        t = clock.unwrap(both.view(np.int64))
         if int(address.max(initial=0)) >= SPECIAL:
             _check_addresses(address, first, stream.name)
             pixels = address < SPECIAL
             special += len(pixels) - int(np.count_nonzero(pixels))
             address, t = address[pixels], t[pixels]
-        yield Packed(t, address ^ 0xFE)  # (y·128 + 127 − x')·2 + p is the address with the seven bits of x' turned
+        address ^= 0xFE
+        yield Packed(t, address)  # (y·128 + 127 − x')·2 + p is the address with the seven bits of x' turned
     if special:
         log.info("%s: left out %s marks of its synchronisation input", stream.name, f"{special:,}")
 
@@ -96,14 +97,14 @@ class Clock:
         return t + epochs * WRAP
 
 
-def sensor_of(header: list[bytes]) -> tuple[int, int] | None:
-    """(H, W) of the first camera that an AEDAT 3.1 header names, if its size is known."""
+def sensor_of(header: Iterable[bytes]) -> tuple[int, int] | None:
+    """(H, W) of the first camera that an AEDAT 3.1 header names, if its size is known; takes all of the header."""
+    found = None
     for line in header:
-        source = re.match(rb"#-*\s*Source\s+\d+\s*:\s*(\w+)", line)
-        for name, size in SENSOR_SIZES.items():
-            if source and source[1].decode("ascii", "replace").upper().startswith(name):
-                return size
-    return None
+        source = None if found else re.match(rb"#-*\s*Source\s+\d+\s*:\s*(\w+)", line)
+        name = source[1].decode("ascii", "replace").upper() if source else ""
+        found = found or next((size for camera, size in SENSOR_SIZES.items() if name.startswith(camera)), None)
+    return found
 
 
 def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[Packed]:

@@ -8,6 +8,7 @@ from multifire.events.recording import ByteStream, Packed, pack
 
 SENSOR = (34, 34)
 RECORD = 5
+CHUNK = 1 << 14  # its records grow more than tenfold on their way to events
 OVERFLOW_ROW = 240
 OVERFLOW_US = 1 << 13
 
@@ -32,13 +33,15 @@ def read_nmnist(stream: ByteStream) -> Iterator[Packed]:
     2015, and the MATLAB functions that come with the data set.
     """
     marks = 0
-    for first, data in stream.records(RECORD):
-        bytes_N5 = np.frombuffer(data, np.uint8).reshape(-1, RECORD).astype(np.int64)
-        x, y, high, middle, low = bytes_N5.T
-        t = ((high & 0x7F) << 16) | (middle << 8) | low
+    for first, data in stream.records(RECORD, CHUNK):
+        x, y, high, middle, low = np.frombuffer(data, np.uint8).reshape(-1, RECORD).T
+        t = (high & 0x7F).astype(np.int64)
+        for byte in (middle, low):
+            t <<= 8
+            t |= byte
         mark = y == OVERFLOW_ROW
         if marks or mark.any():
-            t = t + OVERFLOW_US * (marks + np.cumsum(mark))
+            t += OVERFLOW_US * (marks + np.cumsum(mark))
             marks += int(np.count_nonzero(mark))
             x, y, high, t = x[~mark], y[~mark], high[~mark], t[~mark]
-        yield pack(stream.name, SENSOR, first, t, x, y, high >> 7)
+        yield pack(stream.name, SENSOR, first, t, x.astype(np.int16), y.astype(np.int16), high >> 7)

@@ -44,20 +44,23 @@ class ByteStream:
 
     def __init__(self, file: BinaryIO, name: str):
         self._file, self.name = file, name
-        self._ahead = b""
+        self._ahead, self._start = b"", 0  # what is read but not given yet begins there
         self.position = 0
         """Of the next byte that `read` gives."""
 
     def peek(self, count: int) -> bytes:
         """The next `count` bytes, or fewer at the end of the file."""
-        if len(self._ahead) < count:
-            self._ahead += self._fetch(count - len(self._ahead))
-        return self._ahead[:count]
+        if len(self._ahead) - self._start < count:
+            rest = self._ahead[self._start :]
+            self._ahead, self._start = rest + self._fetch(count - len(rest)), 0
+        return self._ahead[self._start : self._start + count]
 
     def read(self, count: int) -> bytes:
         """Like `peek`, and go on behind them."""
-        data, self._ahead = self._ahead[:count], self._ahead[count:]
+        data = self._ahead[self._start : self._start + count]
+        self._start += len(data)
         if len(data) < count:
+            self._ahead, self._start = b"", 0
             data += self._fetch(count - len(data))
         self.position += len(data)
         return data
@@ -81,10 +84,11 @@ class ByteStream:
             pass
         return self.position - start
 
-    def records(self, size: int) -> Iterator[tuple[int, bytes]]:
+    def records(self, size: int, at_a_time: int | None = None) -> Iterator[tuple[int, bytes]]:
         """The number of the first record, and whole records of `size` bytes; what is cut off at the end is told."""
         first = 0
-        while data := self.read(CHUNK_BYTES - CHUNK_BYTES % size):
+        most = min(at_a_time or CHUNK_BYTES, CHUNK_BYTES)
+        while data := self.read(most - most % size):
             if rest := len(data) % size:
                 self.warn_cut(f"in the middle of an event: its last {rest} bytes are not read")
                 data = data[: len(data) - rest]

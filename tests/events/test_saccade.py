@@ -1,0 +1,105 @@
+"""Simulated events: what must hold of them whatever the picture."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from makers import Named
+
+from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
+from multifire.events.saccade import SaccadeOptions, simulate_events, simulate_frames
+
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "nmnist-1100.zip"
+QUIET = SaccadeOptions(noise_hz=0)
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    with np.load(Path(__file__).parents[2] / "src/multifire/datasets/digits.npz") as arrays:
+        return arrays["test_images"][:40, 0]
+
+
+def test_events_are_of_the_sensor_in_order_and_of_both_polarities(digits):
+    for events in simulate_events(digits, seed=1):
+        assert events.dtype == EVENT_DTYPE
+        assert (np.diff(events["t"]) >= 0).all()
+        assert events["t"][0] >= 0
+        assert events["t"][-1] < 300_000
+        assert min(events["x"].min(), events["y"].min()) >= 0
+        assert max(events["x"].max(), events["y"].max()) < 34
+        assert 0.35 < events["p"].mean() < 0.65
+
+
+def test_the_seed_and_the_picture_s_number_fix_the_events(digits):
+    whole = list(simulate_events(digits, seed=3))
+    again = list(simulate_events(digits, seed=3))
+    late = list(simulate_events(digits[30:], seed=3, first=30))
+    other = list(simulate_events(digits, seed=4))
+    assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(whole[30:], late, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(whole, other, strict=True))
+
+
+@pytest.mark.skipif(not SHARED.is_file(), reason="the shared N-MNIST recordings are not here")
+def test_there_are_as_many_events_as_in_real_recordings(digits):
+    with zipfile.ZipFile(SHARED) as file:
+        real = np.array([len(read_events(Named(file.read(name)))) for name in file.namelist()[::10]])
+    simulated = np.array([len(events) for events in simulate_events(digits)])
+    assert real.min() <= simulated.min()
+    assert simulated.max() <= real.max()
+    assert 0.7 < np.median(simulated) / np.median(real) < 1.4
+
+
+@pytest.mark.parametrize("slicing", ["duration", "time", "count"])
+def test_frames_are_those_of_the_events(digits, slicing):
+    options = FrameOptions(size=(17, 17), timesteps=6, slicing=slicing, duration_us=40_000)
+    made = simulate_frames(digits[:6], options, seed=2)
+    for frames, events in zip(made, simulate_events(digits[:6], seed=2), strict=True):
+        expected = to_frames(events, (34, 34), (17, 17), 40_000, 6, slicing=slicing)
+        assert np.array_equal(frames, np.minimum(expected, 255))
+
+
+def test_an_even_picture_makes_noise_alone():
+    grey = np.full((1, 28, 28), 90, np.uint8)
+    assert len(next(simulate_events(grey, QUIET))) == 0
+    noisy = next(simulate_events(grey, SaccadeOptions(noise_hz=10)))
+    assert 0.8 < len(noisy) / (10 * 34 * 34 * 0.3) < 1.2
+
+
+def test_a_lower_threshold_makes_more_events(digits):
+    few, many = (
+        sum(map(len, simulate_events(digits[:5], SaccadeOptions(threshold=theta, noise_hz=0)))) for theta in (0.7, 0.2)
+    )
+    assert many > 2 * few > 0
+
+
+def test_a_pixel_s_events_add_up_to_its_change_of_light(digits):
+    """The gaze ends where it began, so ON and OFF of a pixel differ by one at most."""
+    events = next(simulate_events(digits[:1], QUIET))
+    balance = np.zeros((34, 34), int)
+    np.add.at(balance, (events["y"], events["x"]), 2 * events["p"].astype(int) - 1)
+    assert np.abs(balance).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("images", "seed", "message"),
+    [
+        (np.zeros((1, 40, 28), np.uint8), 0, r"uint8 \[1, 40, 28\], expected uint8 \[N, H, W\] of at most 34 × 34"),
+        (np.zeros((28, 28), np.uint8), 0, r"images are uint8 \[28, 28\]"),
+        (np.zeros((1, 28, 28)), 0, "images are float64"),
+        (np.zeros((1, 28, 28), np.uint8), -1, "seed is -1"),
+    ],
+)
+def test_other_pictures_are_refused(images, seed, message):
+    with pytest.raises(ValueError, match=message):
+        next(simulate_events(images, seed=seed))
+
+
+@pytest.mark.parametrize("option", ["steps", "duration_us", "dark", "threshold"])
+def test_options_must_be_above_0(option):
+    with pytest.raises(ValueError, match="must be above 0"):
+        SaccadeOptions(**{option: 0})
