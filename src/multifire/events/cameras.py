@@ -6,8 +6,8 @@ and is kept by people of the field. It is under the LGPL 3, as a library that a 
 no part of it.
 
 A damaged file ends in a ValueError here too, but what the library does before that is its own: of 300 damaged AEDAT4
-files of 9 KB, faery 0.7.1 took up to 3.6 s and 2.5 GB for one, and some end the whole process (a panic while it cleans up after
-another). Read AEDAT4 from strangers in a process of its own, under a limit of memory.
+files of 9 KB, faery 0.7.1 took up to 3.6 s and 2.5 GB for one, and some end the whole process (a panic while it cleans
+up after another). Read AEDAT4 from strangers in a process of its own, under a limit of memory.
 """
 
 import contextlib
