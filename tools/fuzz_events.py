@@ -27,7 +27,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import atheris  # pyright: ignore[reportMissingImports] - installed for the purpose
+import atheris  # pyright: ignore[reportMissingImports, reportMissingModuleSource] - see above
 import numpy as np
 
 with atheris.instrument_imports(include=["multifire.events"]):  # pyright: ignore[reportAttributeAccessIssue]
