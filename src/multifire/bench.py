@@ -75,7 +75,7 @@ class Floor:
             self.calls.append((conv, x, weight, torch.randn(out_shape, device=device).to(**like)))
 
     def step(self) -> None:
-        outs = [F.conv2d(x, weight, None, conv.stride, conv.padding) for conv, x, weight, _ in self.calls]
+        outs = [F.conv2d(x, weight, None, _stride(conv), conv.padding) for conv, x, weight, _ in self.calls]
         torch.autograd.backward(outs, [grad for *_, grad in self.calls])
         for _, x, weight, _ in self.calls:
             x.grad = weight.grad = None
@@ -83,7 +83,12 @@ class Floor:
     @torch.no_grad()
     def evaluate(self) -> None:
         for conv, x, weight, _ in self.calls:
-            F.conv2d(x, weight, None, conv.stride, conv.padding)
+            F.conv2d(x, weight, None, _stride(conv), conv.padding)
+
+
+def _stride(conv: nn.Conv2d) -> tuple[int, ...]:
+    """A strided 1×1 convolution is timed on the pixels that it reads; nn/conv.py says why."""
+    return (1, 1) if conv.kernel_size == (1, 1) else conv.stride
 
 
 def _shapes_of_convolutions(network: Network) -> list[tuple[nn.Conv2d, tuple[int, ...], tuple[int, ...]]]:
@@ -91,7 +96,8 @@ def _shapes_of_convolutions(network: Network) -> list[tuple[nn.Conv2d, tuple[int
     samples = network.x_TNCHW.shape[0] * network.x_TNCHW.shape[1]
 
     def note(conv, inputs, out):
-        found.append((conv, (samples, *inputs[0].shape[1:]), (samples, *out.shape[1:])))
+        size = out.shape[2:] if conv.kernel_size == (1, 1) else inputs[0].shape[2:]
+        found.append((conv, (samples, inputs[0].shape[1], *size), (samples, *out.shape[1:])))
 
     with _hooked([m for m in network.model.modules() if isinstance(m, nn.Conv2d)], note):
         network.evaluate()
