@@ -110,7 +110,7 @@ def test_overrides_reach_the_configuration():
     )
     cfg, options = parse_overrides(get_recipe("digits"), args.split())
     assert (cfg.optim.lr, cfg.data.flip, cfg.model.thresholds, cfg.optim.clip_norm) == (0.5, True, (0.5, 1.5), 1.0)
-    assert (options.out, options.resume, cfg.recipe) == (Path("here"), True, "digits")
+    assert (options.out, options.resume, cfg.recipe) == (Path("here"), "yes", "digits")
     assert cfg.optim.epochs == get_recipe("digits").optim.epochs
 
 

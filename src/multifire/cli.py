@@ -186,7 +186,7 @@ def _train(rest: Sequence[str]) -> int:
     if _asks_for_help(rest):
         print(_TRAIN_HELP.format(recipes=", ".join(RECIPES)))
         return 0
-    cfg, chosen = parse_overrides(_recipe_of(rest, "train"), _spell_resume(rest[1:]))
+    cfg, chosen = parse_overrides(_recipe_of(rest, "train"), rest[1:])
     if chosen.dry_run:
         return _dry_run(cfg)
     options = TrainOptions(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(TrainOptions)})
@@ -519,7 +519,7 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train")
             chosen, unrecognised = tyro.cli(
                 options,
                 default=options(**vars(cfg)),
-                args=list(args),
+                args=_spell_resume(args),
                 return_unknown_args=True,
                 prog=f"multifire {command} {cfg.recipe}",
                 description=RECIPES[cfg.recipe].about,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from makers import HEAD2, HEAD31, Named, aedat2, events_of, packet, random_events
+from event_files import HEAD2, HEAD31, Named, aedat2, events_of, packet, random_events
 
 from multifire.events import FrameOptions, aedat, frames, frames_of_windows, open_recording, read_events, to_frames
 from multifire.events import recording as recordings

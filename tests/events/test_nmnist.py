@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from makers import Named, events_of, nmnist
+from event_files import Named, events_of, nmnist
 
 from multifire.events import open_recording, read_events
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from makers import Named
+from event_files import Named
 
 from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
 from multifire.events.saccade import SaccadeOptions, simulate_events, simulate_frames
