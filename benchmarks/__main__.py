@@ -2,12 +2,11 @@
 
 import argparse
 import contextlib
-import fcntl
 import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from benchmarks.cases import CIFAR10, CIFAR10_DVS, GESTURE, Case
 from benchmarks.contestants import Contestant
 from benchmarks.peers import KITS
 from benchmarks.worker import peak_of_steps, workers
+from multifire.runtime import holding
 
 ROOT = Path(__file__).parents[1]
 WARM_UP = 2
@@ -49,17 +49,6 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def locked(path: Path | None) -> Iterator[None]:
-    """Nobody else holds the file's lock meanwhile; nothing without a file."""
-    if path is None:
-        yield
-        return
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def alternate(
     asked: Sequence[Any], what: str, runs: int, lock: Path | None = None
 ) -> tuple[list[list[float]], list[tuple[float, float]]]:
@@ -67,7 +56,7 @@ def alternate(
     seconds: list[list[float]] = [[] for _ in asked]
     first: list[tuple[float, float]] = []
     for number in range(-WARM_UP, runs):
-        with locked(lock):
+        with holding(lock) if lock else contextlib.nullcontext():  # nobody measures meanwhile
             took = [worker.ask(what) for worker in asked]
         first = first or took
         if number >= 0:

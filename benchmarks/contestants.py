@@ -14,7 +14,7 @@ from benchmarks.peers import KITS, Kit, build_peer, gradients
 from multifire.bench import Floor, Network
 from multifire.nn import kept_for_backward, model_from_config
 from multifire.runtime import autocast
-from multifire.train import train_step
+from multifire.train import make_optimizer, train_step
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ class Player:
             self.x_TNCHW = frames.contiguous(memory_format=torch.channels_last).view_as(frames)
             self.x_TNCHW = self.x_TNCHW.expand(case.shape) if case.still else self.x_TNCHW.unflatten(0, case.shape[:2])
         self.called: Any = torch.compile(self.network) if contestant.compiled else self.network
-        optim = self.cfg.optim
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(self.network, self.cfg.optim)
 
     def step(self) -> float:
         """One training step; its loss."""

@@ -32,6 +32,7 @@ import numpy as np
 
 from multifire import __version__
 from multifire.events import EVENT_DTYPE, FrameOptions, frames_of_windows, open_recording, read_events, to_frames
+from multifire.runtime import peak_resident, processor
 
 WINDOWS, SLICES, SLICE_US = 12, 40, 30_000
 WINDOW_US = SLICES * SLICE_US
@@ -115,15 +116,7 @@ def run_one(way: str, path: Path, format: str) -> None:
     seconds = time.perf_counter() - began
     content = np.minimum(np.stack(frames), 255).astype(np.uint8).tobytes()
     digest = hashlib.sha256(content).hexdigest()
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes(), "sha256": digest}))
-
-
-def peak_bytes() -> int:
-    """Of this process alone: what getrusage reports begins with the parent's."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status holds no VmHWM")
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_resident(), "sha256": digest}))
 
 
 def run_all(count: int, runs: int) -> list[dict]:
@@ -148,14 +141,12 @@ def run_all(count: int, runs: int) -> list[dict]:
 
 def report(rows: list[dict], runs: int) -> str:
     count = rows[0]["events"]
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next((line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")), "?")
     lines = [
         "# From file to frames",
         "",
         f"{count:,} events, {WINDOWS} windows of {SLICES} slices of {SLICE_US // 1000} ms, frames 2 × 32 × 32; "
         f"median of {runs} runs, one core, each run a process of its own, file in the page cache.",
-        f"{processor}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy {np.__version__}, "
+        f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy {np.__version__}, "
         f"multifire {__version__}; {platform.platform()}. Made by `benchmarks/events.py`.",
         "",
         "| format | way | million events/s (min to max) | × NumPy | peak memory, MB | × file |",

@@ -6,6 +6,7 @@ have ε inside the root, where tdBN's definition has it outside: the two agree a
 Shapes: x_TNCHW is [time, sample, channel, row, column].
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import reduce
 
@@ -17,7 +18,7 @@ from multifire.config import ModelConfig, parse_model_name
 from multifire.ops.reference import Fire
 
 
-class Kit:
+class Kit(ABC):
     """What a network is made of: the parts of one framework."""
 
     name: str
@@ -26,21 +27,21 @@ class Kit:
         self.model = model
         self.thresholds = model.thresholds or ops.default_thresholds(model.levels, width=model.surrogate_width)
 
+    @abstractmethod
     def conv(self, before: int, after: int, kernel: int, stride: int) -> nn.Module:
         """A convolution of [T, N, C, H, W] without bias."""
-        raise NotImplementedError
 
+    @abstractmethod
     def norm(self, channels: int, affine: bool = True) -> nn.Module:
         """tdBN of [T, N, C, H, W], whose weight holds V_th·γ."""
-        raise NotImplementedError
 
+    @abstractmethod
     def neuron(self) -> nn.Module:
         """MLF, [T, ...] -> spikes [T, ...]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reset(self, network: nn.Module) -> None:
         """Put every membrane back to zero."""
-        raise NotImplementedError
 
 
 class SpikingJelly(Kit):

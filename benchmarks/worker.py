@@ -133,14 +133,14 @@ class _Desk:
         }
 
     def peak(self) -> int:
-        from multifire.bench import _peak_resident
+        from multifire.runtime import peak_resident
 
-        before = _peak_resident()
+        before = peak_resident()
         self._player.step()
         _forget_peak()
         for _ in range(2):
             self._player.step()
-        return _peak_resident() - before
+        return peak_resident() - before
 
 
 def _forget_peak() -> None:

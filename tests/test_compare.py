@@ -98,7 +98,14 @@ def test_a_plan_knows_the_size_of_a_checkpoint(runs):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("keep", 0), ("checkpoint_every", "10x"), ("checkpoint_every", "m"), ("max_time", "-1s"), ("max_time", "5")],
+    [
+        ("keep", 0),
+        ("checkpoint_every", "10x"),
+        ("checkpoint_every", "0"),
+        ("checkpoint_every", "m"),
+        ("max_time", "-1s"),
+        ("max_time", "5"),
+    ],
 )
 def test_options_that_mean_nothing_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"{option} is .*expected"):

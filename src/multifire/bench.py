@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 from multifire import datasets, ops
 from multifire.config import RunConfig, from_json, to_json
 from multifire.nn import kept_for_backward, model_from_config
-from multifire.runtime import autocast, describe_machine, pick_device
-from multifire.train import train_step
+from multifire.runtime import autocast, describe_machine, peak_resident, pick_device
+from multifire.train import make_optimizer, train_step
 
 KINDS = {
     "convolutions": ("mkldnn_convolution", "convolution_backward", "cudnn_convolution"),
@@ -35,10 +34,7 @@ class Network:
         torch.manual_seed(cfg.seed)
         self.cfg = cfg
         self.model = model_from_config(cfg.model, cfg.backend).to(device)
-        optim = cfg.optim
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(self.model, cfg.optim)
         self.x_TNCHW, self.y = _random_images(cfg, device) if batch is None else batch
 
     def step(self) -> None:
@@ -139,8 +135,8 @@ def bench(
     timed: dict[str, Network | Floor] = {"network": network, "convolutions alone": floor}
     if reference:
         timed["reference in fp32"] = Network(replace(cfg, backend="reference", precision="fp32"), device)
-    steps = _alternate({name: each.step for name, each in timed.items()}, runs, device, on_run)
-    evaluations = _alternate({name: each.evaluate for name, each in timed.items()}, runs, device, on_run)
+    steps = alternate({name: each.step for name, each in timed.items()}, runs, device, on_run)
+    evaluations = alternate({name: each.evaluate for name, each in timed.items()}, runs, device, on_run)
     shape = network.x_TNCHW.shape
     with autocast(device, cfg.precision):
         kept = kept_for_backward(network.model.train(), network.x_TNCHW)
@@ -161,9 +157,10 @@ def bench(
     }
 
 
-def _alternate(
-    calls: dict[str, Callable[[], None]], runs: int, device: torch.device, on_run: Callable[[], None] | None
+def alternate(
+    calls: dict[str, Callable[[], None]], runs: int, device: torch.device, on_run: Callable[[], None] | None = None
 ) -> dict[str, list[float]]:
+    """Seconds of each call's runs, in turns A B C A B C; `on_run` is called after each turn, also of the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-2, runs):  # the first two warm up
         for name, call in calls.items():
@@ -215,17 +212,11 @@ def _print_peak() -> None:
     device = pick_device(cfg.device)
     square = torch.ones(64, 64, device=device)
     square.matmul(square)  # the libraries' own buffers are no part of the step
-    before = 0 if device.type == "cuda" else _peak_resident()
+    before = 0 if device.type == "cuda" else peak_resident()
     network = Network(cfg, device)
     for _ in range(3):
         network.step()
-    print(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident() - before)
-
-
-def _peak_resident() -> int:
-    """VmHWM in bytes: unlike ru_maxrss it does not start from the parent's peak."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) * 1024
+    print(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident() - before)
 
 
 if __name__ == "__main__":

@@ -212,7 +212,9 @@ class TrainOptions:
             ValueError: naming the option, its value and what was expected.
         """
         _require(self.keep >= 1, "keep", self.keep, "at least 1")
-        if not self.checkpoint_every.isdecimal():
+        if self.checkpoint_every.isdecimal():
+            _require(int(self.checkpoint_every) >= 1, "checkpoint_every", self.checkpoint_every, "at least 1 step")
+        else:
             seconds(self.checkpoint_every, "checkpoint_every")
         if self.max_time is not None:
             seconds(self.max_time, "max_time")

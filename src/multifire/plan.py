@@ -1,13 +1,10 @@
 """What a run would take: its network, memory and time, from a few real steps on random images."""
 
-import time
 from dataclasses import dataclass
 from statistics import median
 
-import torch
-
 from multifire import datasets
-from multifire.bench import Network, peak_in_own_process
+from multifire.bench import Network, alternate, peak_in_own_process
 from multifire.config import RunConfig
 from multifire.nn import kept_for_backward
 from multifire.runtime import autocast, pick_device
@@ -35,18 +32,12 @@ def plan(cfg: RunConfig) -> Plan:
     """Build the network, train it a few steps on random images of the recipe's shape, and reckon the rest from that."""
     device = pick_device(cfg.device)
     network = Network(cfg, device)
-    seconds = []
-    for _ in range(1 + STEPS):  # the first warms up
-        began = time.perf_counter()
-        network.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
+    seconds = alternate({"network": network.step}, STEPS, device)["network"]
     with autocast(device, cfg.precision):
         kept = kept_for_backward(network.model.train(), network.x_TNCHW)
     samples = datasets.get_info(cfg.data.name).published_sizes[0]
     samples = min(int(samples * (1 - cfg.data.validation)), cfg.data.limit or samples)
-    steps, step = -(-samples // cfg.optim.batch_size), median(seconds[1:])
+    steps, step = -(-samples // cfg.optim.batch_size), median(seconds)
     parameters = sum(p.nbytes for p in network.model.parameters())
     weights = sum(tensor.nbytes for tensor in network.model.state_dict().values())
     copies = 2 if cfg.optim.ema_decay is not None else 1

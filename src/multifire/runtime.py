@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -150,20 +150,33 @@ class Watchdog:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that writes to this folder; the lock goes with the process, however it ends.
+def holding(path: Path, on_busy: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path` alone; the system lets go of it when its holder ends, however that ends.
+
+    Where another process holds it, `on_busy` is called, which may raise, and then it is waited for.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_busy()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Be the only process that writes to this folder.
 
     Raises:
         FileExistsError: another process holds it.
     """
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FileExistsError(
-                f"{folder}: another process is training in this folder; wait for it, or give --out for another folder"
-            ) from None
-        yield
+
+    def refuse() -> None:
+        raise FileExistsError(
+            f"{folder}: another process is training in this folder; wait for it, or give --out for another folder"
+        ) from None
+
+    return holding(folder / ".lock", refuse)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -188,7 +201,7 @@ def describe_machine(device: "torch.device") -> dict[str, Any]:
     from multifire import __version__
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -200,7 +213,14 @@ def describe_machine(device: "torch.device") -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def peak_resident() -> int:
+    """VmHWM of this process in bytes: unlike ru_maxrss it does not start from the parent's peak."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+def processor() -> str:
+    """The processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

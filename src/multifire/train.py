@@ -114,14 +114,17 @@ def set_up(cfg: RunConfig, run: RunFolder, options: TrainOptions, processes: Pro
     average = None
     if cfg.optim.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.optim.ema_decay), use_buffers=True)
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, cfg.optim), cfg.optim.lr, cfg.optim.momentum, weight_decay=cfg.optim.weight_decay,
-        fused=True,
-    )  # fmt: skip
+    optimizer = make_optimizer(model, cfg.optim)
     return Training(cfg, options, run, processes, batches, model, network, optimizer, average, Position(), asked)
 
 
-def parameter_groups(model: SpikingResNet, optim: OptimConfig) -> list[dict[str, Any]]:
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """SGD over the model's parameters."""
+    groups = parameter_groups(model, optim)
+    return torch.optim.SGD(groups, optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True)
+
+
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """All parameters alike or, without `decay_norms`, the norms' weights and all biases apart, which do not decay."""
     if optim.decay_norms:
         return [{"params": list(model.parameters())}]
@@ -403,6 +406,7 @@ def look_for_requests(training: Training, meter: Meter, due: Due, title: str) ->
     if not (interrupt or terminate or late or save):
         return
     meter.flush()
+    check_finite(training.model, position)
     save_last(training)
     if interrupt or terminate or late:
         code = 128 + signal.SIGTERM if terminate else 128 + signal.SIGINT if interrupt else 0
@@ -412,8 +416,7 @@ def look_for_requests(training: Training, meter: Meter, due: Due, title: str) ->
 
 
 def save_last(training: Training) -> None:
-    """Write the run as it stands, if it is sound, and keep the ones before it."""
-    check_finite(training.model, training.position)
+    """Write the run as it stands, which `check_finite` has found sound, and keep the ones before it."""
     if training.processes.first:
         save_checkpoint(training.run.last, snapshot(training), training.options.keep)
 

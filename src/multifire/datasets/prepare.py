@@ -7,7 +7,6 @@ does not depend on who did what when.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import logging
@@ -43,7 +42,7 @@ from multifire.datasets.cache import (
 )
 from multifire.datasets.recordings import Job, Sample, Source
 from multifire.events import FrameOptions, Frames, frames_of_windows
-from multifire.runtime import flush_folder, write_atomic
+from multifire.runtime import flush_folder, holding, write_atomic
 
 log = logging.getLogger("multifire")
 
@@ -117,7 +116,7 @@ def prepare(
         raise FileNotFoundError(f"{source}: no such file or folder")
     found = FINDERS[cfg.name](place, cfg)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_name(f"{folder.name}.lock")), _told_of_a_full_disk(folder):
+    with holding(folder.with_name(f"{folder.name}.lock"), _say_busy), _told_of_a_full_disk(folder):
         if rebuild and folder.exists():
             (folder / "cache.json").unlink(missing_ok=True)
             shutil.rmtree(folder)
@@ -130,16 +129,8 @@ def prepare(
     return folder
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One at a time; the system lets go of it when its holder ends, however that ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("another process prepares the same; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _say_busy() -> None:
+    log.info("another process prepares the same; waiting for it")
 
 
 @contextlib.contextmanager
