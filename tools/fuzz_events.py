@@ -1,25 +1,29 @@
 #!/usr/bin/env python3
-"""Feed the readers of recordings with what libFuzzer makes up, guided by the branches that it reaches.
+"""Feed the readers of recordings with damaged and made-up files.
 
-usage: fuzz_events.py READER [libFuzzer's options]     READER: aedat2, aedat3.1, nmnist, any, aedat4, evt
+usage: fuzz_events.py READER [options]     READER: aedat2, aedat3.1, nmnist, any, aedat4, evt
 
-The inputs that reach new branches gather in ./fuzz-seeds-READER. The first finding ends the run and its input is
-written to ./crash-*. A finding is: anything raised but ValueError; more than a second; an allocation (as tracemalloc
-sees it, NumPy's included) of more than 10 × the input, small inputs counted as FLOOR; events that are out of order or
-outside the sensor; events or frames that depend on how much is read at a time. What faery allocates is not seen, and
-faery 0.7.1 itself ends the process on some damaged AEDAT4, so a run over aedat4 stops there.
+aedat2 to any are fed with what libFuzzer makes up (its options), guided by the branches that it reaches; inputs that
+reach new ones gather in ./fuzz-seeds-READER. aedat4 and evt are decoded by a compiled library in a process of its own,
+a start each, so they are fed with random damage to sound files instead (-runs=N, -seed=N).
+
+The first finding ends the run and its input is written to ./crash-*. A finding is: anything raised but ValueError; more
+than a second (aedat4 and evt: of computing, beyond what starting the process takes; in memory they are held by the
+limits of that process); more memory at any time (as tracemalloc sees it, NumPy's included) than 10 × the input and
+FLOOR; events that are out of order or outside the sensor; events or frames that depend on how much is read at a time.
 
 To run it again, beside an installed multifire (aedat4 and evt need the extra `cameras` too):
 
     pip install atheris
     for reader in aedat2 aedat3.1 nmnist any; do python tools/fuzz_events.py $reader -runs=60000 -max_len=512; done
-    for reader in aedat4 evt; do python tools/fuzz_events.py $reader -runs=20000 -max_len=2048; done
+    for reader in aedat4 evt; do python tools/fuzz_events.py $reader -runs=3000; done
     python tools/fuzz_events.py nmnist crash-0123abcd            # that input alone
 """
 
 import io
 import logging
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -35,8 +39,11 @@ with atheris.instrument_imports(include=["multifire.events"]):  # pyright: ignor
 
 SECONDS = 1.0
 TIMES_INPUT = 10
-FLOOR = 32_768
-"""Bytes that a smaller input counts as: a file's head, buffers and messages cost some whatever its size."""
+FLOOR = {"aedat4": 1_000_000, "evt": 1_000_000}
+SMALL_FLOOR = 64_000
+"""Bytes that reading takes whatever the input's size: its head, messages, the arrays of one packet of a camera's."""
+AMPLIFIED = 1 << 20
+"""Bytes that some inputs are repeated to, where FLOOR is nothing beside them."""
 CHUNKS = (1 << 18, 120)
 """Bytes read at a time; 120 holds whole records of both five and eight bytes."""
 
@@ -83,28 +90,49 @@ def read(data: bytes, reader: str, chunk_bytes: int, kind: type[Named] = Named) 
 
 
 def check(data: bytes, reader: str) -> None:
-    data = BEGINNINGS[reader] + data
-    began = time.monotonic()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
-    events = read(data, reader, CHUNKS[0])
-    peak = tracemalloc.get_traced_memory()[1] - before
-    seconds = time.monotonic() - began
-    assert seconds < SECONDS, f"{seconds:.2f} s for {len(data):,} bytes"
-    most = TIMES_INPUT * max(len(data), FLOOR)
-    assert peak <= most, f"{peak:,} bytes allocated for {len(data):,}, expected at most {most:,}"
+    body, data = data, BEGINNINGS[reader] + data
+    events = read_within_limits(data, reader)
     STATISTICS["read" if isinstance(events, np.ndarray) else "refused"] += 1
-    STATISTICS["most bytes allocated"] = max(STATISTICS["most bytes allocated"], peak)
-    STATISTICS["longest ms"] = max(STATISTICS["longest ms"], int(1000 * seconds))
-    if (STATISTICS["read"] + STATISTICS["refused"]) % 5000 == 0:
+    count = STATISTICS["read"] + STATISTICS["refused"]
+    if count % (100 if reader in NEED_A_FILE else 5000) == 0:
         print(f"{reader}: {', '.join(f'{name} {value:,}' for name, value in STATISTICS.items())}", flush=True)
     if reader not in NEED_A_FILE:
         check_same(events, read(data, reader, CHUNKS[1], Trickle))
+        if body and count % 100 == 0:
+            read_within_limits(BEGINNINGS[reader] + body * (AMPLIFIED // len(body)), reader)
+            STATISTICS["repeated to 1 MB"] += 1
     if isinstance(events, np.ndarray):
         check_events(events)
 
 
-STATISTICS = {"read": 0, "refused": 0, "most bytes allocated": 0, "longest ms": 0}
+STATISTICS = {"read": 0, "refused": 0, "repeated to 1 MB": 0, "most bytes beyond 10 × input": 0, "longest ms": 0}
+
+
+def read_within_limits(data: bytes, reader: str) -> np.ndarray | str:
+    began = clock(reader)
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    events = read(data, reader, CHUNKS[0])
+    beyond = tracemalloc.get_traced_memory()[1] - before - TIMES_INPUT * len(data)
+    seconds = clock(reader) - began - STARTING[reader in NEED_A_FILE]
+    assert seconds < SECONDS, f"{seconds:.2f} s for {len(data):,} bytes"
+    floor = FLOOR.get(reader, SMALL_FLOOR)
+    assert beyond <= floor, f"{beyond:,} bytes more than {TIMES_INPUT} × {len(data):,}, expected at most {floor:,}"
+    STATISTICS["most bytes beyond 10 × input"] = max(STATISTICS["most bytes beyond 10 × input"], beyond)
+    STATISTICS["longest ms"] = max(STATISTICS["longest ms"], int(1000 * seconds))
+    return events
+
+
+def clock(reader: str) -> float:
+    """Seconds; where a process of its own reads, of computing, so that what else the machine does counts less."""
+    if reader not in NEED_A_FILE:
+        return time.monotonic()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + used.ru_utime + used.ru_stime
+
+
+STARTING = [0.0, 0.0]
+"""Seconds that reading takes whatever the input: none, and those that starting the process takes."""
 
 
 def check_same(events: np.ndarray | str, again: np.ndarray | str) -> None:
@@ -159,15 +187,67 @@ def seeds(reader: str) -> list[bytes]:
 def camera_seeds(reader: str) -> list[bytes]:
     import faery  # pyright: ignore[reportMissingImports] - an extra
 
-    events: Any = np.zeros(200, faery.EVENTS_DTYPE)
-    events["t"], events["x"], events["y"] = np.arange(200) * 40, np.arange(200) % 34, np.arange(200) % 33
-    stream = faery.events_stream_from_array(events, dimensions=(34, 34))
+    events: Any = np.zeros(9000, faery.EVENTS_DTYPE)
+    rng = np.random.default_rng(0)
+    events["t"], events["x"], events["y"] = np.arange(9000) * 40, rng.integers(0, 34, 9000), np.arange(9000) % 33
+    kinds: list[Any] = [("raw", {"version": "evt2"}), ("raw", {"version": "evt3"})]
+    if reader == "aedat4":
+        kinds = [("aedat4", {"compression": (name, 1)}) for name in ("lz4", "zstd")]
     found = []
-    for options in [{"version": kind} for kind in ("evt2", "evt3")] if reader == "evt" else [{}]:
-        path = SCRATCH.with_suffix(".raw" if options else ".aedat4")
-        stream.to_file(path, **options)
-        found.append(path.read_bytes().removeprefix(BEGINNINGS[reader]))
+    for suffix, options in kinds:
+        for count in (200, len(events)):
+            path = SCRATCH.with_suffix(f".{suffix}")
+            faery.events_stream_from_array(events[:count], dimensions=(34, 34)).to_file(path, **options)
+            found.append(path.read_bytes().removeprefix(BEGINNINGS[reader]))
+            path.unlink()
     return found
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """One to eight bytes turned, numbers written over, pieces cut out or doubled; more often near the beginning."""
+    changed = bytearray(data)
+    for _ in range(rng.integers(1, 9)):
+        at = int(len(changed) * rng.random() ** rng.choice([1, 3, 9]))
+        match rng.integers(8):
+            case 0:
+                del changed[at : at + int(rng.integers(1, 200))]
+            case 1:
+                changed[at:at] = changed[at : at + int(rng.integers(1, 200))]
+            case 2:
+                del changed[max(at, 20) :]
+            case 3 | 4:
+                number = int(rng.choice([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x10000000]))
+                changed[at : at + 4] = number.to_bytes(4, "little")
+            case _:
+                changed[at : at + 1] = bytes([rng.integers(256)])
+    return bytes(changed)
+
+
+def damage(reader: str, options: dict[str, str]) -> None:
+    rng = np.random.default_rng(int(options.get("-seed", 0)))
+    sound = seeds(reader)
+    began = clock(reader)
+    assert isinstance(read(BEGINNINGS[reader] + sound[0], reader, CHUNKS[0]), np.ndarray)
+    STARTING[True] = clock(reader) - began
+    for number in range(int(options.get("-runs", 3000))):
+        data = damaged(sound[number % len(sound)], rng)
+        try:
+            check(data, reader)
+        except BaseException:
+            crash = Path(f"crash-{reader}-{number}")
+            crash.write_bytes(data)
+            print(f"written to {crash}")
+            raise
+    print(f"{reader}: {STATISTICS}")
+
+
+def fuzz(reader: str) -> None:
+    corpus = Path(f"fuzz-seeds-{reader}")
+    corpus.mkdir(exist_ok=True)
+    for number, seed in enumerate(seeds(reader)):
+        (corpus / f"seed{number}").write_bytes(seed)
+    atheris.Setup([*sys.argv, str(corpus)], lambda data: check(data, reader))
+    atheris.Fuzz()
 
 
 def main() -> None:
@@ -175,15 +255,17 @@ def main() -> None:
         sys.exit(__doc__)
     reader = sys.argv.pop(1)
     logging.getLogger("multifire").setLevel(logging.CRITICAL)
-    corpus = Path(f"fuzz-seeds-{reader}")
-    corpus.mkdir(exist_ok=True)
-    for number, seed in enumerate(seeds(reader)):
-        (corpus / f"seed{number}").write_bytes(seed)
     read(BEGINNINGS[reader], reader, CHUNKS[0])  # what the first call alone imports is not its input's doing
     tracemalloc.start()
-    one = any(Path(word).is_file() for word in sys.argv[1:])
-    atheris.Setup([*sys.argv, *([] if one else [str(corpus)])], lambda data: check(data, reader))
-    atheris.Fuzz()
+    inputs = [Path(word) for word in sys.argv[1:] if Path(word).is_file()]
+    for path in inputs:
+        check(path.read_bytes(), reader)
+    if inputs:
+        return
+    if reader in NEED_A_FILE:
+        damage(reader, dict(word.split("=", 1) for word in sys.argv[1:]))
+    else:
+        fuzz(reader)
 
 
 if __name__ == "__main__":

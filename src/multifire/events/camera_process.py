@@ -1,0 +1,121 @@
+"""The program that decodes one AEDAT4, EVT2 or EVT3 file, started by `cameras.py`: camera_process.py KIND FILE.
+
+It imports nothing of multifire, sets itself limits of memory and computing, and writes messages to its output: a
+letter, the payload's length (HEAD), the payload. FOUND is what the file says of itself (JSON); EVENTS are at most
+AT_A_TIME of EVENT; CUT says that the file ends within a packet, WRONG what is wrong with it (text); then END.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HEAD = struct.Struct("<cI")
+FOUND, EVENTS, CUT, WRONG, END = b"f", b"e", b"c", b"w", b"."
+EVENT = np.dtype([("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("on", "u1")])
+AT_A_TIME = 1 << 14
+NONE = np.empty(0, EVENT)
+
+MB = 1 << 20
+PACKET_S = 1
+FILE_S, MB_PER_S = 1, 1
+"""Of computing. A sound file takes 0.02 s for a MB (AEDAT4 on a busy EPYC of 2021)."""
+LEAST_BYTES, TIMES_FILE, MOST_BYTES = 64 * MB, 10, 1024 * MB
+"""Of memory. A sound file takes some packets' worth, whatever its size."""
+
+CUT_SHORT = "failed to fill whole buffer"  # how Rust says that a file ends too early
+
+
+def main(kind: str, path: str) -> None:
+    opened = False
+    try:
+        import faery  # pyright: ignore[reportMissingImports] - an extra
+
+        bytes_ = Path(path).stat().st_size
+        limit_memory(memory_for(bytes_))
+        end = time.process_time() + FILE_S + bytes_ / (MB_PER_S * MB)
+        limit_computing(end)
+        found, packets = (of_aedat4 if kind == "aedat4" else of_evt)(faery, path)
+        send(FOUND, json.dumps(found).encode())
+        opened = True
+        while (events := next_of(packets, end)) is not None:
+            for first in range(0, max(len(events), 1), AT_A_TIME):  # also where there are none: a sign of life
+                send(EVENTS, events[first : first + AT_A_TIME].tobytes())
+    except BaseException as error:  # Rust's PanicException is no Exception
+        if opened and str(error) == CUT_SHORT:
+            send(CUT)
+        else:
+            send(WRONG, what_of(error).encode(errors="replace"))
+    send(END)
+    os._exit(0)  # without the library's cleaning up, which may fail
+
+
+def memory_for(file_bytes: int) -> int:
+    return min(max(LEAST_BYTES, TIMES_FILE * file_bytes), MOST_BYTES)
+
+
+def limit_memory(most: int) -> None:
+    """Bound what is taken from here on; to pass it is a MemoryError, or ends this process. No core is written."""
+    lower(resource.RLIMIT_CORE, 0)
+    with contextlib.suppress(FileNotFoundError):  # Linux alone says how much is taken so far
+        taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        lower(resource.RLIMIT_DATA, taken + most)
+
+
+def lower(what: int, most: int) -> None:
+    soft, hard = resource.getrlimit(what)
+    bounds = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(what, (min(most, *bounds) if bounds else most, hard))
+
+
+def limit_computing(*ends: float) -> None:
+    """End this process when it has computed until the first of these times, since it began."""
+    signal.setitimer(signal.ITIMER_PROF, max(min(ends) - time.process_time(), 1e-6))  # 0 would be never
+
+
+def next_of(packets: Iterator[np.ndarray], end: float) -> np.ndarray | None:
+    limit_computing(end, time.process_time() + PACKET_S)
+    return next(packets, None)
+
+
+def what_of(error: BaseException) -> str:
+    if isinstance(error, ValueError):
+        return str(error)
+    what = "it ends within its head" if str(error) == CUT_SHORT else str(error) or type(error).__name__
+    return f"cannot be read: {what}; the file is damaged or cut short"
+
+
+def send(message: bytes, payload: bytes = b"") -> None:
+    try:
+        sys.stdout.buffer.write(HEAD.pack(message, len(payload)) + payload)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:  # nobody reads any more
+        os._exit(1)
+
+
+def of_aedat4(faery: Any, path: str) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
+    decoder = faery.aedat.Decoder(path)
+    tracks = [track for track in decoder.tracks() if track.data_type == "events"]
+    if len(tracks) != 1:
+        raise ValueError(f"holds the events of {len(tracks)} cameras, expected one")
+    packets = (packet if track.data_type == "events" else NONE for track, packet in decoder)
+    return {"format": "aedat4", "width_height": tracks[0].dimensions}, packets
+
+
+def of_evt(faery: Any, path: str) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
+    decoder = faery.evt.Decoder(path, None, None)
+    packets = (packet.get("events", NONE) for packet in decoder)
+    return {"format": decoder.version, "width_height": decoder.dimensions}, packets
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
