@@ -4,11 +4,12 @@
 usage: fuzz_events.py READER [options]     READER: aedat2, aedat3.1, nmnist, any, aedat4, evt
 
 aedat2 to any are fed with what libFuzzer makes up (its options), guided by the branches that it reaches; inputs that
-reach new ones gather in ./fuzz-seeds-READER. aedat4 and evt are decoded by a compiled library in a process of its own,
-a start each, so they are fed with random damage to sound files instead (-runs=N, -seed=N).
+reach new ones gather in ./fuzz-seeds-READER. aedat4 and evt are decoded by a compiled library, whose branches it does
+not see, so they are fed with random damage to sound files instead (-runs=N, -seed=N), each decoded by a process of its
+own under the same limits, but one that is forked, not started, ten times faster.
 
 The first finding ends the run and its input is written to ./crash-*. A finding is: anything raised but ValueError; more
-than a second (aedat4 and evt: of computing, beyond what starting the process takes; in memory they are held by the
+than a second (aedat4 and evt: of computing, beyond what a sound file takes; in memory they are held by the
 limits of that process); more memory at any time (as tracemalloc sees it, NumPy's included) than 10 × the input and
 FLOOR; events that are out of order or outside the sensor; events or frames that depend on how much is read at a time.
 
@@ -16,7 +17,7 @@ To run it again, beside an installed multifire (aedat4 and evt need the extra `c
 
     pip install atheris
     for reader in aedat2 aedat3.1 nmnist any; do python tools/fuzz_events.py $reader -runs=60000 -max_len=512; done
-    for reader in aedat4 evt; do python tools/fuzz_events.py $reader -runs=3000; done
+    for reader in aedat4 evt; do python tools/fuzz_events.py $reader -runs=5000; done
     python tools/fuzz_events.py nmnist crash-0123abcd            # that input alone
 """
 
@@ -24,6 +25,7 @@ import io
 import logging
 import os
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -35,7 +37,7 @@ import atheris  # pyright: ignore[reportMissingImports, reportMissingModuleSourc
 import numpy as np
 
 with atheris.instrument_imports(include=["multifire.events"]):  # pyright: ignore[reportAttributeAccessIssue]
-    from multifire.events import aedat, read_events, recording, to_frames
+    from multifire.events import aedat, camera_process, cameras, read_events, recording, to_frames
 
 SECONDS = 1.0
 TIMES_INPUT = 10
@@ -94,7 +96,7 @@ def check(data: bytes, reader: str) -> None:
     events = read_within_limits(data, reader)
     STATISTICS["read" if isinstance(events, np.ndarray) else "refused"] += 1
     count = STATISTICS["read"] + STATISTICS["refused"]
-    if count % (100 if reader in NEED_A_FILE else 5000) == 0:
+    if count % (500 if reader in NEED_A_FILE else 5000) == 0:
         print(f"{reader}: {', '.join(f'{name} {value:,}' for name, value in STATISTICS.items())}", flush=True)
     if reader not in NEED_A_FILE:
         check_same(events, read(data, reader, CHUNKS[1], Trickle))
@@ -132,7 +134,32 @@ def clock(reader: str) -> float:
 
 
 STARTING = [0.0, 0.0]
-"""Seconds that reading takes whatever the input: none, and those that starting the process takes."""
+"""Seconds that reading takes whatever the input: none, and those of the process."""
+
+
+class Forked:
+    """What `cameras` needs of subprocess.Popen, as a copy of this process, which has faery imported."""
+
+    def __init__(self, command: list[Any], **_: Any):
+        reading, writing = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            tracemalloc.stop()
+            os.dup2(writing, 1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            camera_process.main(*map(str, command[-2:]))
+        os.close(writing)
+        self.stdout = os.fdopen(reading, "rb", buffering=0)
+        self.returncode = None
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def check_same(events: np.ndarray | str, again: np.ndarray | str) -> None:
@@ -204,10 +231,10 @@ def camera_seeds(reader: str) -> list[bytes]:
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """One to eight bytes turned, numbers written over, pieces cut out or doubled; more often near the beginning."""
+    """One to three bytes turned, numbers written over, pieces cut out or doubled; more often near the beginning."""
     changed = bytearray(data)
-    for _ in range(rng.integers(1, 9)):
-        at = int(len(changed) * rng.random() ** rng.choice([1, 3, 9]))
+    for _ in range(rng.integers(1, 4)):
+        at = int(len(changed) * rng.random() ** rng.choice([1, 1, 1, 6]))
         match rng.integers(8):
             case 0:
                 del changed[at : at + int(rng.integers(1, 200))]
@@ -224,12 +251,13 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def damage(reader: str, options: dict[str, str]) -> None:
+    cameras.subprocess.Popen = Forked  # pyright: ignore[reportAttributeAccessIssue] - in this process alone
     rng = np.random.default_rng(int(options.get("-seed", 0)))
     sound = seeds(reader)
     began = clock(reader)
     assert isinstance(read(BEGINNINGS[reader] + sound[0], reader, CHUNKS[0]), np.ndarray)
     STARTING[True] = clock(reader) - began
-    for number in range(int(options.get("-runs", 3000))):
+    for number in range(int(options.get("-runs", 5000))):
         data = damaged(sound[number % len(sound)], rng)
         try:
             check(data, reader)
