@@ -9,8 +9,8 @@ not see, so they are fed with random damage to sound files instead (-runs=N, -se
 own under the same limits, but one that is forked, not started, ten times faster.
 
 The first finding ends the run and its input is written to ./crash-*. A finding is: anything raised but ValueError; more
-than a second (aedat4 and evt: of computing, beyond what a sound file takes; in memory they are held by the
-limits of that process); more memory at any time (as tracemalloc sees it, NumPy's included) than 10 × the input and
+than a second of computing (aedat4 and evt: beyond what a sound file takes; their process's memory is held by its
+limits); more memory at any time (as tracemalloc sees it, NumPy's included) than 10 × the input and
 FLOOR; events that are out of order or outside the sensor; events or frames that depend on how much is read at a time.
 
 To run it again, beside an installed multifire (aedat4 and evt need the extra `cameras` too):
@@ -111,12 +111,12 @@ STATISTICS = {"read": 0, "refused": 0, "repeated to 1 MB": 0, "most bytes beyond
 
 
 def read_within_limits(data: bytes, reader: str) -> np.ndarray | str:
-    began = clock(reader)
+    began = clock()
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     events = read(data, reader, CHUNKS[0])
     beyond = tracemalloc.get_traced_memory()[1] - before - TIMES_INPUT * len(data)
-    seconds = clock(reader) - began - STARTING[reader in NEED_A_FILE]
+    seconds = clock() - began - STARTING[reader in NEED_A_FILE]
     assert seconds < SECONDS, f"{seconds:.2f} s for {len(data):,} bytes"
     floor = FLOOR.get(reader, SMALL_FLOOR)
     assert beyond <= floor, f"{beyond:,} bytes more than {TIMES_INPUT} × {len(data):,}, expected at most {floor:,}"
@@ -125,10 +125,8 @@ def read_within_limits(data: bytes, reader: str) -> np.ndarray | str:
     return events
 
 
-def clock(reader: str) -> float:
-    """Seconds; where a process of its own reads, of computing, so that what else the machine does counts less."""
-    if reader not in NEED_A_FILE:
-        return time.monotonic()
+def clock() -> float:
+    """Seconds of computing, so that what else the machine does does not count; nothing here waits for anything."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + used.ru_utime + used.ru_stime
 
@@ -254,9 +252,9 @@ def damage(reader: str, options: dict[str, str]) -> None:
     cameras.subprocess.Popen = Forked  # pyright: ignore[reportAttributeAccessIssue] - in this process alone
     rng = np.random.default_rng(int(options.get("-seed", 0)))
     sound = seeds(reader)
-    began = clock(reader)
+    began = clock()
     assert isinstance(read(BEGINNINGS[reader] + sound[0], reader, CHUNKS[0]), np.ndarray)
-    STARTING[True] = clock(reader) - began
+    STARTING[True] = clock() - began
     for number in range(int(options.get("-runs", 5000))):
         data = damaged(sound[number % len(sound)], rng)
         try:

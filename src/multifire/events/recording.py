@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -109,6 +109,10 @@ class ByteStream:
         return data
 
 
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
 class Recording:
     """One open recording, to be read once, from beginning to end.
 
@@ -121,7 +125,7 @@ class Recording:
         format: str,
         sensor_size: tuple[int, int] | None,
         packed: Iterator[Packed],
-        file: BinaryIO | None = None,
+        file: Closable | None = None,
         allow_empty: bool = False,
     ):
         self.name = name
