@@ -161,6 +161,7 @@ def test_showing_what_is_not_there(root, tmp_path, capsys):
         (["40"], "sample 40, expected 0 to 39 of nmnist's train split"),
         (["-1"], "sample -1, expected 0 to 39"),
         (["0", "--out", str(tmp_path / "x.mp4")], "x.mp4: ends in '.mp4', expected .gif or .png"),
+        (["0", "--out", str(tmp_path / "no" / "x.gif")], "no: no such folder; make it, or write elsewhere"),
     ):
         assert main(["data", "show", "nmnist", *args, *options]) == 2
         assert message in capsys.readouterr().err

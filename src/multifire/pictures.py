@@ -60,10 +60,13 @@ def save(path: Path, pictures: np.ndarray, milliseconds: int) -> None:
 
     Raises:
         ValueError: it ends otherwise.
+        FileNotFoundError: its folder is not there.
     """
     writers = {".gif": gif, ".png": png}
     if path.suffix.lower() not in writers:
         raise ValueError(f"{path}: ends in {path.suffix or 'nothing'!r}, expected .gif or .png")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; make it, or write elsewhere")
     write_atomic(path, writers[path.suffix.lower()](pictures, milliseconds))
 
 
