@@ -112,7 +112,7 @@ class Decoder:
         data = bytearray(count)
         done = 0
         while done < count:
-            if not self._poll.poll(1000 * SILENCE_S):
+            if not any(self._poll.poll(1000) for _ in range(SILENCE_S)):  # what this process is stopped for counts once
                 raise ValueError(f"{self.path}: nothing could be read of it for {SILENCE_S} s; is its disk at fault?")
             got = os.readv(self._pipe, [memoryview(data)[done:]])
             if not got:
