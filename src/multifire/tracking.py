@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multifire.config import unknown
+from multifire.runtime import log
 
 
 class Tracker(Protocol):
@@ -96,6 +97,15 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
+def forgiven(tracker: Tracker) -> Iterator[None]:
+    """Let no tracker end a run: a server that is away for a minute is worth a warning, not days of training."""
+    try:
+        yield
+    except Exception as error:  # whatever its package raises
+        log.warning("%s failed (%s); metrics.jsonl has the figures", type(tracker).__name__, error)
+
+
+@contextlib.contextmanager
 def tracked(names: tuple[str, ...] | None, folder: Path, fields: dict[str, Any]) -> Iterator[list[Tracker]]:
     """The trackers of those names, at work on the run in `folder`; by default TensorBoard, where it is installed."""
     if names is None:
@@ -103,5 +113,10 @@ def tracked(names: tuple[str, ...] | None, folder: Path, fields: dict[str, Any])
     with contextlib.ExitStack() as stack:
         trackers = [TRACKERS[name][1](folder, fields) for name in names]
         for tracker in trackers:
-            stack.callback(tracker.close)
+            stack.callback(_close, tracker)
         yield trackers
+
+
+def _close(tracker: Tracker) -> None:
+    with forgiven(tracker):
+        tracker.close()
