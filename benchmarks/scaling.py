@@ -127,9 +127,10 @@ def throughput(root: str, rounds: int, steps: int) -> list[dict[str, Any]]:
         groups = {way: stack.enter_context(at_work(way, root)) for way in WAYS}
         for number in range(-1, rounds):  # the first warms up
             for way, workers in groups.items():
-                seconds = tell(workers, steps)["seconds"]
+                rate = round(steps * BATCH / tell(workers, steps)["seconds"], 2)
+                print(f"round {number}: {way.name}: {rate} images/s", file=sys.stderr, flush=True)
                 if number >= 0:
-                    rows.append({"way": way.name, "round": number, "images/s": round(steps * BATCH / seconds, 2)})
+                    rows.append({"way": way.name, "round": number, "images/s": rate})
     usual = statistics.median(row["images/s"] for row in rows if row["way"] == WAYS[0].name)
     print("| | images/s (min to max) | × one process |\n|---|---|---|")
     for way in WAYS:

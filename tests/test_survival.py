@@ -48,9 +48,10 @@ def fill(file: Path) -> None:
 
 
 def test_a_full_disk_stops_a_run_with_a_line_and_it_goes_on_once_there_is_room(tmp_path, capsys):
-    """Checkpoints of 2.5 MB fill 20 MB, since all are kept; the last whole one loads, and the run ends from there."""
+    """Checkpoints fill what is free of 20 MB; the last whole one loads, and the run ends from there."""
     with disk(tmp_path / "disk", "size=20m") as small:
-        run = ["train", *SMALL, "--model.width", "32", "--checkpoint-every", "1", "--out", str(small / "run")]
+        (small / "others").write_bytes(bytes(20_600_000))
+        run = ["train", *SMALL, "--model.width", "4", "--checkpoint-every", "1", "--out", str(small / "run")]
         assert main([*run, "--keep", "50"]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
@@ -58,10 +59,9 @@ def test_a_full_disk_stops_a_run_with_a_line_and_it_goes_on_once_there_is_room(t
         assert not list((small / "run").glob(".*.tmp"))
         found = load_newest(small / "run" / "last.safetensors")
         assert found
-        assert (found[0].position.epoch, found[0].position.step) == (1, 2)
-        for old in (small / "run").glob("last.?.safetensors"):
-            old.unlink()
-        assert main([*run, "--keep", "2", "--resume"]) == 0
+        assert len(list((small / "run").glob("last*"))) > 3
+        (small / "others").unlink()
+        assert main([*run, "--resume"]) == 0
     assert "held-out accuracy" in capsys.readouterr().out
 
 
@@ -95,7 +95,7 @@ def test_a_disk_that_is_too_small_is_told_at_the_start(tmp_path, capsys):
 def test_a_read_only_folder_is_told_at_the_start(tmp_path, capsys):
     with disk(tmp_path / "disk", "size=4m") as small:
         run = ["train", *SMALL, "--model.width", "2"]
-        assert main([*run, "--max-time", "1ms", "--out", str(small / "run")]) == 0
+        assert main([*run, "--max-time", "0.001s", "--out", str(small / "run")]) == 0
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
         capsys.readouterr()
         for more in (["--out", str(small / "new")], ["--out", str(small / "run"), "--resume"]):
@@ -132,17 +132,7 @@ def test_an_evaluation_that_does_not_fit_says_what_to_give_less_of(monkeypatch):
 @pytest.mark.slow
 def test_a_limit_of_memory_is_explained(tmp_path):
     """The address space of a process is limited for real, so that the allocator or oneDNN fails in a step."""
-    command = [
-        sys.executable,
-        "-m",
-        "multifire",
-        "train",
-        "digits",
-        "--optim.batch-size",
-        "2000",
-        "--model.width",
-        "32",
-    ]
+    options = ["--optim.batch-size", "2000", "--model.width", "32", "--out", str(tmp_path / "run")]
     done = subprocess.run(
         [sys.executable, "-m", "multifire", "train", "digits", *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -196,7 +186,7 @@ def test_killed_before_its_first_evaluation_a_run_goes_on(tmp_path, monkeypatch)
 def test_seeds_go_on_where_they_stopped(tmp_path, capsys):
     """Stopped in the first seed's run, the others have no folder yet."""
     run = ["train", *SMALL, "--model.width", "2", "--seeds", "0,1", "--out", str(tmp_path)]
-    assert main([*run, "--max-time", "1ms"]) == 0
+    assert main([*run, "--max-time", "0.001s"]) == 0
     assert "give --resume to go on" in capsys.readouterr().err
     assert not (tmp_path / "seed-1").exists()
     assert main([*run, "--resume"]) == 0
@@ -216,6 +206,15 @@ def test_a_tracker_that_fails_does_not_end_a_run(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", "multifire"):
         train(replace(override(TINY, optim={"epochs": 1})), tmp_path / "run", TrainOptions(track=("tensorboard",)))
     assert "TensorBoard failed (the server is away); metrics.jsonl has the figures" in caplog.text
+
+
+def test_a_tracker_that_cannot_start_is_told_before_training(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("no such server")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.__init__", refuse)
+    with pytest.raises(OSError, match="tracker tensorboard did not start: no such server; mend that, or leave it out"):
+        train(TINY, tmp_path / "run", TrainOptions(track=("tensorboard",)))
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 usage: tools/watch_memory.py [--steps 2000] [--warm-up 200]
 
 Trains a narrow network on the embedded digits by the real loop, with a checkpoint every 10 steps and an evaluation
-every 40. Prints the slope of a straight line through the memory after the warm-up, in KB a step; exits with 1 where
+every 200. Prints the slope of a straight line through the memory after the warm-up, in KB a step; exits with 1 where
 it is above 1, or where the number of open files changed.
 """
 
@@ -22,7 +22,7 @@ import multifire.train as training
 from multifire.config import TrainOptions
 from multifire.recipes import get_recipe
 
-STEPS_PER_EPOCH, BATCH = 40, 16
+STEPS_PER_EPOCH, BATCH = 200, 16
 
 
 def resident() -> int:
