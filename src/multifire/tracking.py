@@ -115,7 +115,7 @@ def tracked(names: tuple[str, ...] | None, folder: Path, fields: dict[str, Any])
     if names is None:
         names = ("tensorboard",) if util.find_spec("tensorboard") else ()
     with contextlib.ExitStack() as stack:
-        trackers = []
+        trackers: list[Tracker] = []
         for name in names:
             trackers.append(_start(name, folder, fields))
             stack.callback(_close, trackers[-1])

@@ -536,13 +536,14 @@ def epoch_figures(training: Training, scored: Evaluation) -> dict[str, Any]:
     """An epoch's record in metrics.jsonl."""
     position, choosing = training.position, chooser(training.cfg)
     seen = max(position.seen, 1)  # every step may have been left out
+    last_step = (position.epoch + 1) * training.steps - 1  # which an earlier process may have trained
     return {
         "train_loss": position.loss_sum / seen,
         "train_accuracy": position.correct / seen,
         f"{choosing}_loss": scored.loss,
         f"{choosing}_accuracy": scored.accuracy,
         f"{choosing}_accuracy_per_step": scored.per_step,
-        "lr": training.optimizer.param_groups[0]["lr"],
+        "lr": learning_rate(training.cfg.optim, last_step, training.steps),
         "seconds": position.epoch_seconds,
         "images_per_second": position.seen / position.epoch_seconds,
     }
