@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,17 +82,22 @@ def test_every_sample_once(world):
     assert sum(Order(101, 8, True, 3).size(batch) for batch in range(13)) == 101
 
 
-def torchrun(*options: str, out: Path, epochs: int = 2) -> subprocess.Popen:
+def torchrun(*options: str, out: Path, epochs: int = 2, more: Sequence[str] = ()) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     train = ["-m", "multifire", "train", "digits", "--data.limit", "256", "--data.timesteps", "2", "--model.width", "4",
              "--optim.epochs", str(epochs), "--checkpoint-every", "3", "--out", str(out)]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, *train], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return subprocess.Popen(
+        [*command, *train, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
 
 
 @pytest.mark.slow
 def test_a_run_outlives_its_workers(tmp_path):
-    """A worker is killed three times; torchrun starts the group anew, and the run ends by itself."""
+    """A worker is killed three times: the run ends by itself, as an undisturbed one, and the log says what happened."""
+    undisturbed = torchrun(out=tmp_path / "undisturbed", epochs=12)
+    said, _ = undisturbed.communicate(timeout=400)
+    assert undisturbed.returncode == 0, said
     process = torchrun("--max-restarts", "3", out=tmp_path / "run", epochs=12)
     killed, last = 0, tmp_path / "run" / "last.safetensors"
     while killed < 3 and process.poll() is None:
@@ -104,8 +110,14 @@ def test_a_run_outlives_its_workers(tmp_path):
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
     assert killed == 3
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 12
     assert len(re.findall("held-out accuracy", said)) == 1
+    assert len(re.findall(r"exitcode: -9", said)) >= 3
+    assert len(re.findall("going on from", said)) == 3
+    whole, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("undisturbed", "run"))
+    assert found["epochs"] == whole["epochs"] == 12
+    assert found["test_accuracy"] == whole["test_accuracy"]
+    weights, others = (load_checkpoint(tmp_path / name / "last.safetensors").model for name in ("undisturbed", "run"))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in others.items())
 
 
 @pytest.mark.slow
@@ -118,6 +130,15 @@ def test_a_failing_process_stops_the_others_with_its_message(tmp_path):
     assert process.returncode != 0
     assert time.monotonic() - began < 60
     assert "exists; give --resume to continue it" in said
+
+
+@pytest.mark.slow
+def test_seeds_follow_each_other_in_the_same_processes(tmp_path):
+    """Each run is a new group of processes, which must not meet the addresses of the one before."""
+    said, _ = torchrun(out=tmp_path, more=["--seeds", "0,1"]).communicate(timeout=120)
+    assert len(re.findall("held-out accuracy", said)) == 2, said
+    assert len(re.findall("mean and standard deviation of 2 runs", said)) == 1
+    assert len(json.loads((tmp_path / "seeds.json").read_text())["runs"]) == 2
 
 
 @pytest.mark.slow

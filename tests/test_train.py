@@ -176,7 +176,7 @@ def test_a_torn_line_of_metrics_is_trained_again(tmp_path):
 
 def test_a_cut_checkpoint_is_refused_and_kept(tmp_path):
     out = tmp_path / "run"
-    train(override(TINY, optim={"epochs": 1}), out)
+    train(override(TINY, optim={"epochs": 1}), out, TrainOptions(keep=1))
     last = out / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"last\.safetensors: damaged"):
@@ -275,7 +275,7 @@ def test_weights_that_turn_nan_without_a_nan_loss_are_not_saved(tmp_path, monkey
 
 def test_a_missing_checkpoint_does_not_start_the_run_anew(tmp_path):
     out, cfg = tmp_path / "run", override(TINY, optim={"epochs": 1})
-    train(cfg, out)
+    train(cfg, out, TrainOptions(keep=1))
     (out / "last.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"last\.safetensors is missing"):
         train(cfg, out, RESUME)

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -179,7 +179,8 @@ def _set_up_log() -> None:
 
 def _demo(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
-    return _run_training(get_recipe("digits-dvs" if args.events else "digits"), out, TrainOptions())
+    cfg = get_recipe("digits-dvs" if args.events else "digits")
+    return _until_stopped(lambda: _run_training(cfg, out, TrainOptions()))
 
 
 def _train(rest: Sequence[str]) -> int:
@@ -192,8 +193,8 @@ def _train(rest: Sequence[str]) -> int:
     options = TrainOptions(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(TrainOptions)})
     out = chosen.out or Path("runs") / cfg.recipe
     if chosen.seeds:
-        return _train_seeds(cfg, out, options, chosen.seeds)
-    return _run_training(cfg, out, options)
+        return _until_stopped(lambda: _train_seeds(cfg, out, options, chosen.seeds))
+    return _until_stopped(lambda: _run_training(cfg, out, options))
 
 
 def _train_seeds(cfg: RunConfig, out: Path, options: TrainOptions, seeds: str) -> int:
@@ -201,20 +202,21 @@ def _train_seeds(cfg: RunConfig, out: Path, options: TrainOptions, seeds: str) -
     numbers = [number.strip() for number in seeds.split(",")]
     if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds is {seeds!r}, expected different numbers such as 0,1,2")
+    if options.resume == "yes":  # where it stopped, the later seeds had not begun
+        options = dataclasses.replace(options, resume="auto")
     folders = [out / f"seed-{number}" for number in numbers]
     for number, folder in zip(numbers, folders, strict=True):
-        code = _run_training(dataclasses.replace(cfg, seed=int(number)), folder, options)
-        if code or not (folder / "summary.json").is_file():
-            return code
-    return _show_runs(folders, out / "seeds.csv")
+        _run_training(dataclasses.replace(cfg, seed=int(number)), folder, options)
+    return 0 if CONSOLE.quiet else _show_runs(folders, out / "seeds.csv", out / "seeds.json")
 
 
 def _compare(args: argparse.Namespace) -> int:
     return _show_runs(args.folders, args.csv)
 
 
-def _show_runs(folders: Sequence[Path], csv: Path | None) -> int:
+def _show_runs(folders: Sequence[Path], csv: Path | None, summary: Path | None = None) -> int:
     from multifire.compare import compare, mean_and_deviation, write_csv
+    from multifire.runtime import write_json
 
     rows = compare(folders)
     table = Table(pad_edge=False)
@@ -228,6 +230,9 @@ def _show_runs(folders: Sequence[Path], csv: Path | None) -> int:
     if csv:
         write_csv(csv, rows)
         print(f"written to {csv}")
+    if summary:
+        write_json(summary, {"test accuracy %": {"mean": mean, "standard deviation": deviation}, "runs": rows})
+        print(f"written to {summary}")
     return 0
 
 
@@ -333,19 +338,26 @@ def _print_bench(figures: dict[str, Any]) -> None:
         CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
-    from multifire.datasets import get_info
-    from multifire.train import Interrupted, train
+def _until_stopped(run: Callable[[], int]) -> int:
+    """Train, unless a signal or the time says to stop; then the exit code says which."""
+    from multifire.train import Interrupted
 
-    info = get_info(cfg.data.name)
-    if info.events:
-        _prepare(cfg.data)
     try:
-        summary = train(cfg, out, options)
+        return run()
     except Interrupted as stopped:
         if not CONSOLE.quiet:  # one process speaks for all
             print(f"multifire: {stopped}", file=sys.stderr)
         return stopped.exit_code
+
+
+def _run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
+    from multifire.datasets import get_info
+    from multifire.train import train
+
+    info = get_info(cfg.data.name)
+    if info.events:
+        _prepare(cfg.data)
+    summary = train(cfg, out, options)
     if CONSOLE.quiet:
         return 0
     print(

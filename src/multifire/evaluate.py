@@ -1,6 +1,7 @@
 """What a network scores: loss, accuracy, accuracy of each class, and accuracy after each time step."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from multifire.nn import SpikingResNet
 from multifire.processes import ALONE, Processes
 from multifire.progress import Bar
 from multifire.runs import RunFolder
-from multifire.runtime import autocast, describe_machine, pick_device, write_json
+from multifire.runtime import autocast, describe_machine, pick_device, ran_out, write_json
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def evaluate(
     model.eval()
     loss_sum, hits, labels = 0.0, [], []
     for x_TNCHW, y in batches.epoch(0):
-        with autocast(x_TNCHW.device, precision):
+        with memory_explained(len(y)), autocast(x_TNCHW.device, precision):
             logits_TNK = model(x_TNCHW, per_step=True).float()
         loss_sum += F.cross_entropy(logits_TNK.mean(0), y, reduction="sum").item()
         hits.append(running_predictions(logits_TNK).eq(y).cpu())
@@ -56,6 +57,21 @@ def evaluate(
             on_batch()
     model.train(was_training)
     return _score(loss_sum, torch.cat(hits, 1), torch.cat(labels), model.num_classes, processes)
+
+
+@contextlib.contextmanager
+def memory_explained(samples: int) -> Iterator[None]:
+    """Where memory runs out, say what to give less of."""
+    try:
+        yield
+        return
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+    raise MemoryError(
+        f"out of memory while {samples} samples were evaluated at once; "
+        "give a smaller --eval-batch-size (to `multifire eval`: --batch-size)"
+    )
 
 
 def running_predictions(logits_TNK: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The processes that train together. torchrun starts them, and tells each by environment variables which one it is."""
 
 import contextlib
+import itertools
 import logging
 import os
 import warnings
@@ -74,6 +75,7 @@ class Processes:
 
 
 ALONE = Processes()
+_JOINED = itertools.count()
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 """How gloo and NCCL say that another process is gone."""
 
@@ -105,8 +107,9 @@ def joined() -> Iterator[Processes]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world = next(rendezvous("env://"))
-    # torchrun's store outlives a restart; without a name of its own, a new process would ring at a dead one's door.
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # torchrun's store outlives a restart and a run; without a name of its own, a new group would ring at dead doors.
+    start, run = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), next(_JOINED)
+    store = dist.PrefixStore(f"start {start}, run {run}", store)
     # What is counted lies on the CPU, what is computed where it is computed.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)

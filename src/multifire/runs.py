@@ -10,7 +10,7 @@ from typing import Any
 from multifire import config as configs
 from multifire.config import RunConfig
 from multifire.runtime import locked, write_atomic, write_json
-from multifire.tracking import Tracker, check_trackers, tracked
+from multifire.tracking import Tracker, check_trackers, forgiven, tracked
 
 # Where a run is computed and where its data lie may change when it is resumed; what it computes may not.
 _MAY_CHANGE = {"device", "backend", "eval_batch_size", "data.root"}
@@ -93,7 +93,8 @@ class RunFolder:
             file.write(json.dumps({"epoch": epoch, **figures}, allow_nan=False) + "\n")
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
-            tracker.log(epoch, numbers)
+            with forgiven(tracker):
+                tracker.log(epoch, numbers)
 
     def summarise(self, summary: dict[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)

@@ -1,6 +1,7 @@
 """Where a run runs: device, precision, seeds, signals, log, and files that are never half written."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -68,8 +69,12 @@ def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
             if older(path, age - 1).exists():
                 older(path, age - 1).replace(older(path, age))
         beside.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a write that finds no room names no file, and nobody knows the one beside
+        raise
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that has become read-only refuses this too
+            beside.unlink(missing_ok=True)
     flush_folder(path.parent)
 
 
@@ -149,6 +154,30 @@ class Watchdog:
                 log.warning("nothing finished for %.0f s, since %s; still waiting", waited, self._last)
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether an error means that there is no more memory: torch and its libraries say so in several ways."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+OUT_OF_MEMORY = ("allocate memory", "could not create a primitive", "could not create a memory object")
+"""How torch's allocator and oneDNN say so."""
+
+
+@contextlib.contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Where the disk is full, say what of the run in `folder` is left, and how it goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            f"{error.filename or folder}: {error.strerror}; make room, and --resume goes on from the newest checkpoint"
+        ) from None
+
+
 @contextlib.contextmanager
 def holding(path: Path, on_busy: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock file `path` alone; the system lets go of it when its holder ends, however that ends.
@@ -185,7 +214,7 @@ def check_room(folder: Path, needed: int) -> None:
     Raises:
         OSError: fewer than `needed` bytes are free.
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
     if free < needed:
         raise OSError(
             f"{folder}: {free / 1e6:,.1f} MB free on this disk, a run's checkpoints need {needed / 1e6:,.1f} MB; "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multifire.config import unknown
+from multifire.runtime import log
 
 
 class Tracker(Protocol):
@@ -96,12 +97,38 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
+def forgiven(tracker: Tracker) -> Iterator[None]:
+    """Let no tracker end a run: a server that is away for a minute is worth a warning, not days of training."""
+    try:
+        yield
+    except Exception as error:  # whatever its package raises
+        log.warning("%s failed (%s); metrics.jsonl has the figures", type(tracker).__name__, error)
+
+
+@contextlib.contextmanager
 def tracked(names: tuple[str, ...] | None, folder: Path, fields: dict[str, Any]) -> Iterator[list[Tracker]]:
-    """The trackers of those names, at work on the run in `folder`; by default TensorBoard, where it is installed."""
+    """The trackers of those names, at work on the run in `folder`; by default TensorBoard, where it is installed.
+
+    Raises:
+        OSError: one of them cannot be started.
+    """
     if names is None:
         names = ("tensorboard",) if util.find_spec("tensorboard") else ()
     with contextlib.ExitStack() as stack:
-        trackers = [TRACKERS[name][1](folder, fields) for name in names]
-        for tracker in trackers:
-            stack.callback(tracker.close)
+        trackers: list[Tracker] = []
+        for name in names:
+            trackers.append(_start(name, folder, fields))
+            stack.callback(_close, trackers[-1])
         yield trackers
+
+
+def _start(name: str, folder: Path, fields: dict[str, Any]) -> Tracker:
+    try:
+        return TRACKERS[name][1](folder, fields)
+    except Exception as error:  # whatever its package raises
+        raise OSError(f"the tracker {name} did not start: {error}; mend that, or leave it out of --track") from error
+
+
+def _close(tracker: Tracker) -> None:
+    with forgiven(tracker):
+        tracker.close()

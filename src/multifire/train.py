@@ -32,7 +32,18 @@ from multifire.nn import SpikingResNet, TdBatchNorm2d, model_from_config
 from multifire.processes import ALONE, Processes, device_name, joined, restarted
 from multifire.progress import Bar, format_seconds
 from multifire.runs import RunFolder
-from multifire.runtime import Signals, Watchdog, autocast, check_room, describe_machine, listening, log, pick_device
+from multifire.runtime import (
+    Signals,
+    Watchdog,
+    autocast,
+    check_room,
+    describe_machine,
+    full_disk_explained,
+    listening,
+    log,
+    pick_device,
+    ran_out,
+)
 from multifire.schedule import learning_rate
 
 START = time.monotonic()
@@ -83,18 +94,19 @@ def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dic
         ValueError, FileNotFoundError: bad configuration, data or checkpoint.
         FileExistsError: `out` holds something that is not to be resumed, or another process trains in it.
         FloatingPointError: a loss or a gradient is NaN or infinite; the checkpoint before it is kept.
-        MemoryError: a training step does not fit; says what would.
+        MemoryError: a training step does not fit, and what would; or an evaluation does not.
+        OSError: the disk is full.
         Interrupted: SIGINT, SIGTERM or options.max_time, after a checkpoint.
     """
     with listening() as asked, joined() as processes:
         training = set_up(cfg, RunFolder(out), options or TrainOptions(), processes, asked)
-        with opened(training):
+        with full_disk_explained(out), opened(training):
             restore(training)
             done = training.position.epoch * training.steps + training.position.step
             with Bar("training", cfg.optim.epochs * training.steps, done) as bar, Watchdog() as watchdog:
                 while not finished(training):
                     train_epoch(training, bar, watchdog)
-                    finish_epoch(training, bar)
+                    finish_epoch(training, bar, watchdog)
             return summarise(training)
 
 
@@ -140,8 +152,8 @@ def opened(training: Training) -> Iterator[None]:
             size = 3 * sum(tensor.nbytes for tensor in training.model.state_dict().values())
             run, options = training.run, training.options
             resume = options.resume == "yes" or ((options.resume == "auto" or restarted()) and run.exists())
-            stack.enter_context(run.opened(training.cfg, resume, options.track))
             check_room(run.path, size)
+            stack.enter_context(run.opened(training.cfg, resume, options.track))
         training.processes.wait()
         yield
 
@@ -216,6 +228,7 @@ def restore(training: Training) -> None:
         load_weights(training.scored, checkpoint.average, f"{source}: moving average")
         training.average.n_averaged.fill_(1)  # more than none: else the next step's weights would replace it
     training.position = checkpoint.position
+    log.info("going on from %s: epoch %d, step %d", file, training.position.epoch + 1, training.position.step)
 
 
 def train_epoch(training: Training, bar: Bar, watchdog: Watchdog) -> None:
@@ -394,25 +407,34 @@ class Due:
 def look_for_requests(training: Training, meter: Meter, due: Due, title: str) -> None:
     """Between two steps: write a checkpoint where one is asked for or due, and stop where that is asked for.
 
-    All processes do the same, whichever of them was asked.
+    All processes do the same, whichever of them was asked. An epoch's last step is always followed by a checkpoint:
+    its evaluation may take long, and a stop or a crash in it costs no training.
     """
-    asked, options, position = training.asked, training.options, training.position
-    late = options.max_time is not None and time.monotonic() - START > seconds(options.max_time, "max_time")
-    save = asked.save or (training.processes.first and due(position.step))
+    asked, position = training.asked, training.position
+    own = asked.save or position.step == training.steps or (training.processes.first and due(position.step))
     asked.save = False
-    interrupt, terminate, late, save = training.processes.any_of(
-        [asked.stop == signal.SIGINT, asked.stop == signal.SIGTERM, late, save]
-    )
-    if not (interrupt or terminate or late or save):
+    stop, save = asked_for(training, own)
+    if stop is None and not save:
         return
     meter.flush()
     check_finite(training.model, position)
     save_last(training)
-    if interrupt or terminate or late:
-        code = 128 + signal.SIGTERM if terminate else 128 + signal.SIGINT if interrupt else 0
-        raise Interrupted(
-            f"stopped at {title}, step {position.step}; {training.run.last} has it: give --resume to go on", code
-        )
+    if stop is not None:
+        raise stopped(training, f"at {title}, step {position.step}", stop)
+
+
+def asked_for(training: Training, save: bool = False) -> tuple[int | None, bool]:
+    """The exit code to stop with, if a signal or the time says so; whether to `save`. The same in all processes."""
+    asked, limit = training.asked, training.options.max_time
+    late = limit is not None and time.monotonic() - START > seconds(limit, "max_time")
+    interrupt, terminate, late, save = training.processes.any_of(
+        [asked.stop == signal.SIGINT, asked.stop == signal.SIGTERM, late, save]
+    )
+    return 128 + signal.SIGTERM if terminate else 128 + signal.SIGINT if interrupt else 0 if late else None, save
+
+
+def stopped(training: Training, where: str, exit_code: int) -> Interrupted:
+    return Interrupted(f"stopped {where}; {training.run.last} has it: give --resume to go on", exit_code)
 
 
 def save_last(training: Training) -> None:
@@ -441,11 +463,6 @@ def memory_explained(training: Training, x_TNCHW: Tensor, y: Tensor) -> Iterator
             f"--optim.accumulate {-(-batch // fitting)}, which computes the batch in parts of that size"
         )
     raise MemoryError(message)
-
-
-def ran_out(error: Exception) -> bool:
-    """Whether an error means that there is no more memory: torch says so in several ways."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def halves(samples: int) -> Iterator[int]:
@@ -479,11 +496,17 @@ def check_finite(model: SpikingResNet, position: Position) -> None:
             )
 
 
-def finish_epoch(training: Training, bar: Bar) -> None:
+def finish_epoch(training: Training, bar: Bar, watchdog: Watchdog) -> None:
     """Score the network, record the epoch's figures, move on to the next, and write the checkpoints."""
     cfg, position, run = training.cfg, training.position, training.run
-    scored = evaluate(training.scored, training.batches["choose"], cfg.precision, processes=training.processes)
-    check_finite(training.model, position)
+
+    def on_batch() -> None:
+        watchdog.stepped(f"a batch of the evaluation after epoch {position.epoch + 1}")
+        stop, _ = asked_for(training)
+        if stop is not None:
+            raise stopped(training, f"in the evaluation after epoch {position.epoch + 1}", stop)
+
+    scored = evaluate(training.scored, training.batches["choose"], cfg.precision, on_batch, training.processes)
     if not math.isfinite(scored.loss):
         raise FloatingPointError(
             f"the {chooser(cfg)} loss is {scored.loss} after epoch {position.epoch + 1}; {DIVERGED}"
@@ -513,13 +536,14 @@ def epoch_figures(training: Training, scored: Evaluation) -> dict[str, Any]:
     """An epoch's record in metrics.jsonl."""
     position, choosing = training.position, chooser(training.cfg)
     seen = max(position.seen, 1)  # every step may have been left out
+    last_step = (position.epoch + 1) * training.steps - 1  # which an earlier process may have trained
     return {
         "train_loss": position.loss_sum / seen,
         "train_accuracy": position.correct / seen,
         f"{choosing}_loss": scored.loss,
         f"{choosing}_accuracy": scored.accuracy,
         f"{choosing}_accuracy_per_step": scored.per_step,
-        "lr": training.optimizer.param_groups[0]["lr"],
+        "lr": learning_rate(training.cfg.optim, last_step, training.steps),
         "seconds": position.epoch_seconds,
         "images_per_second": position.seen / position.epoch_seconds,
     }
