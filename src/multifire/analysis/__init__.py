@@ -34,5 +34,26 @@ their brackets say, the outermost first; K levels, T time steps, B bins.
                 "connections": [{"name": str, "kind": "conv" | "linear" | "identity", "shape": [C, H, W] | [classes],
                                  "ann_macs": int, "macs": float, "synops": float}]}}
 
-`per_step` and `confusion` are of the whole split where training wrote them, for it is scored anyway.
+`per_step` and `confusion` are of the whole split where training wrote them, for it is scored anyway. A gradient or a
+loss that is not finite is null.
 """
+
+from multifire.analysis.activity import Activity, LayerActivity, Membranes, measure_activity
+from multifire.analysis.energy import Connection, Energy, measure_energy
+from multifire.analysis.gradients import Gradients, mean_cross_entropy, measure_gradients
+from multifire.analysis.record import Analysis, analyze
+
+__all__ = [
+    "Activity",
+    "Analysis",
+    "Connection",
+    "Energy",
+    "Gradients",
+    "LayerActivity",
+    "Membranes",
+    "analyze",
+    "mean_cross_entropy",
+    "measure_activity",
+    "measure_energy",
+    "measure_gradients",
+]
