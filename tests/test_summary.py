@@ -1,6 +1,5 @@
 """`multifire summary`: the table of a network, trained or not."""
 
-
 import pytest
 import torch
 
