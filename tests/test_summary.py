@@ -37,7 +37,7 @@ def test_a_run(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"{found.energy.ann_macs:,}" in out
     assert "last checkpoint" in out
-    assert "mean of 8 test samples" in out
+    assert "mean of 16 test samples" in out
     (tmp_path / "run" / "last.safetensors").unlink()
     assert "no last.safetensors" in error_of(capsys, "summary", str(tmp_path / "run"))
 
