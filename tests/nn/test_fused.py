@@ -30,7 +30,7 @@ def bf16(enabled: bool = True) -> torch.autocast:
 
 
 @needs_kernel
-@pytest.mark.parametrize(("precision", "limit"), [("bf16", 3.5), ("fp32", 5.5)])
+@pytest.mark.parametrize(("precision", "limit"), [("bf16", 2.7), ("fp32", 4.7)])
 def test_autograd_keeps_few_bytes_per_neuron_and_step(precision, limit):
     model = mf.build_model("ds_resnet20", width=16)
     with bf16(precision == "bf16"):
@@ -54,7 +54,7 @@ def conv_gradients(conv: torch.nn.Conv2d, x: Tensor, dtype: torch.dtype) -> list
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("largest", [3, 255, 256, 0.5])
+@pytest.mark.parametrize("largest", [3, 15, 255, 256, 0.5])
 def test_packed_convolution_has_the_plain_gradients(dtype, stride, largest):
     """256 and 0.5 do not fit a byte: the input is then kept as it is."""
     torch.manual_seed(0)
@@ -68,18 +68,53 @@ def test_packed_convolution_has_the_plain_gradients(dtype, stride, largest):
 
 
 @needs_kernel
+@pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 100_003])
-def test_bytes_hold_integers_and_refuse_the_rest(dtype, count):
-    x = torch.randint(0, 256, (count,)).to(dtype)
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 64, 100_003])
+def test_few_bits_hold_small_integers_and_refuse_the_rest(isa, dtype, count):
+    used = cpu.isa()
+    try:
+        cpu.use_isa(isa)
+    except ValueError as error:
+        pytest.skip(str(error))
+    try:
+        for bits, most in ((2, 3), (4, 15), (8, 255)):
+            x = torch.randint(0, most + 1, (count,)).to(dtype)
+            x[count // 2] = most
+            packed = mf.ops.pack_spikes(x)
+            assert packed is not None
+            assert packed.bits == bits
+            assert packed.bytes.numel() <= count * bits / 8 + 16
+            assert torch.equal(mf.ops.unpack_spikes(packed, dtype), x)
+            for wrong in (-1.0, 256.0, 0.5, float("nan"), float("inf"), 1e30):
+                bad = x.clone()
+                bad[-1] = wrong
+                assert mf.ops.pack_spikes(bad) is None
+    finally:
+        cpu.use_isa(used)
+
+
+@needs_kernel
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_packed_spikes_come_back_in_their_memory_order(order):
+    x = torch.randint(0, 4, (2, 5, 3, 7)).float().contiguous(memory_format=order)
     packed = mf.ops.pack_spikes(x)
     assert packed is not None
-    assert packed.dtype == torch.uint8
-    assert torch.equal(mf.ops.unpack_spikes(packed, dtype), x)
-    for wrong in (-1.0, 256.0, 0.5, float("nan"), float("inf"), 1e30):
-        bad = x.clone()
-        bad[-1] = wrong
-        assert mf.ops.pack_spikes(bad) is None
+    back = mf.ops.unpack_spikes(packed, x.dtype)
+    assert torch.equal(back, x)
+    assert back.stride() == x.stride()
+    every_second = x[:, :, :, ::2]  # of neither order
+    assert torch.equal(mf.ops.unpack_spikes(mf.ops.pack_spikes(every_second), x.dtype), every_second)
+
+
+@needs_kernel
+def test_a_convolution_widens_its_bits_to_what_it_sees():
+    conv = SpikeConv2d(1, 1, 3, padding=1, bias=False)
+    seen = []
+    for most in (3, 12, 3, 200):
+        conv(torch.full((1, 1, 4, 4), float(most)))
+        seen.append(conv.bits)
+    assert seen == [2, 4, 4, 8]
 
 
 def test_two_convolutions_of_one_activation_share_its_bytes():

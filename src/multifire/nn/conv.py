@@ -1,4 +1,4 @@
-"""A convolution that remembers its spikes in one byte each."""
+"""A convolution that remembers its spikes in a few bits each."""
 
 import threading
 import weakref
@@ -11,11 +11,13 @@ from multifire import ops
 
 
 class SpikeConv2d(nn.Conv2d):
-    """nn.Conv2d whose backward keeps an input of integers 0..255 as bytes, and any other input as it is.
+    """nn.Conv2d whose backward keeps an input of integers in 2, 4 or 8 bits each, and any other input as it is.
 
     Spikes and their residual sums are such integers. Whether the values fit is found out in the pass that packs them,
     so an input that does not fit costs memory, never a wrong gradient.
     """
+
+    bits = 2  # that the last input needed, so that no pass is tried in vain at every step
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         simple = (
@@ -30,9 +32,10 @@ class SpikeConv2d(nn.Conv2d):
         stride = self.stride
         if self.kernel_size == (1, 1) and self.padding == (0, 0) and stride != (1, 1):
             input, stride = _pick_pixels(input, stride), (1, 1)
-        packed = _memo.pack(input)
+        packed = _memo.pack(input, self.bits)
         if packed is None:
             return F.conv2d(input, weight, None, stride, self.padding, self.dilation)
+        self.bits = packed.bits
         return _Convolve.apply(input, weight, packed, stride, self.padding, self.dilation)
 
 
@@ -52,7 +55,8 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, packed, stride, padding, dilation):
-        ctx.save_for_backward(packed, weight)
+        ctx.save_for_backward(packed.bytes, weight)
+        ctx.packed = packed._replace(bytes=None)
         ctx.dtype, ctx.options = x.dtype, (stride, padding, dilation)
         return F.conv2d(x, weight, None, stride, padding, dilation)
 
@@ -61,7 +65,7 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the name
         packed, weight = ctx.saved_tensors
         need_x, need_weight, *_ = ctx.needs_input_grad
-        x = ops.unpack_spikes(packed, ctx.dtype)
+        x = ops.unpack_spikes(ctx.packed._replace(bytes=packed), ctx.dtype)
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grads[0], x, weight, None, *ctx.options, False, (0, 0), 1, (need_x, need_weight, False)
         )
@@ -69,23 +73,25 @@ class _Convolve(torch.autograd.Function):
 
 
 class _Memo(threading.local):
-    """The bytes of the activation packed last: a block's first convolution and its shortcut read the same one."""
+    """What the activation packed last became: a block's first convolution and its shortcut read the same one."""
 
     def __init__(self):
         self._base: weakref.ref | None = None
-        self._packed: weakref.ref | None = None
+        self._bytes: weakref.ref | None = None
+        self._packed: ops.PackedSpikes | None = None  # without its bytes, which live as long as a graph holds them
         self._key: tuple = ()
 
-    def pack(self, x: Tensor) -> Tensor | None:
+    def pack(self, x: Tensor, bits: int) -> ops.PackedSpikes | None:
         base = x if x._base is None else x._base
         key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
-        if self._base is not None and self._packed is not None and self._base() is base and self._key == key:
-            packed = self._packed()
-            if packed is not None:
-                return packed
-        packed = ops.pack_spikes(x)
+        if self._base is not None and self._bytes is not None and self._base() is base and self._key == key:
+            held = self._bytes()
+            if held is not None and self._packed is not None:
+                return self._packed._replace(bytes=held)
+        packed = ops.pack_spikes(x, bits)
         if packed is not None:
-            self._base, self._packed, self._key = weakref.ref(base), weakref.ref(packed), key
+            self._base, self._bytes, self._key = weakref.ref(base), weakref.ref(packed.bytes), key
+            self._packed = packed._replace(bytes=None)
         return packed
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -220,21 +221,38 @@ def tdbn_mlf(
     )
 
 
-def pack_spikes(x: Tensor) -> Tensor | None:
-    """Integers 0..255 as bytes in x's memory order; None where x holds anything else, or the CPU kernel cannot take it.
+class PackedSpikes(NamedTuple):
+    """Small integers, several to a byte; `unpack_spikes` gives them back."""
 
-    To ask a GPU whether all values fit would make the host wait for it in every layer.
+    bytes: Tensor
+    bits: int
+    """Of one value: 2, 4 or 8."""
+    shape: torch.Size
+    order: torch.memory_format
+
+
+def pack_spikes(x: Tensor, bits: int = 2) -> PackedSpikes | None:
+    """Integers 0..255 in the fewest of `bits`..8 that hold them all; None where x holds anything else.
+
+    None also where the CPU kernel cannot take x: to ask a GPU whether all values fit would make the host wait for it in
+    every layer.
     """
     if cpu.why_not(x, 1) is not None:
         return None
-    if x.dim() == 4 and not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
-        x = x.contiguous()
-    return cpu.pack(x)
+    last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    x = x.contiguous(memory_format=order)
+    for tried in cpu.BITS:
+        if tried >= bits and (packed := cpu.pack(x, tried)) is not None:
+            return PackedSpikes(packed, tried, x.shape, order)
+    return None
 
 
-def unpack_spikes(packed: Tensor, dtype: torch.dtype) -> Tensor:
+def unpack_spikes(packed: PackedSpikes, dtype: torch.dtype) -> Tensor:
     """The spikes that `pack_spikes` packed."""
-    return cpu.unpack(packed, dtype)
+    x = torch.empty(packed.shape, dtype=dtype, memory_format=packed.order)
+    cpu.unpack(packed.bytes, packed.bits, x)
+    return x
 
 
 def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width: float, state: Tensor | None) -> None:

@@ -53,7 +53,7 @@ def _load() -> ctypes.CDLL | None:
     library.multifire_use_isa.restype = ctypes.c_bool
     library.multifire_pack.restype = ctypes.c_bool
     for name in ("multifire_pack", "multifire_unpack"):
-        getattr(library, name).argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_bool, ctypes.c_int64]
+        getattr(library, name).argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_bool, ctypes.c_int64]
     assert library.multifire_args_size() == ctypes.sizeof(Args), "cpu.py and csrc/mlf.h disagree; reinstall multifire"
     return library
 
@@ -195,19 +195,22 @@ def _args(kept: _Kept, call: Call) -> Args:
     )
 
 
-def pack(spikes: Tensor) -> Tensor | None:
-    """Integers 0..255 as bytes, in the same memory order; None where some value is none."""
+BITS = (2, 4, 8)
+_GROUP = 16  # kGroup of csrc/kernels.cpp
+
+
+def pack(spikes: Tensor, bits: int) -> Tensor | None:
+    """Integers below 2^bits, 8/bits of them to a byte, in their order in memory; None where some value is none."""
     assert _LIBRARY is not None
-    packed = torch.empty_like(spikes, dtype=torch.uint8)
+    blocks = -(-spikes.numel() * bits // (8 * _GROUP))
+    packed = torch.empty(blocks * _GROUP, dtype=torch.uint8)
     half, threads = spikes.dtype == torch.bfloat16, torch.get_num_threads()
-    exact = _LIBRARY.multifire_pack(spikes.data_ptr(), packed.data_ptr(), spikes.numel(), half, threads)
+    exact = _LIBRARY.multifire_pack(spikes.data_ptr(), packed.data_ptr(), spikes.numel(), bits, half, threads)
     return packed if exact else None
 
 
-def unpack(packed: Tensor, dtype: torch.dtype) -> Tensor:
-    """The spikes that `pack` packed."""
+def unpack(packed: Tensor, bits: int, spikes: Tensor) -> None:
+    """Fill `spikes`, of the shape and memory order of those that `pack` packed."""
     assert _LIBRARY is not None
-    spikes = torch.empty_like(packed, dtype=dtype)
-    half, threads = dtype == torch.bfloat16, torch.get_num_threads()
-    _LIBRARY.multifire_unpack(packed.data_ptr(), spikes.data_ptr(), packed.numel(), half, threads)
-    return spikes
+    half, threads = spikes.dtype == torch.bfloat16, torch.get_num_threads()
+    _LIBRARY.multifire_unpack(packed.data_ptr(), spikes.data_ptr(), spikes.numel(), bits, half, threads)

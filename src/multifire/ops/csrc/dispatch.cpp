@@ -56,11 +56,11 @@ void multifire_forward(const multifire::Args* a) { multifire::chosen()->forward(
 void multifire_backward(const multifire::Args* a) { multifire::chosen()->backward(*a); }
 void multifire_finish(const multifire::Args* a) { multifire::chosen()->finish(*a); }
 
-bool multifire_pack(const void* spikes, uint8_t* bytes, int64_t count, bool bf16, int64_t threads) {
-  return multifire::chosen()->pack(spikes, bytes, count, bf16, threads);
+bool multifire_pack(const void* spikes, uint8_t* bytes, int64_t count, int64_t bits, bool bf16, int64_t threads) {
+  return multifire::chosen()->pack(spikes, bytes, count, bits, bf16, threads);
 }
 
-void multifire_unpack(const uint8_t* bytes, void* spikes, int64_t count, bool bf16, int64_t threads) {
-  multifire::chosen()->unpack(bytes, spikes, count, bf16, threads);
+void multifire_unpack(const uint8_t* bytes, void* spikes, int64_t count, int64_t bits, bool bf16, int64_t threads) {
+  multifire::chosen()->unpack(bytes, spikes, count, bits, bf16, threads);
 }
 }

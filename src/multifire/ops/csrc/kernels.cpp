@@ -675,30 +675,52 @@ void backward(const Args& a) {
   a.detach_reset ? backward_pass<K, S, Surrogate, false>(a) : backward_pass<K, S, Surrogate, true>(a);
 }
 
-constexpr int64_t kPackJob = 1 << 16;
+constexpr int64_t kGroup = 16, kPackJob = 1 << 16;
 
-// Integers 0..255 to bytes; false where some value is none, and the bytes are then of no use.
-template <class S>
+// Packed spikes come in blocks of kGroup bytes. With kBits to a value, byte i of a block holds the block's values i,
+// kGroup + i, 2·kGroup + i, ..., the first in its lowest bits.
+template <int kBits>
+struct Packing {
+  static constexpr int kWays = 8 / kBits, kMost = (1 << kBits) - 1, kBlock = kGroup * kWays;
+  static constexpr int64_t kBlocks = kPackJob / kBlock;  // of a job
+};
+
+// Calls f(first value, first byte, values) for each block, in parallel.
+template <int kBits, class F>
+void each_block(int64_t count, int64_t threads, F f) {
+  using P = Packing<kBits>;
+  const int64_t blocks = (count + P::kBlock - 1) / P::kBlock;
+  in_parallel((blocks + P::kBlocks - 1) / P::kBlocks, threads, [&](int64_t job) {
+    const int64_t end = std::min(blocks, (job + 1) * P::kBlocks);
+    for (int64_t block = job * P::kBlocks; block < end; ++block)
+      f(block * P::kBlock, block * kGroup, std::min<int64_t>(P::kBlock, count - block * P::kBlock));
+  });
+}
+
+// Integers that fit kBits to bytes; false where some value is none, and the bytes are then of no use.
+template <int kBits, class S>
 bool pack(const S* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
+  using P = Packing<kBits>;
   std::atomic<bool> exact{true};
-  in_parallel((count + kPackJob - 1) / kPackJob, threads, [&](int64_t job) {
-    const int64_t begin = job * kPackJob, end = std::min(count, begin + kPackJob);
-    const auto convert = [](Vec value, Mask& wrong) {
-      const Mask whole = __builtin_convertvector(value, Mask);
-      wrong |= (__builtin_convertvector(whole, Vec) != value) | ((whole & ~255) != 0);
-      return __builtin_convertvector(whole, Bytes);
-    };
-    Mask wrong = {};
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      const Bytes narrow = convert(load(spikes + i), wrong);
-      std::memcpy(bytes + i, &narrow, sizeof narrow);
+  each_block<kBits>(count, threads, [&](int64_t at, int64_t byte, int64_t values) {
+    S padded[P::kBlock];
+    const S* from = spikes + at;
+    if (values < P::kBlock) {
+      std::memset(padded, 0, sizeof padded);
+      std::memcpy(padded, from, values * sizeof(S));
+      from = padded;
     }
-    if (i < end) {
-      S padded[kLanes] = {};
-      std::memcpy(padded, spikes + i, (end - i) * sizeof(S));
-      const Bytes narrow = convert(load(padded), wrong);
-      std::memcpy(bytes + i, &narrow, end - i);
+    Mask wrong = {};
+    for (int lane = 0; lane < kGroup; lane += kLanes) {
+      Mask held = {};
+      for (int way = 0; way < P::kWays; ++way) {
+        const Vec value = load(from + way * kGroup + lane);
+        const Mask whole = __builtin_convertvector(value, Mask);
+        wrong |= (__builtin_convertvector(whole, Vec) != value) | ((whole & ~P::kMost) != 0);
+        held |= whole << (way * kBits);
+      }
+      const Bytes narrow = __builtin_convertvector(held, Bytes);
+      std::memcpy(bytes + byte + lane, &narrow, sizeof narrow);
     }
     bool any = false;
     for (int lane = 0; lane < kLanes; ++lane) any |= wrong[lane] != 0;
@@ -707,24 +729,20 @@ bool pack(const S* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
   return exact;
 }
 
-template <class S>
+template <int kBits, class S>
 void unpack(const uint8_t* bytes, S* spikes, int64_t count, int64_t threads) {
-  in_parallel((count + kPackJob - 1) / kPackJob, threads, [&](int64_t job) {
-    const int64_t begin = job * kPackJob, end = std::min(count, begin + kPackJob);
-    const auto convert = [](const uint8_t* from) {
+  using P = Packing<kBits>;
+  each_block<kBits>(count, threads, [&](int64_t at, int64_t byte, int64_t values) {
+    S padded[P::kBlock];
+    S* to = values < P::kBlock ? padded : spikes + at;
+    for (int lane = 0; lane < kGroup; lane += kLanes) {
       Bytes narrow;
-      std::memcpy(&narrow, from, sizeof narrow);
-      return __builtin_convertvector(widen(narrow), Vec);
-    };
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) store(spikes + i, convert(bytes + i));
-    if (i < end) {
-      uint8_t padded[kLanes] = {};
-      S wide[kLanes];
-      std::memcpy(padded, bytes + i, end - i);
-      store(wide, convert(padded));
-      std::memcpy(spikes + i, wide, (end - i) * sizeof(S));
+      std::memcpy(&narrow, bytes + byte + lane, sizeof narrow);
+      const Mask held = widen(narrow);
+      for (int way = 0; way < P::kWays; ++way)
+        store(to + way * kGroup + lane, __builtin_convertvector(held >> (way * kBits) & P::kMost, Vec));
     }
+    if (values < P::kBlock) std::memcpy(spikes + at, padded, values * sizeof(S));
   });
 }
 
@@ -761,6 +779,26 @@ void backward_any(const Args& a) {
   }
 }
 
+template <class S>
+bool pack_any(const void* spikes, uint8_t* bytes, int64_t count, int64_t bits, int64_t threads) {
+  const S* from = static_cast<const S*>(spikes);
+  switch (bits) {
+    case 2: return pack<2>(from, bytes, count, threads);
+    case 4: return pack<4>(from, bytes, count, threads);
+    default: return pack<8>(from, bytes, count, threads);
+  }
+}
+
+template <class S>
+void unpack_any(const uint8_t* bytes, void* spikes, int64_t count, int64_t bits, int64_t threads) {
+  S* to = static_cast<S*>(spikes);
+  switch (bits) {
+    case 2: return unpack<2>(bytes, to, count, threads);
+    case 4: return unpack<4>(bytes, to, count, threads);
+    default: return unpack<8>(bytes, to, count, threads);
+  }
+}
+
 bool runs_here() {
 #if defined(__AVX512F__)
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -789,13 +827,11 @@ const Kernels kernels = {
     [](const Args& a) { a.bf16 ? forward_any<bf16>(a) : forward_any<float>(a); },
     [](const Args& a) { a.bf16 ? backward_any<bf16>(a) : backward_any<float>(a); },
     [](const Args& a) { a.bf16 ? finish<bf16>(a) : finish<float>(a); },
-    [](const void* spikes, uint8_t* bytes, int64_t count, bool is_bf16, int64_t threads) {
-      return is_bf16 ? pack(static_cast<const bf16*>(spikes), bytes, count, threads)
-                     : pack(static_cast<const float*>(spikes), bytes, count, threads);
+    [](const void* spikes, uint8_t* bytes, int64_t count, int64_t bits, bool is_bf16, int64_t threads) {
+      return (is_bf16 ? pack_any<bf16> : pack_any<float>)(spikes, bytes, count, bits, threads);
     },
-    [](const uint8_t* bytes, void* spikes, int64_t count, bool is_bf16, int64_t threads) {
-      is_bf16 ? unpack(bytes, static_cast<bf16*>(spikes), count, threads)
-              : unpack(bytes, static_cast<float*>(spikes), count, threads);
+    [](const uint8_t* bytes, void* spikes, int64_t count, int64_t bits, bool is_bf16, int64_t threads) {
+      (is_bf16 ? unpack_any<bf16> : unpack_any<float>)(bytes, spikes, count, bits, threads);
     },
 };
 

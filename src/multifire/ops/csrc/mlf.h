@@ -22,7 +22,7 @@ struct Args {
 
   const void* x;
   float *mean, *var;                     // written by `stats`, read by the others; null: no norm
-  const float *factor, *weight, *bias;  // factor = scale / (sqrt(var) + eps)
+  const float *factor, *weight, *bias;  // factor = scale / (sqrt(var) + eps), as torch rounds it: its roots are not IEEE's
   const void *add_before, *add_after;
   const float* state;
   void* out;
@@ -45,8 +45,8 @@ struct Kernels {
   void (*forward)(const Args&);
   void (*backward)(const Args&);
   void (*finish)(const Args&);  // in training, after `backward`: from dy to the gradient of x
-  bool (*pack)(const void* spikes, uint8_t* bytes, int64_t count, bool bf16, int64_t threads);
-  void (*unpack)(const uint8_t* bytes, void* spikes, int64_t count, bool bf16, int64_t threads);
+  bool (*pack)(const void* spikes, uint8_t* bytes, int64_t count, int64_t bits, bool bf16, int64_t threads);
+  void (*unpack)(const uint8_t* bytes, void* spikes, int64_t count, int64_t bits, bool bf16, int64_t threads);
 };
 
 }  // namespace multifire
