@@ -105,6 +105,12 @@ def _parser() -> _Parser:
     compare.add_argument("--csv", type=Path, help="write the table to this file too")
     compare.set_defaults(run=_compare)
 
+    inspect = commands.add_parser(
+        "inspect", help="say where a checkpoint or an exported file came from; check it whole"
+    )
+    inspect.add_argument("file", type=Path, metavar="FILE", help="a run's checkpoint or an exported network")
+    inspect.set_defaults(run=_inspect)
+
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(run=_recipes)
 
@@ -166,6 +172,11 @@ def _event_sets() -> list[str]:
     from multifire.datasets import DATASETS
 
     return [name for name, info in DATASETS.items() if info.events]
+
+
+def printable(text: str) -> str:
+    """Text from a file with its control characters spelt out: a terminal would obey them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _set_up_log() -> None:
@@ -423,6 +434,16 @@ def _eval(args: argparse.Namespace) -> int:
     steps = "  ".join(f"{100 * share:.2f}" for share in scored["per_step"])
     CONSOLE.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
     print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from multifire.export.passport import describe, inspect
+
+    what, passport = inspect(args.file)
+    print(printable(f"{args.file}: whole; {what}"))
+    for name, text in describe(passport):
+        print(f"{name:>12}  {printable(text)}")
     return 0
 
 
