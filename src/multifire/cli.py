@@ -105,6 +105,19 @@ def _parser() -> _Parser:
     compare.add_argument("--csv", type=Path, help="write the table to this file too")
     compare.set_defaults(run=_compare)
 
+    export = commands.add_parser("export", help="write a run's network as a file for use outside the trainer")
+    export.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--to", choices=("int8",), metavar="format", required=True,
+                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU")  # fmt: skip
+    export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT-int8.safetensors)")
+    export.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
+                        help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
+    export.add_argument(
+        "--measure", action="store_true", help="score what is written on the test set, for its passport"
+    )
+    export.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
+    export.set_defaults(run=_export)
+
     inspect = commands.add_parser(
         "inspect", help="say where a checkpoint or an exported file came from; check it whole"
     )
@@ -434,6 +447,17 @@ def _eval(args: argparse.Namespace) -> int:
     steps = "  ".join(f"{100 * share:.2f}" for share in scored["per_step"])
     CONSOLE.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
     print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from multifire.export.int8 import export_run
+
+    exported = export_run(args.folder, args.out, args.checkpoint, args.measure, args.root)
+    print(f"{args.to}: {exported.size / 1e6:,.2f} MB, {100 * exported.share:.1f} % of the weights in float; ", end="")
+    if exported.accuracy is not None:
+        print(f"accuracy {100 * exported.accuracy:.2f} %; ", end="")
+    print(f"written to {exported.path}")
     return 0
 
 
