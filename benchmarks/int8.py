@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Evaluation in integers beside floating point, in turns in one process.
 
-usage: python -m benchmarks.int8 [--runs N] [--batches 64 1] [--without bf16] [--out FOLDER]
+usage: python -m benchmarks.int8 [--runs N] [--batches 64 1] [--all-up-to N] [--out FOLDER]
 
 A DS-ResNet20 of width 64 with random weights and norms that fire, on random still images [4, N, 3, 32, 32]:
 
     reference  plain PyTorch, fp32, eager
     fp32       multifire's CPU kernel
-    bf16       the same with convolutions in bf16
+    bf16       the same with convolutions in bf16; slow where the processor has no such instructions
     folded     mf.export.fold, fp32
     int8       mf.load_int8 of the exported file
 
@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
@@ -34,6 +33,7 @@ from torch import Tensor
 
 import multifire as mf
 from benchmarks.results import markdown, write_csv
+from multifire.checkpoint import write_tensors
 from multifire.config import ModelConfig
 from multifire.export.int8 import LARGEST_ACTIVATION, ByteConv2d, Int8Network, quantise_network, save_int8
 from multifire.export.passport import PASSPORT_VERSION
@@ -45,7 +45,7 @@ MODEL = ModelConfig(name="ds_resnet20", width=64)
 TIMESTEPS, SIZE = 4, 32
 CONVOLUTIONS = ((64, 64, 32, 1), (128, 128, 16, 1), (256, 256, 8, 1), (64, 128, 32, 2))
 """Channels before and after, rows and columns, stride; kernels are 3 × 3."""
-IMAGES = 32
+IMAGES = 16
 """That a convolution is timed on."""
 COLUMNS = ("what", "way", "batch", "run", "seconds")
 
@@ -69,7 +69,7 @@ def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
     passport |= {"data": {"name": "none", "about": "random"}, "versions": {}}
     passport |= {"checkpoint": {"file": "none", "epochs": 0, "sha256": ""}}
     save_int8(folder / "int8.safetensors", quantise_network(net, MODEL, counts=False), passport)
-    safetensors.torch.save_file(net.state_dict(), folder / "float.safetensors")
+    write_tensors(folder / "float.safetensors", net.state_dict(), {})
     sizes = [(folder / f"{kind}.safetensors").stat().st_size for kind in ("int8", "float")]
     return mf.load_int8(folder / "int8.safetensors"), sizes[0] / sizes[1]
 
@@ -152,7 +152,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
             way: [
                 row["seconds"] / batch for row in rows if (row["what"], row["batch"], row["way"]) == (what, batch, way)
             ]
-            for way in dict.fromkeys(row["way"] for row in rows if row["what"] == what)
+            for way in dict.fromkeys(row["way"] for row in rows if (row["what"], row["batch"]) == (what, batch))
         }
         base = times.get("int8") or times["int8, oneDNN"]
         lines = []
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 1])
-    parser.add_argument("--without", nargs="*", default=[], help="ways to leave out")
+    parser.add_argument("--all-up-to", type=int, default=64, help="larger batches are left to reference, fp32 and int8")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     rows = []
@@ -178,7 +178,9 @@ def main() -> None:
         int8, share = exported(net, Path(folder))
         for batch in args.batches:
             x = torch.randn(1, batch, MODEL.in_channels, SIZE, SIZE).expand(TIMESTEPS, -1, -1, -1, -1)
-            ways = {way: (lambda f=f, x=x: f(x)) for way, f in networks(net, int8).items() if way not in args.without}
+            ways = {way: (lambda f=f, x=x: f(x)) for way, f in networks(net, int8).items()}
+            if batch > args.all_up_to:
+                ways = {way: ways[way] for way in ("reference", "fp32", "int8")}
             rows += in_turns("DS-ResNet20, width 64, T = 4", batch, ways, args.runs)
         for shape in CONVOLUTIONS:
             what = "Convolution 3 × 3, {} to {} channels, {} × {}, stride {}".format(*shape[:3], *shape[2:])
