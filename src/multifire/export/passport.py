@@ -14,7 +14,7 @@ import torch
 
 from multifire import __version__
 from multifire.checkpoint import CHECKPOINT_VERSION, Checkpoint, digest_of, kind_of, load_checkpoint, read_tensors
-from multifire.config import CONFIG_VERSION, RunConfig, from_json
+from multifire.config import RunConfig
 from multifire.datasets import get_info
 from multifire.runs import RunFolder
 from multifire.runtime import processor
@@ -110,15 +110,6 @@ def inspect(path: Path) -> tuple[str, dict[str, Any]]:
         return what, read_passport(header.get("passport", "null"), str(path))
     checkpoint = load_checkpoint(path)
     return what, passport_of(path, checkpoint) | {"accuracy": measured_accuracy(path, checkpoint)}
-
-
-def config_of(passport: dict[str, Any], source: str) -> RunConfig:
-    """The configuration of the run that an exported file came from.
-
-    Raises:
-        ValueError: a field is unknown or of the wrong type.
-    """
-    return from_json(json.dumps({"version": CONFIG_VERSION, **passport["config"]}), source)
 
 
 def describe(passport: dict[str, Any]) -> list[tuple[str, str]]:
