@@ -7,16 +7,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multifire import analysis, datasets, events, nn, ops
+    from multifire import analysis, datasets, events, export, nn, ops
     from multifire.checkpoint import load_reference_checkpoint, to_reference_state_dict
+    from multifire.export.int8 import load_int8
     from multifire.nn import SpikingResNet, build_model
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("analysis", "datasets", "events", "nn", "ops")
+_SUBMODULES = ("analysis", "datasets", "events", "export", "nn", "ops")
 _NAMES = {
     "SpikingResNet": "multifire.nn",
     "build_model": "multifire.nn",
+    "load_int8": "multifire.export.int8",
     "load_reference_checkpoint": "multifire.checkpoint",
     "to_reference_state_dict": "multifire.checkpoint",
 }
@@ -28,6 +30,8 @@ __all__ = [
     "build_model",
     "datasets",
     "events",
+    "export",
+    "load_int8",
     "load_reference_checkpoint",
     "nn",
     "ops",

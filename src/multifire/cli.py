@@ -110,6 +110,25 @@ def _parser() -> _Parser:
     summary.add_argument("--root", help="folder of the data sets (default: the recipe's or the run's)")
     summary.set_defaults(run=_summary)
 
+    export = commands.add_parser("export", help="write a run's network as a file for use outside the trainer")
+    export.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--to", choices=("int8",), metavar="format", required=True,
+                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU")  # fmt: skip
+    export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT-int8.safetensors)")
+    export.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
+                        help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
+    export.add_argument(
+        "--measure", action="store_true", help="score what is written on the test set, for its passport"
+    )
+    export.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
+    export.set_defaults(run=_export)
+
+    inspect = commands.add_parser(
+        "inspect", help="say where a checkpoint or an exported file came from; check it whole"
+    )
+    inspect.add_argument("file", type=Path, metavar="FILE", help="a run's checkpoint or an exported network")
+    inspect.set_defaults(run=_inspect)
+
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(run=_recipes)
 
@@ -171,6 +190,11 @@ def _event_sets() -> list[str]:
     from multifire.datasets import DATASETS
 
     return [name for name, info in DATASETS.items() if info.events]
+
+
+def printable(text: str) -> str:
+    """Text from a file with its control characters spelt out: a terminal would obey them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _set_up_log() -> None:
@@ -479,6 +503,27 @@ def _summary(args: argparse.Namespace) -> int:
     ]
     for line in lines:
         CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from multifire.export.int8 import export_run
+
+    exported = export_run(args.folder, args.out, args.checkpoint, args.measure, args.root)
+    print(f"{args.to}: {exported.size / 1e6:,.2f} MB, {100 * exported.share:.1f} % of the weights in float; ", end="")
+    if exported.accuracy is not None:
+        print(f"accuracy {100 * exported.accuracy:.2f} %; ", end="")
+    print(f"written to {exported.path}")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from multifire.export.passport import describe, inspect
+
+    what, passport = inspect(args.file)
+    print(printable(f"{args.file}: whole; {what}"))
+    for name, text in describe(passport):
+        print(f"{name:>12}  {printable(text)}")
     return 0
 
 

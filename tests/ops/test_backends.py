@@ -182,6 +182,19 @@ def test_norm_alone(backend, layout, training):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_without_a_norm(backend, shared, layout):
+    """As in a network whose norms are folded into its convolutions."""
+    inputs = Case(4, 17, layout=layout, shared=shared, before=True, after=True, state=True, affine=False).inputs()
+    no_norm = {"running_mean": None, "running_var": None, "training": False}
+    timesteps = {"timesteps": 4, "return_state": True}
+    got, want = (ops.tdbn_mlf(**inputs, **no_norm, **timesteps, backend=name) for name in (backend, "reference"))
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    assert want[0].std() > 0
+
+
 def test_output_keeps_the_layout(backend):
     for layout in ("last", "contiguous"):
         case = Case(layout=layout)

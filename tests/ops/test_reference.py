@@ -155,6 +155,13 @@ def test_channels_and_time_steps_must_fit(change, message, backend):
         mf.ops.tdbn_mlf(**(arguments | change), training=True, backend=backend)
 
 
+def test_half_a_norm_is_refused():
+    x, mean = torch.zeros(2, 1, 2, 4, 4), torch.zeros(2)
+    for norm, training in (((None, mean, None, None), False), ((None, None, mean, None), False), ((None,) * 4, True)):
+        with pytest.raises(ValueError, match="without running_mean and running_var there is no norm"):
+            mf.ops.tdbn_mlf(x, *norm, training=training)
+
+
 def test_a_shortcut_must_fit():
     norm = mf.nn.TdBatchNorm2d(2)
     with pytest.raises(ValueError, match=r"add_after has shape \(2, 1, 2, 4, 5\), expected x's \(2, 1, 2, 4, 4\)"):

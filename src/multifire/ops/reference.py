@@ -103,8 +103,8 @@ def tdbn_mlf(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     *,
     training: bool,
     sync: bool,
@@ -124,14 +124,36 @@ def tdbn_mlf(
 ) -> tuple[Tensor, Tensor | None]:
     """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
     x = x.expand(timesteps, *x.shape[1:])
-    norm = {"training": training, "sync": sync, "momentum": momentum, "eps": eps, "scale": scale}
-    y = tdbn(x, weight, bias, running_mean, running_var, **norm)
+    y = _wide(x)
+    if running_mean is not None and running_var is not None:
+        norm = {"training": training, "sync": sync, "momentum": momentum, "eps": eps, "scale": scale}
+        y = tdbn(x, weight, bias, running_mean, running_var, **norm)
     if add_before is not None:
         y = y + add_before
     spikes, state = mlf(y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state)
     if add_after is not None:
         spikes = spikes + add_after
     return spikes.to(x.dtype), state if return_state else None
+
+
+def fire_bytes(
+    sums: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    thresholds: Sequence[float],
+    decay: float,
+    *,
+    add_after: Tensor | None,
+    state: Tensor | None,
+    return_state: bool,
+    timesteps: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Scale, bias, firing and sum in bytes; see `multifire.ops.fire_bytes`."""
+    y = sums * _per_channel(scale) + (_per_channel(bias) if bias.dim() == 1 else bias)
+    y = y.expand(timesteps, *y.shape[1:])
+    spikes, state = mlf(y, thresholds, decay, surrogate="rect", width=1.0, detach_reset=False, state=state)
+    spikes = spikes.to(torch.uint8)
+    return spikes if add_after is None else spikes + add_after, state if return_state else None
 
 
 def norm_factor(var: Tensor, eps: float, scale: float) -> Tensor:
