@@ -21,6 +21,7 @@ POLARITY = 1
 EVENT_BYTES = 8
 MAX_OVERFLOW = 1 << 20  # 71 years
 END_OF_HEADER = b"#!END-HEADER"
+MAX_HEADER_LINES = 1 << 14  # jAER writes some hundred; millions would take half a minute
 
 SENSOR_SIZES = {
     "DVS128": DVS128,
@@ -34,11 +35,19 @@ SENSOR_SIZES = {
 
 
 def read_header(stream: ByteStream) -> Iterator[bytes]:
-    """The leading lines that begin with `#`, up to and including an end mark where there is one."""
+    """The leading lines that begin with `#`, up to and including an end mark where there is one.
+
+    Raises:
+        ValueError: there is no end of them.
+    """
+    lines = 0
     while line := stream.read_header_line().rstrip():
         yield line
         if line == END_OF_HEADER:
             break
+        lines += 1
+        if lines > MAX_HEADER_LINES:
+            raise ValueError(f"{stream.name}: its header has more than {MAX_HEADER_LINES:,} lines; not a recording")
 
 
 def read_aedat2(stream: ByteStream) -> Iterator[Packed]:
