@@ -174,7 +174,7 @@ def data_path(root: str, rounds: int) -> list[dict[str, Any]]:
             print(f"{name}: left out: {error}")
             continue
         for number in range(-1, rounds):
-            count, began = 0, time.perf_counter()
+            count, bytes_each, began = 0, 0, time.perf_counter()
             for x_TNCHW, y in itertools.islice(batches.epoch(max(number, 0)), 200):
                 count += len(y)
                 bytes_each = x_TNCHW.element_size() * x_TNCHW[:, 0].numel()
