@@ -98,7 +98,25 @@ def _parser() -> _Parser:
     evaluate.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     evaluate.add_argument("--batch-size", type=int, help="images in one step (default: the run's)")
+    evaluate.add_argument("--margin", type=float, nargs="+", default=[], metavar="M",
+                          help="what it would cost and save to stop at these margins, as `run` does")  # fmt: skip
     evaluate.set_defaults(run=_eval)
+
+    play = commands.add_parser("run", help="play a recording, or follow a camera, through a run's network")
+    play.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    play.add_argument("source", type=Path, nargs="?", metavar="RECORDING",
+                      help="recording of any known format; frames [T, C, H, W] as .npy, or a folder of such")  # fmt: skip
+    play.add_argument("--follow", action="store_true",
+                      help="read events from standard input as they come: records of 13 bytes, little-endian, "
+                      "t [us, int64], x, y [int16], p [int8]")  # fmt: skip
+    play.add_argument("--udp", type=int, metavar="PORT",
+                      help="with --follow: read packets of such records from this port of 127.0.0.1")  # fmt: skip
+    play.add_argument("--margin", type=float, metavar="M",
+                      help="decide once the likeliest class leads the next by more than this probability")  # fmt: skip
+    play.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
+                      help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
+    play.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    play.set_defaults(run=_play)
 
     compare = commands.add_parser("compare", help="finished runs as a table: where they differ, and what came of it")
     compare.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
@@ -414,7 +432,7 @@ def _data_show(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from multifire.evaluate import evaluate_run
 
-    scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size)
+    scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size, args.margin)
     names = scored.pop("classes")
     table = Table("class", "accuracy %", title=f"{path}: {scored['count']:,} test samples")
     for name, share in zip(names, scored["per_class"], strict=True):
@@ -422,7 +440,31 @@ def _eval(args: argparse.Namespace) -> int:
     CONSOLE.print(table)
     steps = "  ".join(f"{100 * share:.2f}" for share in scored["per_step"])
     CONSOLE.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
+    for early in scored["early"]:
+        CONSOLE.print(
+            f"stopped at margin {early['margin']:g}: accuracy {100 * early['accuracy']:.2f} % after "
+            f"{early['mean_steps']:.2f} of {len(scored['per_step'])} steps on average", highlight=False, soft_wrap=True
+        )  # fmt: skip
     print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
+    return 0
+
+
+def _play(args: argparse.Namespace) -> int:
+    if args.follow == (args.source is not None) or (args.udp is not None and not args.follow):
+        raise ValueError("give either a recording to play, or --follow with or without --udp PORT")
+    from multifire.stream import Player
+
+    player = Player(args.folder, args.checkpoint, args.device, args.margin)
+    try:
+        if args.follow:
+            player.follow(sys.stdin.buffer, args.udp)
+        else:
+            player.play(args.source)
+    except KeyboardInterrupt:
+        if not args.follow:
+            raise
+    finally:
+        player.summarise()
     return 0
 
 
