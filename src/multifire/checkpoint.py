@@ -60,14 +60,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
     tensors |= {f"average.{name}": tensor for name, tensor in checkpoint.average.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {
         "multifire": str(CHECKPOINT_VERSION),
         "config": configs.to_json(checkpoint.config),
         "position": json.dumps(asdict(checkpoint.position)),
     }
-    header["digest"] = _digest(tensors, header)
-    write_atomic(path, safetensors.torch.save(tensors, metadata=header), keep)
+    write_tensors(path, tensors, header, keep)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -77,20 +75,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: no such file.
         ValueError: cut short, altered, another program's file, or another version's.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or no checkpoint ({error}); use another one") from None
-    version = header.get("multifire")
-    if version != str(CHECKPOINT_VERSION):
-        found = "no multifire checkpoint" if version is None else f"a checkpoint of version {version}"
-        raise ValueError(f"{path}: {found}, expected version {CHECKPOINT_VERSION}")
-    if header.pop("digest", None) != _digest(tensors, header):
-        raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
+    header, tensors = read_tensors(path, {"checkpoint": CHECKPOINT_VERSION})
     try:
         config, position = header["config"], Position(**json.loads(header["position"]))
         if not all(isinstance(n, int) and n >= 0 for n in (position.epoch, position.step, position.seen)):
@@ -104,6 +89,52 @@ def load_checkpoint(path: Path) -> Checkpoint:
         optimizer=_with_prefix(tensors, "optimizer."),
         average=_with_prefix(tensors, "average."),
     )
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], keep: int = 1) -> None:
+    """Write a safetensors file, beside its target and then renamed, with a digest over its tensors and its header."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    sealed = {**header, "digest": _digest(on_cpu, header)}
+    write_atomic(path, safetensors.torch.save(on_cpu, metadata=sealed), keep)
+
+
+def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of what `write_tensors` wrote; `versions` says of which kinds it may be, and their version.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: cut short, altered, another program's file, of another kind or another version.
+    """
+    expected = " or ".join(versions)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such {expected}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: damaged or no {expected} ({error}); use another one") from None
+    kind, version = kind_of(header), header.get("multifire")
+    if version is None:
+        raise ValueError(f"{path}: no multifire {expected}; use a file that multifire wrote")
+    if kind not in versions or version != str(versions[kind]):
+        wanted = " or ".join(f"{kind} of version {version}" for kind, version in versions.items())
+        raise ValueError(f"{path}: a multifire {kind} of version {version}, expected a {wanted}")
+    sealed = {name: text for name, text in header.items() if name != "digest"}
+    if header.get("digest") != _digest(tensors, sealed):
+        raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
+    return header, tensors
+
+
+def digest_of(path: Path) -> str:
+    """The digest that a file which `read_tensors` accepted was sealed with."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()["digest"]
+
+
+def kind_of(header: Mapping[str, str]) -> str:
+    """What a file with this header holds: a checkpoint, where it does not say."""
+    return header.get("kind", "checkpoint")
 
 
 def load_newest(path: Path) -> tuple[Checkpoint, Path] | None:

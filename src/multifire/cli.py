@@ -105,7 +105,7 @@ def _parser() -> _Parser:
     play = commands.add_parser("run", help="play a recording, or follow a camera, through a run's network")
     play.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     play.add_argument("source", type=Path, nargs="?", metavar="RECORDING",
-                      help="recording of any known format; frames [T, C, H, W] as .npy, or a folder of such")  # fmt: skip
+                      help="recording of any known format; .npy of frames [T, C, H, W]; folder of .npy")  # fmt: skip
     play.add_argument("--follow", action="store_true",
                       help="read events from standard input as they come: records of 13 bytes, little-endian, "
                       "t [us, int64], x, y [int16], p [int8]")  # fmt: skip
@@ -122,6 +122,12 @@ def _parser() -> _Parser:
     compare.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
     compare.add_argument("--csv", type=Path, help="write the table to this file too")
     compare.set_defaults(run=_compare)
+
+    inspect = commands.add_parser(
+        "inspect", help="say where a checkpoint or an exported file came from; check it whole"
+    )
+    inspect.add_argument("file", type=Path, metavar="FILE", help="a run's checkpoint or an exported network")
+    inspect.set_defaults(run=_inspect)
 
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(run=_recipes)
@@ -184,6 +190,11 @@ def _event_sets() -> list[str]:
     from multifire.datasets import DATASETS
 
     return [name for name, info in DATASETS.items() if info.events]
+
+
+def printable(text: str) -> str:
+    """Text from a file with its control characters spelt out: a terminal would obey them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _set_up_log() -> None:
@@ -465,6 +476,16 @@ def _play(args: argparse.Namespace) -> int:
             raise
     finally:
         player.summarise()
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from multifire.export.passport import describe, inspect
+
+    what, passport = inspect(args.file)
+    print(printable(f"{args.file}: whole; {what}"))
+    for name, text in describe(passport):
+        print(f"{name:>12}  {printable(text)}")
     return 0
 
 

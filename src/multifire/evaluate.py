@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multifire import datasets
-from multifire.checkpoint import load_model
+from multifire.checkpoint import digest_of, load_model
 from multifire.datasets.loader import Batches, EventBatches, make_batches
 from multifire.nn import SpikingResNet
 from multifire.processes import ALONE, Processes
@@ -151,14 +151,21 @@ def evaluate_run(
     run = RunFolder(folder)
     target = pick_device(device)
     which = which or run.headline()
-    model, cfg = load_model(run.checkpoint(which))
+    checkpoint = run.checkpoint(which)
+    model, cfg = load_model(checkpoint)
     root = cfg.data.root if root is None else root
     data = datasets.load(cfg.data.name, root, cfg.data)
     size = cfg.eval_batch_size if batch_size is None else batch_size
     batches = make_batches(data.test, data.info, cfg.data, batch_size=size, device=target, shuffle=False)
     with Bar("evaluating", len(batches)) as bar:
         scored = evaluate(model.to(target), batches, cfg.precision, bar.advance, stop_margins=stop_margins)
-    figures = {"checkpoint": which, "classes": data.info.classes, **asdict(scored), "machine": describe_machine(target)}
+    figures = {
+        "checkpoint": which,
+        "digest": digest_of(checkpoint),
+        "classes": data.info.classes,
+        **asdict(scored),
+        "machine": describe_machine(target),
+    }
     path = folder / f"eval-{which}.json"
     write_json(path, figures)
     return figures, path

@@ -22,6 +22,7 @@ from multifire.evaluate import check_margin, margins
 from multifire.events import Recording, frames_of_windows, open_recording
 from multifire.events.live import LiveFrame, LiveFrames, Records, UdpRecords
 from multifire.events.recording import Packed
+from multifire.export import fold
 from multifire.nn import SpikingResNet
 from multifire.progress import CONSOLE
 from multifire.runs import RunFolder
@@ -48,7 +49,7 @@ class Seen(NamedTuple):
     """Whether the sample has all its frames, or its margin passed the threshold: the next frame begins another."""
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def classify(
     model: SpikingResNet,
     frames: Iterable[np.ndarray],
@@ -219,8 +220,8 @@ class Player:
             check_margin(margin)
         run = RunFolder(folder)
         target = pick_device(device)
-        self.model, self.cfg = load_model(run.checkpoint(which or run.headline()))
-        self.model.to(target)
+        model, self.cfg = load_model(run.checkpoint(which or run.headline()))
+        self.model = fold(model).to(target)  # the same network, without the norms' share of every frame's latency
         self.info, self.margin = get_info(self.cfg.data.name), margin
         self.latencies = Latencies()
         self.verdicts = 0

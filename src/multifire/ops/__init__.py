@@ -150,8 +150,8 @@ def tdbn_mlf(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     *,
     training: bool,
     sync: bool = False,
@@ -176,6 +176,7 @@ def tdbn_mlf(
 
     Args:
         x: a convolution's output [T, N, C, H, W]. The other arguments are those of `tdbn` and `mlf`.
+        running_mean: None, as are the norm's three other tensors, where the norm is folded into the convolution.
         add_before: shortcut of a plain block, shaped as x.
         add_after: shortcut of a dormant-suppressed block, shaped as x.
         return_state: return the membranes after the last step, to go on from.
@@ -187,7 +188,10 @@ def tdbn_mlf(
     Raises:
         ValueError: as `tdbn` and `mlf`, or a shortcut of another shape.
     """
-    _check_norm(x, weight, bias, running_mean, running_var, training, sync)
+    if running_mean is None or running_var is None:
+        _check_no_norm(x, weight, bias, running_mean, running_var, training)
+    else:
+        _check_norm(x, weight, bias, running_mean, running_var, training, sync)
     _check_neuron(x, thresholds, surrogate, width, state)
     timesteps = x.shape[0] if timesteps is None else timesteps
     if timesteps < 1 or x.shape[0] not in (1, timesteps):
@@ -250,6 +254,13 @@ def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width:
         raise ValueError(f"surrogate width is {width}, expected above 0")
     if state is not None and state.shape != (len(thresholds), *x.shape[1:]):
         raise ValueError(f"state has shape {tuple(state.shape)}, expected {(len(thresholds), *x.shape[1:])}")
+
+
+def _check_no_norm(x: Tensor, *of_norm: Tensor | bool | None) -> None:
+    if x.dim() != 5:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, N, C, H, W]")
+    if any(value is not None and value is not False for value in of_norm):
+        raise ValueError("without running_mean and running_var there is no norm: expected no weight, bias or training")
 
 
 def _check_norm(

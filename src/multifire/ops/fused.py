@@ -140,8 +140,8 @@ class FusedOps:
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
         *,
         training: bool,
         sync: bool,
@@ -165,11 +165,11 @@ class FusedOps:
             x, add_before, add_after = x.float(), _float(add_before), _float(add_after)
         out, new_state, mean, var, values = self.op(
             x, _float(weight), _float(bias),
-            None if training else running_mean.float(), None if training else running_var.float(),
+            None if training else _float(running_mean), None if training else _float(running_var),
             add_before, add_after, _float(state), timesteps, training, sync, eps, scale,
             thresholds, decay, surrogate, width, detach_reset, return_state,
         )  # fmt: skip
-        if training:
+        if training and running_mean is not None and running_var is not None:
             reference.move_running(running_mean, running_var, mean, var, values, momentum)
         return out.to(dtype), new_state if return_state else None
 

@@ -103,8 +103,8 @@ def tdbn_mlf(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     *,
     training: bool,
     sync: bool,
@@ -124,8 +124,10 @@ def tdbn_mlf(
 ) -> tuple[Tensor, Tensor | None]:
     """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
     x = x.expand(timesteps, *x.shape[1:])
-    norm = {"training": training, "sync": sync, "momentum": momentum, "eps": eps, "scale": scale}
-    y = tdbn(x, weight, bias, running_mean, running_var, **norm)
+    y = _wide(x)
+    if running_mean is not None and running_var is not None:
+        norm = {"training": training, "sync": sync, "momentum": momentum, "eps": eps, "scale": scale}
+        y = tdbn(x, weight, bias, running_mean, running_var, **norm)
     if add_before is not None:
         y = y + add_before
     spikes, state = mlf(y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state)

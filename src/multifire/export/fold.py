@@ -1,0 +1,112 @@
+"""A trained network as convolutions with a bias and MLF neurons alone, for evaluation.
+
+tdBN with its running statistics is a scale and a shift per channel, which the convolution before it takes over:
+
+    γ·(s·(w∗x - μ)) + β = (γ·s·w)∗x + (β - γ·s·μ),   s = α·V_th / (sqrt(σ²) + ε)
+
+Shapes: x_TNCHW is [time, sample, channel, row, column], w_OIHW a convolution's weight.
+"""
+
+import copy
+
+from torch import Tensor, nn
+
+from multifire import ops
+from multifire.nn import ConvFire, ConvNorm, SpikingResNet, Stream, Streaming, TdBatchNorm2d
+from multifire.nn.block import convolve, stands_still
+
+
+class FoldedFire(Streaming):
+    """o = MLF(conv(x) + bias + add_before) + add_after, a ConvFire whose norm is in its convolution."""
+
+    def __init__(self, layer: ConvFire):
+        super().__init__()
+        self.conv = fold_norm(layer.conv, layer.norm)
+        self.neuron = layer.neuron
+
+    def forward(
+        self,
+        x_TNCHW: Tensor,
+        stream: Stream | None = None,
+        *,
+        add_before: Tensor | None = None,
+        add_after: Tensor | None = None,
+    ) -> Tensor:
+        timesteps = x_TNCHW.shape[0]
+        if stands_still(x_TNCHW):
+            x_TNCHW = x_TNCHW[:1]
+        spikes, state = ops.tdbn_mlf(
+            convolve(self.conv, x_TNCHW),
+            *(None, None, None, None),  # no norm
+            training=False,
+            **self.neuron.options(),
+            add_before=add_before,
+            add_after=add_after,
+            state=stream and stream.take(),
+            return_state=stream is not None,
+            timesteps=timesteps,
+        )
+        if stream is not None and state is not None:
+            stream.put(state)
+        return spikes
+
+
+class Shift(nn.Module):
+    """y = x - mean per channel: what is left of an input norm, whose scale the stem's weights take over.
+
+    The stem pads with zeros after the norm, that is with the mean before it; a bias in place of the shift would be
+    wrong along the borders.
+    """
+
+    def __init__(self, mean: Tensor):
+        super().__init__()
+        self.mean: Tensor
+        self.register_buffer("mean", mean)
+
+    def forward(self, x_TNCHW: Tensor) -> Tensor:
+        return x_TNCHW - self.mean.view(-1, 1, 1)
+
+
+def fold(model: SpikingResNet) -> SpikingResNet:
+    """A copy of the network for evaluation, of conv + bias + MLF alone, which computes the same.
+
+    Every ConvFire becomes a FoldedFire, a plain block's shortcut a convolution with a bias, and the input norm, where
+    there is one, a Shift. Folded weights are computed in float64 and stored in the model's own type.
+
+    Raises:
+        ValueError: the model is folded already.
+    """
+    if not any(isinstance(module, ConvFire) for module in model.modules()):
+        raise ValueError("the network has no norm to fold; expected one that build_model made, not yet folded")
+    folded = copy.deepcopy(model)
+    if isinstance(folded.input_norm, TdBatchNorm2d):
+        weight = folded.stem.conv.weight
+        scale_I11 = scale_and_shift(folded.input_norm)[0].view(-1, 1, 1)
+        weight.data = (weight.double() * scale_I11).to(weight.dtype)
+        folded.input_norm = Shift(folded.input_norm.running_mean)
+    for parent in list(folded.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ConvFire):
+                setattr(parent, name, FoldedFire(child))
+            elif isinstance(child, ConvNorm):
+                child.conv, child.norm = fold_norm(child.conv, child.norm), nn.Identity()
+    return folded.eval().requires_grad_(False)
+
+
+def fold_norm(conv: nn.Conv2d, norm: TdBatchNorm2d) -> nn.Conv2d:
+    """The convolution, with a bias, that computes norm(conv(x)) of the norm in evaluation."""
+    assert conv.bias is None
+    scale_O, shift_O = scale_and_shift(norm)
+    folded = copy.deepcopy(conv)
+    folded.weight.data = (conv.weight.detach().double() * scale_O.view(-1, 1, 1, 1)).to(conv.weight.dtype)
+    folded.bias = nn.Parameter(shift_O.to(conv.weight.dtype))
+    return folded
+
+
+def scale_and_shift(norm: TdBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The norm in evaluation as y = scale·x + shift per channel, in float64."""
+    scale = ops.reference.norm_factor(norm.running_var.double(), norm.eps, norm.alpha * norm.v_threshold)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
