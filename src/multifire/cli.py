@@ -123,6 +123,23 @@ def _parser() -> _Parser:
     compare.add_argument("--csv", type=Path, help="write the table to this file too")
     compare.set_defaults(run=_compare)
 
+    export = commands.add_parser("export", help="write a run's network as a file for use outside the trainer")
+    export.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--to", choices=("int8", "onnx", "nir", "pretrained"), metavar="format", required=True,
+                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; onnx: for whatever runs ONNX; "
+                        "nir: for neuromorphic simulators and hardware; "
+                        "pretrained: a folder to share, which `mf.from_pretrained` reads")  # fmt: skip
+    export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT and the format's ending)")
+    export.add_argument("--step", action="store_true",
+                        help="onnx: one time step, with the state in and out, in place of a whole sequence")  # fmt: skip
+    export.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
+                        help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
+    export.add_argument(
+        "--measure", action="store_true", help="score what is written on the test set, for its passport"
+    )
+    export.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
+    export.set_defaults(run=_export)
+
     inspect = commands.add_parser(
         "inspect", help="say where a checkpoint or an exported file came from; check it whole"
     )
@@ -476,6 +493,33 @@ def _play(args: argparse.Namespace) -> int:
             raise
     finally:
         player.summarise()
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    if args.step and args.to != "onnx":
+        raise ValueError(f"--step is for --to onnx, not {args.to}")
+    if args.to != "int8":
+        return _export_graph(args)
+    from multifire.export.int8 import export_run
+
+    exported = export_run(args.folder, args.out, args.checkpoint, args.measure, args.root)
+    print(f"{args.to}: {exported.size / 1e6:,.2f} MB, {100 * exported.share:.1f} % of the weights in float; ", end="")
+    if exported.accuracy is not None:
+        print(f"accuracy {100 * exported.accuracy:.2f} %; ", end="")
+    print(f"written to {exported.path}")
+    return 0
+
+
+def _export_graph(args: argparse.Namespace) -> int:
+    if args.measure or args.root:
+        raise ValueError(
+            "--measure and --root are for --to int8: this format computes what `multifire eval RUN` scores"
+        )
+    from multifire.export.files import write_run
+
+    path = write_run(args.folder, args.to, args.out, args.checkpoint, args.step)
+    print(f"{args.to}: checked beside the network; written to {path}")
     return 0
 
 

@@ -294,6 +294,17 @@ def from_json(text: str, source: str) -> RunConfig:
     return _build(RunConfig, values, source, prefix="")
 
 
+def model_config(values: Any, source: str) -> ModelConfig:
+    """A ModelConfig from the object that JSON has of it.
+
+    Raises:
+        ValueError: no object, a field that is unknown or of the wrong type, or what no network could be.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{source}: not a model: found {type(values).__name__}, expected an object")
+    return RunConfig(model=_build(ModelConfig, values, source, prefix="model.")).model  # which checks the values
+
+
 def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
     hints = get_type_hints(cls)
     kwargs = {}

@@ -1,12 +1,17 @@
 """Where a trained network goes: folded, in integers, and with a passport that says where it came from."""
 
 from multifire.export.fold import FoldedFire, Shift, fold
+from multifire.export.int8 import Int8Network, load_int8, quantise_network, save_int8
 from multifire.export.passport import describe, make_passport
 
 __all__ = [
     "FoldedFire",
+    "Int8Network",
     "Shift",
     "describe",
     "fold",
+    "load_int8",
     "make_passport",
+    "quantise_network",
+    "save_int8",
 ]

@@ -83,13 +83,14 @@ def fold(model: SpikingResNet) -> SpikingResNet:
         weight = folded.stem.conv.weight
         scale_I11 = scale_and_shift(folded.input_norm)[0].view(-1, 1, 1)
         weight.data = (weight.double() * scale_I11).to(weight.dtype)
-        folded.input_norm = Shift(folded.input_norm.running_mean)
+        folded.add_module("input_norm", Shift(folded.input_norm.running_mean))
     for parent in list(folded.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ConvFire):
                 setattr(parent, name, FoldedFire(child))
             elif isinstance(child, ConvNorm):
-                child.conv, child.norm = fold_norm(child.conv, child.norm), nn.Identity()
+                child.conv = fold_norm(child.conv, child.norm)
+                child.add_module("norm", nn.Identity())
     return folded.eval().requires_grad_(False)
 
 

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multifire import config as configs
-from multifire.config import ModelConfig
+from multifire.config import ModelConfig, model_config
 from multifire.export.fold import fold
 from multifire.export.graph import trace
 from multifire.nn import MLF, ConvFire, SpikingResNet, config_of_model, model_from_config
@@ -162,10 +161,9 @@ def _model_config(graph: nir.NIRGraph, name: str) -> ModelConfig:
         raise ValueError(f"{name}: {found}, expected one that multifire wrote in version {NIR_VERSION}")
     try:
         values = json.loads(graph.metadata["model"])
-        run = configs.from_json(json.dumps({"version": configs.CONFIG_VERSION, "model": values}), name)
     except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{name}: its metadata do not say its model ({error})") from None
-    return run.model
+    return model_config(values, name)
 
 
 def _frame_size(graph: nir.NIRGraph, cfg: ModelConfig, name: str) -> tuple[int, int]:

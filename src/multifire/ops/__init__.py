@@ -224,6 +224,55 @@ def tdbn_mlf(
     )
 
 
+def fire_bytes(
+    sums: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    thresholds: Sequence[float] = PAPER_THRESHOLDS,
+    decay: float = 0.25,
+    *,
+    add_after: Tensor | None = None,
+    state: Tensor | None = None,
+    return_state: bool = False,
+    timesteps: int | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Multi-level firing on a convolution's integer sums, for inference: spikes are bytes.
+
+        o = mlf(scale·sums + bias) + add_after
+
+    Args:
+        sums: integers of a convolution, [T, N, C, H, W] in float32; T and `timesteps` as in `tdbn_mlf`.
+        scale: [C], what one of the sums' units is worth.
+        bias: [C], or [C, H, W] where it differs along the borders.
+        add_after: bytes [T, N, C, H, W]; the caller knows that the sum stays within 255.
+        return_state: return the membranes after the last step, to go on from.
+
+    Returns:
+        o [T, N, C, H, W] in uint8, and the state [K, N, C, H, W], or None where it was not asked for.
+
+    Raises:
+        ValueError: a shape or type that does not fit, or no threshold.
+    """
+    timesteps = sums.shape[0] if timesteps is None else timesteps
+    _check_neuron(sums, thresholds, "rect", 1.0, state)
+    if sums.dim() != 5 or sums.dtype != torch.float32 or sums.shape[0] not in (1, timesteps):
+        found = f"sums has shape {tuple(sums.shape)}, {sums.dtype}"
+        raise ValueError(f"{found}, expected [T, N, C, H, W] in float32 with T = 1 or timesteps = {timesteps}")
+    C, H, W = sums.shape[2:]
+    if scale.shape != (C,) or bias.shape not in ((C,), (C, H, W)):
+        shapes = f"scale has shape {tuple(scale.shape)} and bias {tuple(bias.shape)}"
+        raise ValueError(f"{shapes}, expected ({C},), and for bias that or {(C, H, W)}")
+    if add_after is not None and (add_after.shape != (timesteps, *sums.shape[1:]) or add_after.dtype != torch.uint8):
+        found = f"add_after has shape {tuple(add_after.shape)}, {add_after.dtype}"
+        raise ValueError(f"{found}, expected {(timesteps, *sums.shape[1:])} in uint8")
+    body = cpu if choose_backend(backend, sums, len(thresholds)) is cpu else reference
+    return body.fire_bytes(
+        sums, scale, bias, tuple(thresholds), decay,
+        add_after=add_after, state=state, return_state=return_state, timesteps=timesteps,
+    )  # fmt: skip
+
+
 def pack_spikes(x: Tensor) -> Tensor | None:
     """Integers 0..255 as bytes in x's memory order; None where x holds anything else, or the CPU kernel cannot take it.
 

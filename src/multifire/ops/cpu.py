@@ -6,6 +6,7 @@ Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ _POINTERS = (
     "x", "mean", "var", "factor", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
     "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state", "sums",
 )  # fmt: skip
+_FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "shared_input", "levels", "threads")
+_FIRE_POINTERS = ("sums", "scale", "bias", "add_after", "state", "out", "state_out")
 
 
 class Args(ctypes.Structure):
@@ -43,18 +46,34 @@ class Args(ctypes.Structure):
     )
 
 
+class FireArgs(ctypes.Structure):
+    """`FireArgs` of csrc/mlf.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in _FIRE_INTEGERS),
+        ("decay", ctypes.c_double),
+        ("thresholds", ctypes.c_double * MAX_LEVELS),
+        *((name, ctypes.c_void_p) for name in _FIRE_POINTERS),
+    )
+
+
 def _load() -> ctypes.CDLL | None:
     """The compiled kernel. Loaded after torch, whose OpenMP runtime it then shares: two would fight over the cores."""
     if not LIBRARY.exists():
         return None
     library = ctypes.CDLL(str(LIBRARY))
-    library.multifire_args_size.restype = ctypes.c_int64
+    assert hasattr(library, "multifire_fire_args_size"), f"{LIBRARY} is of an older multifire; reinstall it"
+    for name in ("multifire_args_size", "multifire_fire_args_size"):
+        getattr(library, name).restype = ctypes.c_int64
     library.multifire_isa.restype = ctypes.c_char_p
     library.multifire_use_isa.restype = ctypes.c_bool
     library.multifire_pack.restype = ctypes.c_bool
     for name in ("multifire_pack", "multifire_unpack"):
         getattr(library, name).argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64, ctypes.c_bool, ctypes.c_int64]
-    assert library.multifire_args_size() == ctypes.sizeof(Args), "cpu.py and csrc/mlf.h disagree; reinstall multifire"
+    sizes = library.multifire_args_size(), library.multifire_fire_args_size()
+    assert sizes == (ctypes.sizeof(Args), ctypes.sizeof(FireArgs)), (
+        "cpu.py and csrc/mlf.h disagree; reinstall multifire"
+    )
     return library
 
 
@@ -211,3 +230,47 @@ def unpack(packed: Tensor, dtype: torch.dtype) -> Tensor:
     half, threads = dtype == torch.bfloat16, torch.get_num_threads()
     _LIBRARY.multifire_unpack(packed.data_ptr(), spikes.data_ptr(), packed.numel(), half, threads)
     return spikes
+
+
+def fire_bytes(
+    sums: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    thresholds: Sequence[float],
+    decay: float,
+    *,
+    add_after: Tensor | None,
+    state: Tensor | None,
+    return_state: bool,
+    timesteps: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Scale, bias, firing and sum in bytes; see `multifire.ops.fire_bytes`."""
+    assert _LIBRARY is not None
+    kept = _Kept()
+    _, N, C, H, W = sums.shape
+    out = sums.new_empty((timesteps, N, H, W, C), dtype=torch.uint8)
+    new_state = sums.new_empty((len(thresholds), N, H, W, C)) if return_state else None
+    bias_last = bias if bias.dim() == 1 else bias.permute(1, 2, 0)
+    _LIBRARY.multifire_fire(
+        ctypes.byref(
+            FireArgs(
+                timesteps=timesteps,
+                values=N * H * W * C,
+                channels=C,
+                bias_period=bias.numel(),
+                shared_input=sums.shape[0] < timesteps,
+                levels=len(thresholds),
+                threads=torch.get_num_threads(),
+                decay=decay,
+                thresholds=(ctypes.c_double * MAX_LEVELS)(*thresholds),
+                sums=kept.pointer(sums, True),
+                scale=kept.pointer(scale, False),
+                bias=kept.pointer(bias_last, False),
+                add_after=kept.pointer(add_after, True),
+                state=kept.pointer(state, True),
+                out=out.data_ptr(),
+                state_out=None if new_state is None else new_state.data_ptr(),
+            )
+        )
+    )
+    return out.permute(0, 1, 4, 2, 3), None if new_state is None else new_state.permute(0, 1, 4, 2, 3)

@@ -136,6 +136,26 @@ def tdbn_mlf(
     return spikes.to(x.dtype), state if return_state else None
 
 
+def fire_bytes(
+    sums: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    thresholds: Sequence[float],
+    decay: float,
+    *,
+    add_after: Tensor | None,
+    state: Tensor | None,
+    return_state: bool,
+    timesteps: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Scale, bias, firing and sum in bytes; see `multifire.ops.fire_bytes`."""
+    y = sums * _per_channel(scale) + (_per_channel(bias) if bias.dim() == 1 else bias)
+    y = y.expand(timesteps, *y.shape[1:])
+    spikes, state = mlf(y, thresholds, decay, surrogate="rect", width=1.0, detach_reset=False, state=state)
+    spikes = spikes.to(torch.uint8)
+    return spikes if add_after is None else spikes + add_after, state if return_state else None
+
+
 def norm_factor(var: Tensor, eps: float, scale: float) -> Tensor:
     """scale / (sqrt(σ²) + ε)."""
     # The root has no derivative at 0, where a channel is constant; the clamp makes it 0 and changes no value.

@@ -37,6 +37,7 @@ const Kernels*& chosen() {
 extern "C" {
 
 int64_t multifire_args_size() { return sizeof(multifire::Args); }
+int64_t multifire_fire_args_size() { return sizeof(multifire::FireArgs); }
 
 const char* multifire_isa() { return multifire::chosen()->name; }
 
@@ -55,6 +56,7 @@ void multifire_stats(const multifire::Args* a) { multifire::chosen()->stats(*a);
 void multifire_forward(const multifire::Args* a) { multifire::chosen()->forward(*a); }
 void multifire_backward(const multifire::Args* a) { multifire::chosen()->backward(*a); }
 void multifire_finish(const multifire::Args* a) { multifire::chosen()->finish(*a); }
+void multifire_fire(const multifire::FireArgs* a) { multifire::chosen()->fire(*a); }
 
 bool multifire_pack(const void* spikes, uint8_t* bytes, int64_t count, bool bf16, int64_t threads) {
   return multifire::chosen()->pack(spikes, bytes, count, bf16, threads);

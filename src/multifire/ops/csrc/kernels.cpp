@@ -411,7 +411,8 @@ struct Neurons {
   int runtime_levels;
   float decay, thresholds[kMaxLevels];
 
-  explicit Neurons(const Args& a) : runtime_levels(static_cast<int>(a.levels)), decay(static_cast<float>(a.decay)) {
+  template <class A>
+  explicit Neurons(const A& a) : runtime_levels(static_cast<int>(a.levels)), decay(static_cast<float>(a.decay)) {
     for (int k = 0; k < kMaxLevels; ++k) thresholds[k] = static_cast<float>(a.thresholds[k]);
   }
   int levels() const { return K == kAnyLevels ? runtime_levels : K; }
@@ -728,6 +729,86 @@ void unpack(const uint8_t* bytes, S* spikes, int64_t count, int64_t threads) {
   });
 }
 
+typedef uint8_t TileBytes __attribute__((vector_size(kTile)));
+
+// The low bytes of a tile of integers.
+inline TileBytes narrow(const Mask (&tile)[kVecs]) {
+  TileBytes bytes;
+#if defined(__AVX512F__)
+  for (int i = 0; i < kVecs; ++i) {
+    const __m128i part = _mm512_cvtepi32_epi8((__m512i)tile[i]);
+    std::memcpy(reinterpret_cast<char*>(&bytes) + i * kLanes, &part, kLanes);
+  }
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_packs_epi32((__m256i)tile[0], (__m256i)tile[1]);
+  const __m256i high = _mm256_packs_epi32((__m256i)tile[2], (__m256i)tile[3]);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within each half of a register
+  bytes = (TileBytes)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+#else
+  for (int i = 0; i < kTile; ++i) bytes[i] = static_cast<uint8_t>(tile[i / kLanes][i % kLanes]);
+#endif
+  return bytes;
+}
+
+inline TileBytes load_bytes(const uint8_t* from, int count) {
+  TileBytes bytes = {};
+  std::memcpy(&bytes, from, count);
+  return bytes;
+}
+
+template <int K, bool Full>
+inline void fire_tile(const FireArgs& a, const Neurons<K>& neurons, const float* scales, const float* biases, int64_t at,
+                      int count) {
+  const Tile scale = load_tile<true>(scales, kTile), bias = load_tile<true>(biases, kTile);
+  const int64_t stride = a.shared_input ? 0 : a.values;
+  const int bytes = Full ? kTile : count;
+  Tile carry[Neurons<K>::kStored];
+  for (int k = 0; k < neurons.levels(); ++k)
+    carry[k] = a.state ? load_tile<Full>(a.state + k * a.values + at, count) : zeros();
+  for (int64_t t = 0; t < a.timesteps; ++t) {
+    const int64_t here = t * a.values + at;
+    Tile y = load_tile<Full>(a.sums + t * stride + at, count);
+    Mask fired[kVecs] = {};
+    for (int i = 0; i < kVecs; ++i) y.v[i] = y.v[i] * scale.v[i] + bias.v[i];
+    for (int k = 0; k < neurons.levels(); ++k) {
+      for (int i = 0; i < kVecs; ++i) {
+        const Vec u = neurons.decay * carry[k].v[i] + y.v[i];
+        const Mask fires = u > neurons.thresholds[k];
+        fired[i] -= fires;
+        carry[k].v[i] = fires ? splat(0) : u;
+      }
+    }
+    TileBytes spikes = narrow(fired);
+    if (a.add_after) spikes += load_bytes(a.add_after + here, bytes);
+    std::memcpy(a.out + here, &spikes, bytes);
+  }
+  if (a.state_out)
+    for (int k = 0; k < neurons.levels(); ++k) store_tile<Full>(a.state_out + k * a.values + at, carry[k], count);
+}
+
+constexpr int64_t kFireJob = 1 << 12;  // a multiple of kTile
+
+template <int K>
+void fire(const FireArgs& a) {
+  const Neurons<K> neurons(a);
+  const auto repeated = [](const float* values, int64_t period) {  // so that a tile may start anywhere in the period
+    std::vector<float> table(period + kTile);
+    for (size_t i = 0; i < table.size(); ++i) table[i] = values[i % period];
+    return table;
+  };
+  const std::vector<float> scale = repeated(a.scale, a.channels), bias = repeated(a.bias, a.bias_period);
+  in_parallel((a.values + kFireJob - 1) / kFireJob, a.threads, [&](int64_t job) {
+    const int64_t end = std::min(a.values, (job + 1) * kFireJob);
+    for (int64_t at = job * kFireJob; at < end; at += kTile) {
+      const float *scales = scale.data() + at % a.channels, *biases = bias.data() + at % a.bias_period;
+      if (end - at >= kTile)
+        fire_tile<K, true>(a, neurons, scales, biases, at, kTile);
+      else
+        fire_tile<K, false>(a, neurons, scales, biases, at, static_cast<int>(end - at));
+    }
+  });
+}
+
 // From here on: the choice of a specialisation at run time.
 
 template <class S>
@@ -738,6 +819,15 @@ void forward_any(const Args& a) {
     case 2: return forward<2, S>(a);
     case 3: return forward<3, S>(a);
     default: return forward<kAnyLevels, S>(a);
+  }
+}
+
+void fire_any(const FireArgs& a) {
+  switch (a.levels) {
+    case 1: return fire<1>(a);
+    case 2: return fire<2>(a);
+    case 3: return fire<3>(a);
+    default: return fire<kAnyLevels>(a);
   }
 }
 
@@ -789,6 +879,7 @@ const Kernels kernels = {
     [](const Args& a) { a.bf16 ? forward_any<bf16>(a) : forward_any<float>(a); },
     [](const Args& a) { a.bf16 ? backward_any<bf16>(a) : backward_any<float>(a); },
     [](const Args& a) { a.bf16 ? finish<bf16>(a) : finish<float>(a); },
+    fire_any,
     [](const void* spikes, uint8_t* bytes, int64_t count, bool is_bf16, int64_t threads) {
       return is_bf16 ? pack(static_cast<const bf16*>(spikes), bytes, count, threads)
                      : pack(static_cast<const float*>(spikes), bytes, count, threads);

@@ -37,6 +37,23 @@ struct Args {
   double values;  // per channel, which the mean and variance are of; read by `finish`
 };
 
+// Inference in integers, channels last: out = MLF(scale·sums + bias) + add_after, in bytes. `sums` holds a convolution's
+// integers as floats; they and `bias` repeat along a time step's values, with the periods given. Mirrored in ops/cpu.py.
+struct FireArgs {
+  int64_t timesteps, values;  // values of one time step
+  int64_t channels, bias_period;  // of `scale` and of `bias`; the second is a multiple of the first
+  int64_t shared_input;           // sums holds one time step, which stands for all of them
+  int64_t levels, threads;
+  double decay;
+  double thresholds[kMaxLevels];
+
+  const float *sums, *scale, *bias;
+  const uint8_t* add_after;
+  const float* state;
+  uint8_t* out;
+  float* state_out;
+};
+
 // One build of kernels.cpp, for one instruction set.
 struct Kernels {
   const char* name;
@@ -45,6 +62,7 @@ struct Kernels {
   void (*forward)(const Args&);
   void (*backward)(const Args&);
   void (*finish)(const Args&);  // in training, after `backward`: from dy to the gradient of x
+  void (*fire)(const FireArgs&);
   bool (*pack)(const void* spikes, uint8_t* bytes, int64_t count, bool bf16, int64_t threads);
   void (*unpack)(const uint8_t* bytes, void* spikes, int64_t count, bool bf16, int64_t threads);
 };

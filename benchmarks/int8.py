@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Evaluation in integers beside floating point, in turns in one process.
+
+usage: python -m benchmarks.int8 [--runs N] [--batches 64 1] [--without bf16] [--out FOLDER]
+
+A DS-ResNet20 of width 64 with random weights and norms that fire, on random still images [4, N, 3, 32, 32]:
+
+    reference  plain PyTorch, fp32, eager
+    fp32       multifire's CPU kernel
+    bf16       the same with convolutions in bf16
+    folded     mf.export.fold, fp32
+    int8       mf.load_int8 of the exported file
+
+Then one convolution of each stage with bytes in, by oneDNN through torch and by ONNX Runtime. ConvInteger gives the
+integer sums that firing needs; QLinearConv, timed beside it, rounds them to bytes. The sums are checked against a
+convolution in float64. Writes int8.csv (every run) and int8.md (medians, machine, versions).
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+import multifire as mf
+from benchmarks.results import markdown, write_csv
+from multifire.config import ModelConfig
+from multifire.export.int8 import LARGEST_ACTIVATION, ByteConv2d, Int8Network, quantise_network, save_int8
+from multifire.export.passport import PASSPORT_VERSION
+from multifire.nn import model_from_config
+from multifire.runtime import autocast, describe_machine, write_atomic
+
+RESULTS = Path(__file__).parent / "results"
+MODEL = ModelConfig(name="ds_resnet20", width=64)
+TIMESTEPS, SIZE = 4, 32
+CONVOLUTIONS = ((64, 64, 32, 1), (128, 128, 16, 1), (256, 256, 8, 1), (64, 128, 32, 2))
+"""Channels before and after, rows and columns, stride; kernels are 3 × 3."""
+IMAGES = 32
+"""That a convolution is timed on."""
+COLUMNS = ("what", "way", "batch", "run", "seconds")
+
+
+def random_network() -> mf.SpikingResNet:
+    """Norms that have seen a batch, so that every layer fires."""
+    torch.manual_seed(0)
+    net = model_from_config(MODEL, backend="cpu").train()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, mf.nn.TdBatchNorm2d):
+                module.momentum = 1.0
+        net(torch.randn(1, 8, MODEL.in_channels, SIZE, SIZE).expand(TIMESTEPS, -1, -1, -1, -1))
+    return net.eval()
+
+
+def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
+    """The network read from its int8 file, and that file's size over the size of one with its float weights."""
+    passport: dict[str, Any] = dict.fromkeys(("recipe", "config", "data", "accuracy", "checkpoint", "versions"))
+    passport |= {"passport": PASSPORT_VERSION, "recipe": "random", "config": {"model": vars(MODEL)}, "accuracy": []}
+    passport |= {"data": {"name": "none", "about": "random"}, "versions": {}}
+    passport |= {"checkpoint": {"file": "none", "epochs": 0, "sha256": ""}}
+    save_int8(folder / "int8.safetensors", quantise_network(net, MODEL, counts=False), passport)
+    safetensors.torch.save_file(net.state_dict(), folder / "float.safetensors")
+    sizes = [(folder / f"{kind}.safetensors").stat().st_size for kind in ("int8", "float")]
+    return mf.load_int8(folder / "int8.safetensors"), sizes[0] / sizes[1]
+
+
+def networks(net: mf.SpikingResNet, int8: Int8Network) -> dict[str, Callable[[Tensor], Any]]:
+    reference = model_from_config(MODEL, backend="reference").eval()
+    reference.load_state_dict(net.state_dict())
+
+    def bf16(x: Tensor) -> Tensor:
+        with autocast(x.device, "bf16"):
+            return net(x)
+
+    return {"reference": reference, "fp32": net, "bf16": bf16, "folded": mf.export.fold(net), "int8": int8}
+
+
+def convolutions(before: int, after: int, size: int, stride: int) -> dict[str, Callable[[], Any]]:
+    """One convolution in each way, on the same bytes; those that give sums have been checked."""
+    x = torch.randint(0, 13, (IMAGES, before, size, size), dtype=torch.uint8)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    conv = ByteConv2d(before, after, 3, stride)
+    conv.weight.random_(-127, 128)
+    floats = x_last.float(), conv.weight.float().contiguous(memory_format=torch.channels_last)
+    integer, rounded = (onnx_convolution(kind, conv.weight, stride) for kind in ("ConvInteger", "QLinearConv"))
+    for largest in (12, LARGEST_ACTIVATION):
+        probe = torch.full((1, before, size, size), largest, dtype=torch.uint8)
+        exact = F.conv2d(probe.double(), conv.weight.double(), stride=stride, padding=1)
+        assert torch.equal(conv(probe).double(), exact)
+        assert np.array_equal(integer(probe.numpy()), exact.numpy())
+    images = x.numpy()
+    return {
+        "fp32, oneDNN": lambda: F.conv2d(*floats, stride=stride, padding=1),
+        "int8, oneDNN": lambda: conv(x_last),
+        "int8, ConvInteger": lambda: integer(images),
+        "int8, QLinearConv": lambda: rounded(images),
+    }
+
+
+def onnx_convolution(kind: str, weight: Tensor, stride: int) -> Callable[[np.ndarray], np.ndarray]:
+    """An ONNX Runtime session of one node of that kind, with scales of 1 and zero points of 0."""
+    after = len(weight)
+    constants = {"w": weight.numpy()}
+    inputs, result = ["x", "w"], TensorProto.INT32
+    if kind == "QLinearConv":
+        constants |= {"xs": np.float32(1), "xz": np.uint8(0), "ys": np.float32(1), "yz": np.uint8(0)}
+        constants |= {"ws": np.ones(after, np.float32), "wz": np.zeros(after, np.int8)}
+        inputs, result = ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], TensorProto.UINT8
+    node = helper.make_node(kind, inputs, ["y"], strides=[stride, stride], pads=[1, 1, 1, 1])
+    x, y = (
+        helper.make_tensor_value_info(name, type, [None] * 4)
+        for name, type in (("x", TensorProto.UINT8), ("y", result))
+    )
+    weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph([node], kind, [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run(None, {"x": images})[0])
+
+
+def in_turns(what: str, batch: int, ways: dict[str, Callable[[], Any]], runs: int) -> list[dict[str, Any]]:
+    """`runs` timed calls of each way, one of each after the other, after one call that is not timed."""
+    rows = []
+    for run in range(-1, runs):
+        for way, call in ways.items():
+            began = time.perf_counter()
+            call()
+            seconds = time.perf_counter() - began
+            if run >= 0:
+                rows.append({"what": what, "way": way, "batch": batch, "run": run, "seconds": seconds})
+        print(what, batch, run + 1, "of", runs, flush=True)
+    return rows
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """For each thing measured a table: time per image, and the median of its ratios to int8's neighbouring runs."""
+    text = ""
+    for what, batch in dict.fromkeys((row["what"], row["batch"]) for row in rows):
+        times = {
+            way: [
+                row["seconds"] / batch for row in rows if (row["what"], row["batch"], row["way"]) == (what, batch, way)
+            ]
+            for way in dict.fromkeys(row["way"] for row in rows if row["what"] == what)
+        }
+        base = times.get("int8") or times["int8, oneDNN"]
+        lines = []
+        for way, seconds in times.items():
+            median, low, high = (1e3 * f(seconds) for f in (statistics.median, min, max))
+            ratio = statistics.median(own / other for own, other in zip(seconds, base, strict=True))
+            lines.append((way, f"{median:.3g} ({low:.3g} to {high:.3g})", f"{ratio:.2f}"))
+        text += f"\n## {what}, batch {batch}\n\n"
+        text += markdown(("", f"ms per image, median of {len(base)} (range)", "× int8"), lines)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1])
+    parser.add_argument("--without", nargs="*", default=[], help="ways to leave out")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        net = random_network()
+        int8, share = exported(net, Path(folder))
+        for batch in args.batches:
+            x = torch.randn(1, batch, MODEL.in_channels, SIZE, SIZE).expand(TIMESTEPS, -1, -1, -1, -1)
+            ways = {way: (lambda f=f, x=x: f(x)) for way, f in networks(net, int8).items() if way not in args.without}
+            rows += in_turns("DS-ResNet20, width 64, T = 4", batch, ways, args.runs)
+        for shape in CONVOLUTIONS:
+            what = "Convolution 3 × 3, {} to {} channels, {} × {}, stride {}".format(*shape[:3], *shape[2:])
+            rows += in_turns(what, IMAGES, convolutions(*shape), args.runs)
+    write_csv(args.out / "int8.csv", COLUMNS, rows)
+    machine = describe_machine(torch.device("cpu"))
+    text = (
+        "# Evaluation in integers\n\n"
+        "Made by `python -m benchmarks.int8`: in turns in one process, after one call each. "
+        f"{machine['processor']}, {machine['threads']} threads, CPU kernel {mf.ops.cpu.isa()}; "
+        f"torch {machine['torch']}, ONNX Runtime {onnxruntime.__version__}, multifire {machine['multifire']}.\n"
+        f"The int8 file has {share:.3f} × the bytes of one with the float weights.\n"
+    )
+    write_atomic(args.out / "int8.md", (text + tables(rows)).encode())
+    print((args.out / "int8.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
