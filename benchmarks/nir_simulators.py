@@ -37,7 +37,8 @@ def norse_neuron(node: nir.LIF, dtype: torch.dtype) -> Neuron:
     from norse.torch.module.lif_box import LIFBoxCell
     from norse.torch.functional.lif_box import LIFBoxParameters
 
-    tensors = {name: torch.from_numpy(getattr(node, name)).to(dtype) for name in ("tau", "r", "v_leak", "v_threshold", "v_reset")}
+    names = ("tau", "r", "v_leak", "v_threshold", "v_reset")
+    tensors = {name: torch.from_numpy(getattr(node, name)).to(dtype) for name in names}
     parameters = LIFBoxParameters(
         tau_mem_inv=1 / tensors["tau"], v_leak=tensors["v_leak"], v_th=tensors["v_threshold"], v_reset=tensors["v_reset"]
     )
@@ -194,7 +195,8 @@ def main() -> None:
     for dtype in (torch.float64, torch.float32):
         spikes, logits = ours(args.network, x.to(dtype))
         for name in IMPORTERS:
-            row = {"simulator": name, "version": importlib.metadata.version(name), "precision": str(dtype)[6:], "samples": x.shape[1]}
+            version = importlib.metadata.version(name)
+            row = {"simulator": name, "version": version, "precision": str(dtype)[6:], "samples": x.shape[1]}
             if name in NEURONS:
                 found, their_logits = node_by_node(nir.read(args.network), NEURONS[name], x.to(dtype))
                 shares = {layer: (found[layer] == spikes[layer]).double().mean().item() for layer in spikes}

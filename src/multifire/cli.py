@@ -125,8 +125,9 @@ def _parser() -> _Parser:
 
     export = commands.add_parser("export", help="write a run's network as a file for use outside the trainer")
     export.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    export.add_argument("--to", choices=("int8", "onnx", "nir", "pretrained"), metavar="format", required=True,
-                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; onnx: for whatever runs ONNX; "
+    formats = ("int8", "onnx", "nir", "pretrained")
+    export.add_argument("--to", choices=formats, metavar="format", required=True,
+                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; onnx: for what runs ONNX; "
                         "nir: for neuromorphic simulators and hardware; "
                         "pretrained: a folder to share, which `mf.from_pretrained` reads")  # fmt: skip
     export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT and the format's ending)")
@@ -514,7 +515,7 @@ def _export(args: argparse.Namespace) -> int:
 def _export_graph(args: argparse.Namespace) -> int:
     if args.measure or args.root:
         raise ValueError(
-            "--measure and --root are for --to int8: this format computes what `multifire eval RUN` scores"
+            "--measure and --root are for --to int8: this computes what `multifire eval RUN` scores"
         )
     from multifire.export.files import write_run
 
