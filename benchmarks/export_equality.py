@@ -34,9 +34,7 @@ def main() -> None:
     model, cfg = load_model(run.checkpoint(run.headline()))
     data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
     size = 50
-    batches = make_batches(
-        data.test, data.info, cfg.data, batch_size=size, device=torch.device("cpu"), shuffle=False
-    )
+    batches = make_batches(data.test, data.info, cfg.data, batch_size=size, device=torch.device("cpu"), shuffle=False)
     folded = fold(model)
     x = next(iter(batches.epoch(0)))[0]
     session = onnxruntime.InferenceSession(onnx_graph(folded, (x.shape[3], x.shape[4])).SerializeToString())

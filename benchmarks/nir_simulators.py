@@ -34,13 +34,16 @@ Neuron = Callable[[Tensor], Tensor]
 
 def norse_neuron(node: nir.LIF, dtype: torch.dtype) -> Neuron:
     """Its importer's own cell; the importer leaves R out, so the current is multiplied by it here."""
-    from norse.torch.module.lif_box import LIFBoxCell
     from norse.torch.functional.lif_box import LIFBoxParameters
+    from norse.torch.module.lif_box import LIFBoxCell
 
     names = ("tau", "r", "v_leak", "v_threshold", "v_reset")
     tensors = {name: torch.from_numpy(getattr(node, name)).to(dtype) for name in names}
     parameters = LIFBoxParameters(
-        tau_mem_inv=1 / tensors["tau"], v_leak=tensors["v_leak"], v_th=tensors["v_threshold"], v_reset=tensors["v_reset"]
+        tau_mem_inv=1 / tensors["tau"],
+        v_leak=tensors["v_leak"],
+        v_th=tensors["v_threshold"],
+        v_reset=tensors["v_reset"],
     )
     cell, state = LIFBoxCell(parameters, dt=1.0), None
 
@@ -102,7 +105,7 @@ def import_sinabs(graph: nir.NIRGraph, batch: int) -> torch.nn.Module:
 def import_spikingjelly(graph: nir.NIRGraph, batch: int) -> torch.nn.Module:
     from spikingjelly.activation_based.nir_exchange import import_from_nir
 
-    return import_from_nir(graph)
+    return import_from_nir(graph, dt=1.0)
 
 
 IMPORTERS = {
@@ -143,8 +146,10 @@ def node_by_node(graph: nir.NIRGraph, make: Callable[[nir.LIF, torch.dtype], Neu
         values: dict[str, Tensor] = {}
         for name in order:
             node = graph.nodes[name]
-            x = frame if isinstance(node, nir.Input) else sum(values[source] for source in sources[name])
-            values[name] = neurons[name](x).to(dtype) if name in neurons else stateless(node, x, dtype)  # 0 and 1 in any
+            x = frame if isinstance(node, nir.Input) else torch.stack([values[s] for s in sources[name]]).sum(0)
+            values[name] = (
+                neurons[name](x).to(dtype) if name in neurons else stateless(node, x, dtype)
+            )  # 0 and 1 in any
         at = defaultdict(list)
         for name in neurons:
             at[name.rpartition("_level")[0]].append(values[name])
@@ -156,6 +161,8 @@ def node_by_node(graph: nir.NIRGraph, make: Callable[[nir.LIF, torch.dtype], Neu
 
 def stateless(node: nir.NIRNode, x: Tensor, dtype: torch.dtype) -> Tensor:
     if isinstance(node, nir.Conv2d):
+        assert isinstance(node.stride, tuple | np.ndarray)
+        assert isinstance(node.padding, tuple | np.ndarray)
         weight, bias = (torch.from_numpy(a).to(dtype) for a in (node.weight, node.bias))
         return F.conv2d(x, weight, bias, tuple(map(int, node.stride)), tuple(map(int, node.padding)))
     if isinstance(node, nir.AvgPool2d):
@@ -171,7 +178,7 @@ def whole_graph(name: str, path: Path, x_TNCHW: Tensor, expected: Tensor) -> str
     """What comes of the simulator's own importer: its message, or how many of its predictions are ours."""
     try:
         network = IMPORTERS[name](nir.read(path), x_TNCHW.shape[1])
-        state, logits = None, 0
+        state, logits = None, torch.zeros(1)
         for frame in x_TNCHW.float():
             out = network(frame, state) if name in ("norse", "snntorch") else network(frame)
             out, state = out if isinstance(out, tuple) else (out, None)
@@ -199,10 +206,11 @@ def main() -> None:
             row = {"simulator": name, "version": version, "precision": str(dtype)[6:], "samples": x.shape[1]}
             if name in NEURONS:
                 found, their_logits = node_by_node(nir.read(args.network), NEURONS[name], x.to(dtype))
+                same = (their_logits.argmax(1) == logits.argmax(1)).double().mean().item()
                 shares = {layer: (found[layer] == spikes[layer]).double().mean().item() for layer in spikes}
                 worst = min(shares, key=lambda layer: shares[layer])
                 row |= {"same spikes, worst layer %": f"{100 * shares[worst]:.4f}", "worst layer": worst,
-                        "same predictions %": f"{100 * (their_logits.argmax(1) == logits.argmax(1)).double().mean().item():.2f}"}  # fmt: skip
+                        "same predictions %": f"{100 * same:.2f}"}  # fmt: skip
             if dtype == torch.float32:
                 row["its own importer"] = whole_graph(name, args.network, x, logits)
             rows.append(row)

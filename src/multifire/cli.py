@@ -132,7 +132,7 @@ def _parser() -> _Parser:
                         "pretrained: a folder to share, which `mf.from_pretrained` reads")  # fmt: skip
     export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT and the format's ending)")
     export.add_argument("--step", action="store_true",
-                        help="onnx: one time step, with the state in and out, in place of a whole sequence")  # fmt: skip
+                        help="onnx: one time step, with the state in and out, and not a whole sequence")  # fmt: skip
     export.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
                         help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
     export.add_argument(
@@ -514,9 +514,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _export_graph(args: argparse.Namespace) -> int:
     if args.measure or args.root:
-        raise ValueError(
-            "--measure and --root are for --to int8: this computes what `multifire eval RUN` scores"
-        )
+        raise ValueError("--measure and --root are for --to int8: this computes what `multifire eval RUN` scores")
     from multifire.export.files import write_run
 
     path = write_run(args.folder, args.to, args.out, args.checkpoint, args.step)

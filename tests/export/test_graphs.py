@@ -91,7 +91,7 @@ def test_a_lif_of_nir_is_a_level_of_the_neuron():
 
     from multifire.export.nir import to_nir
 
-    model, x = trained(*KINDS[1])
+    model, _ = trained(*KINDS[1])
     nodes = [node for name, node in to_nir(model, SIZE).nodes.items() if name.startswith("stem_neuron_level")]
     assert [type(node) for node in nodes] == [nir.LIF, nir.LIF]
     current = torch.randn(20, *nodes[0].tau.shape, dtype=torch.float64)
