@@ -12,6 +12,7 @@ said to be missing. FRAMES holds [T, N, C, H, W]. Each simulator is tried in two
 Spikes are compared per MLF layer (the sum of its K LIF nodes) at every time step, with those of multifire.
 """
 
+# pyright: reportMissingImports=false
 import argparse
 import csv
 import importlib.metadata
