@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from multifire import analysis, datasets, events, export, nn, ops
     from multifire.checkpoint import load_reference_checkpoint, to_reference_state_dict
     from multifire.export.int8 import load_int8
+    from multifire.export.pretrained import from_pretrained, save_pretrained
     from multifire.nn import SpikingResNet, build_model
 
 __version__ = "0.1.0"
@@ -18,8 +19,10 @@ _SUBMODULES = ("analysis", "datasets", "events", "export", "nn", "ops")
 _NAMES = {
     "SpikingResNet": "multifire.nn",
     "build_model": "multifire.nn",
+    "from_pretrained": "multifire.export.pretrained",
     "load_int8": "multifire.export.int8",
     "load_reference_checkpoint": "multifire.checkpoint",
+    "save_pretrained": "multifire.export.pretrained",
     "to_reference_state_dict": "multifire.checkpoint",
 }
 
@@ -31,10 +34,12 @@ __all__ = [
     "datasets",
     "events",
     "export",
+    "from_pretrained",
     "load_int8",
     "load_reference_checkpoint",
     "nn",
     "ops",
+    "save_pretrained",
     "to_reference_state_dict",
 ]
 

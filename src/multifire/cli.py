@@ -98,7 +98,25 @@ def _parser() -> _Parser:
     evaluate.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     evaluate.add_argument("--batch-size", type=int, help="images in one step (default: the run's)")
+    evaluate.add_argument("--margin", type=float, nargs="+", default=[], metavar="M",
+                          help="what it would cost and save to stop at these margins, as `run` does")  # fmt: skip
     evaluate.set_defaults(run=_eval)
+
+    play = commands.add_parser("run", help="play a recording, or follow a camera, through a run's network")
+    play.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    play.add_argument("source", type=Path, nargs="?", metavar="RECORDING",
+                      help="recording of any known format; .npy of frames [T, C, H, W]; folder of .npy")  # fmt: skip
+    play.add_argument("--follow", action="store_true",
+                      help="read events from standard input as they come: records of 13 bytes, little-endian, "
+                      "t [us, int64], x, y [int16], p [int8]")  # fmt: skip
+    play.add_argument("--udp", type=int, metavar="PORT",
+                      help="with --follow: read packets of such records from this port of 127.0.0.1")  # fmt: skip
+    play.add_argument("--margin", type=float, metavar="M",
+                      help="decide once the likeliest class leads the next by more than this probability")  # fmt: skip
+    play.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
+                      help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
+    play.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    play.set_defaults(run=_play)
 
     compare = commands.add_parser("compare", help="finished runs as a table: where they differ, and what came of it")
     compare.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
@@ -112,9 +130,14 @@ def _parser() -> _Parser:
 
     export = commands.add_parser("export", help="write a run's network as a file for use outside the trainer")
     export.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    export.add_argument("--to", choices=("int8",), metavar="format", required=True,
-                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU")  # fmt: skip
-    export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT-int8.safetensors)")
+    formats = ("int8", "onnx", "nir", "pretrained")
+    export.add_argument("--to", choices=formats, metavar="format", required=True,
+                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; onnx: for what runs ONNX; "
+                        "nir: for neuromorphic simulators and hardware; "
+                        "pretrained: a folder to share, which `mf.from_pretrained` reads")  # fmt: skip
+    export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT and the format's ending)")
+    export.add_argument("--step", action="store_true",
+                        help="onnx: one time step, with the state in and out, and not a whole sequence")  # fmt: skip
     export.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
                         help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
     export.add_argument(
@@ -455,7 +478,7 @@ def _data_show(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from multifire.evaluate import evaluate_run
 
-    scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size)
+    scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size, args.margin)
     names = scored.pop("classes")
     table = Table("class", "accuracy %", title=f"{path}: {scored['count']:,} test samples")
     for name, share in zip(names, scored["per_class"], strict=True):
@@ -463,6 +486,11 @@ def _eval(args: argparse.Namespace) -> int:
     CONSOLE.print(table)
     steps = "  ".join(f"{100 * share:.2f}" for share in scored["per_step"])
     CONSOLE.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
+    for early in scored["early"]:
+        CONSOLE.print(
+            f"stopped at margin {early['margin']:g}: accuracy {100 * early['accuracy']:.2f} % after "
+            f"{early['mean_steps']:.2f} of {len(scored['per_step'])} steps on average", highlight=False, soft_wrap=True
+        )  # fmt: skip
     print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
     return 0
 
@@ -506,7 +534,30 @@ def _summary(args: argparse.Namespace) -> int:
     return 0
 
 
+def _play(args: argparse.Namespace) -> int:
+    if args.follow == (args.source is not None) or (args.udp is not None and not args.follow):
+        raise ValueError("give either a recording to play, or --follow with or without --udp PORT")
+    from multifire.stream import Player
+
+    player = Player(args.folder, args.checkpoint, args.device, args.margin)
+    try:
+        if args.follow:
+            player.follow(sys.stdin.buffer, args.udp)
+        else:
+            player.play(args.source)
+    except KeyboardInterrupt:
+        if not args.follow:
+            raise
+    finally:
+        player.summarise()
+    return 0
+
+
 def _export(args: argparse.Namespace) -> int:
+    if args.step and args.to != "onnx":
+        raise ValueError(f"--step is for --to onnx, not {args.to}")
+    if args.to != "int8":
+        return _export_graph(args)
     from multifire.export.int8 import export_run
 
     exported = export_run(args.folder, args.out, args.checkpoint, args.measure, args.root)
@@ -514,6 +565,16 @@ def _export(args: argparse.Namespace) -> int:
     if exported.accuracy is not None:
         print(f"accuracy {100 * exported.accuracy:.2f} %; ", end="")
     print(f"written to {exported.path}")
+    return 0
+
+
+def _export_graph(args: argparse.Namespace) -> int:
+    if args.measure or args.root:
+        raise ValueError("--measure and --root are for --to int8: this computes what `multifire eval RUN` scores")
+    from multifire.export.files import write_run
+
+    path = write_run(args.folder, args.to, args.out, args.checkpoint, args.step)
+    print(f"{args.to}: checked beside the network; written to {path}")
     return 0
 
 

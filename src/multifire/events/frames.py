@@ -198,7 +198,9 @@ def _fill(
     factory: Callable[[], Recording], windows: list[_Window], options: FrameOptions, totals_known: bool
 ) -> list[_Window]:
     with factory() as recording:
-        cells = _cells(recording, options)
+        if recording.sensor_size is None:
+            raise ValueError(f"{recording.name}: does not say its sensor's size; open it with sensor_size=(H, W)")
+        cells = cells_of(recording.sensor_size, options)
         for t, pixel in recording.packed():
             for window in windows:
                 low, high = window.bounds(t)
@@ -231,12 +233,14 @@ def _add(window: _Window, t: np.ndarray, pixel: np.ndarray, cells: np.ndarray, o
     window.events += len(index)
 
 
-def _cells(recording: Recording, options: FrameOptions) -> np.ndarray:
-    """For each `Packed.pixel` the index into a frame [2, H, W] that it falls on."""
-    if recording.sensor_size is None:
-        raise ValueError(f"{recording.name}: does not say its sensor's size; open it with sensor_size=(H, W)")
+def cells_of(sensor_size: tuple[int, int], options: FrameOptions) -> np.ndarray:
+    """For each `Packed.pixel` the index into a frame [2, H, W] that it falls on.
+
+    Raises:
+        ValueError: the options' factor makes more cells of the sensor than a frame has.
+    """
     rows, columns = (
-        _bins(sensor, cells, options.factor) for sensor, cells in zip(recording.sensor_size, options.size, strict=True)
+        _bins(sensor, cells, options.factor) for sensor, cells in zip(sensor_size, options.size, strict=True)
     )
     height, width = options.size
     cell = rows[:, None, None] * width + columns[:, None]

@@ -174,3 +174,23 @@ def build_model(
 def model_from_config(model: ModelConfig, backend: str = "auto") -> SpikingResNet:
     """The network that a run's configuration describes."""
     return build_model(**vars(model), backend=backend)
+
+
+def config_of_model(model: SpikingResNet) -> ModelConfig:
+    """The configuration that `model_from_config` would make this network of, but for its weights."""
+    first = next(iter(model.stages[0].children()))
+    kind = next(name for name, block in BLOCKS.items() if isinstance(first, block))
+    neuron = model.stem.neuron
+    return ModelConfig(
+        name=f"{kind}_resnet{6 * len(list(model.stages[0].children())) + 2}",
+        in_channels=model.in_channels,
+        num_classes=model.num_classes,
+        width=model.stem.conv.out_channels,
+        levels=len(neuron.thresholds),
+        thresholds=neuron.thresholds,
+        decay=neuron.decay,
+        surrogate=neuron.surrogate,  # pyright: ignore[reportArgumentType] - one of SURROGATES
+        surrogate_width=neuron.width,
+        detach_reset=neuron.detach_reset,
+        norm_input=model.input_norm is not None,
+    )

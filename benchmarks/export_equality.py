@@ -1,0 +1,72 @@
+"""How far exported networks are from the evaluation network in fp32, beside how far it is from itself.
+
+    python -m benchmarks.export_equality RUN [--limit N]
+
+A spike on its threshold may fall either way when sums are taken in another order, and others after it. The floor is
+the same network with its convolutions' weights in another memory layout (rows before channels).
+"""
+
+import argparse
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from multifire import datasets
+from multifire.checkpoint import load_model
+from multifire.datasets.loader import make_batches
+from multifire.export import fold
+from multifire.export.onnx import onnx_graph
+from multifire.runs import RunFolder
+from multifire.runtime import describe_machine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--limit", type=int, default=10_000, help="test samples")
+    args = parser.parse_args()
+    run = RunFolder(args.run)
+    model, cfg = load_model(run.checkpoint(run.headline()))
+    data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
+    size = 50
+    batches = make_batches(data.test, data.info, cfg.data, batch_size=size, device=torch.device("cpu"), shuffle=False)
+    folded = fold(model)
+    x = next(iter(batches.epoch(0)))[0]
+    session = onnxruntime.InferenceSession(onnx_graph(folded, (x.shape[3], x.shape[4])).SerializeToString())
+    program = torch.export.export(fold(load_model(run.checkpoint(run.headline()), "reference")[0]), (x,)).module()
+
+    def other_layout(x: Tensor) -> Tensor:
+        return folded_rows(x.contiguous())
+
+    folded_rows = load_model(run.checkpoint(run.headline()))[0]
+    for module in folded_rows.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous()
+    networks: dict[str, Callable[[Tensor], Tensor]] = {
+        "evaluation": model,
+        "evaluation, other memory layout": other_layout,
+        "folded": folded,
+        "torch.export": program,
+        "ONNX Runtime": lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]),
+    }
+    predictions, labels = {name: [] for name in networks}, []
+    with torch.no_grad():
+        for x, y in itertools.islice(batches.epoch(0), args.limit // size):
+            labels.append(y)
+            for name, network in networks.items():
+                predictions[name].append(network(x).argmax(1))
+    truth, first = torch.cat(labels), torch.cat(predictions["evaluation"])
+    print(f"{cfg.recipe}, {len(truth)} test samples; {describe_machine(torch.device('cpu'))}")
+    for name, found in predictions.items():
+        mine = torch.cat(found)
+        print(f"{name}: same prediction {100 * np.mean((mine == first).numpy()):.2f} %, "
+              f"accuracy {100 * np.mean((mine == truth).numpy()):.2f} %")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""A run's checkpoint as a file of an exchange format, or as a folder to share."""
+
+import importlib
+from pathlib import Path
+
+from multifire.checkpoint import load_model
+from multifire.datasets import get_info
+from multifire.export.passport import make_passport
+from multifire.export.pretrained import save_pretrained
+from multifire.runs import RunFolder
+
+ENDINGS = {"onnx": ".onnx", "nir": ".nir", "pretrained": "-pretrained"}
+
+
+def write_run(folder: Path, to: str, out: Path | None = None, which: str | None = None, step: bool = False) -> Path:
+    """Write a run's checkpoint, "best" or "last", in one of ENDINGS' formats; returns where it lies.
+
+    Raises:
+        FileNotFoundError: no such run or checkpoint.
+        ValueError: the packages of the format are not installed, or it cannot hold the network.
+    """
+    run = RunFolder(folder)
+    which = which or run.headline()
+    passport = make_passport(folder, which)
+    model, cfg = load_model(run.checkpoint(which))
+    side = cfg.data.frame_size if get_info(cfg.data.name).events else get_info(cfg.data.name).size
+    path = out or folder / f"{which}{'-step' if step else ''}{ENDINGS[to]}"
+    if to == "pretrained":
+        save_pretrained(model, path, passport)
+        return path
+    try:
+        module = importlib.import_module(f"multifire.export.{to}")
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; run `pip install 'multifire[{to}]'`") from None
+    if to == "onnx":
+        module.write_onnx(path, model, (side, side), passport, step=step)
+    else:
+        module.write_nir(path, model, (side, side), passport)
+    return path

@@ -1,0 +1,70 @@
+"""A folded network as the plain operations that it is made of, in the order in which they are computed.
+
+Exchange formats have no MLF neuron and no block; each says how it spells these few operations, and `trace` says which
+follows which.
+"""
+
+from typing import Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from multifire.export.fold import FoldedFire, Shift
+from multifire.nn import MLF, DSBlock, PlainBlock, SpikingResNet
+
+Value = TypeVar("Value")
+
+
+class Target(Protocol[Value]):
+    """How a format spells an operation on one time step [N, C, H, W]; `name` is the module's, with dots."""
+
+    def shift(self, x: Value, mean: Tensor, name: str) -> Value:
+        """x - mean, per channel."""
+        ...
+
+    def conv(self, x: Value, conv: nn.Conv2d, name: str) -> Value: ...
+
+    def fire(self, current: Value, neuron: MLF, name: str) -> Value:
+        """The neuron's spikes; it is the target's to keep its membranes from one time step to the next."""
+        ...
+
+    def add(self, a: Value, b: Value, name: str) -> Value: ...
+
+    def vote(self, x: Value, voting: nn.Linear, name: str) -> Value:
+        """The mean over rows and columns, through the voting layer: logits [N, classes]."""
+        ...
+
+
+def trace(model: SpikingResNet, x: Value, to: Target[Value]) -> Value:
+    """Spell one time step of a folded network in the target's words; returns its logits."""
+    if isinstance(model.input_norm, Shift):
+        x = to.shift(x, model.input_norm.mean, "input_norm")
+    x = to.fire(_current(x, model.stem, "stem", to), model.stem.neuron, "stem.neuron")
+    for stage, blocks in enumerate(model.stages):
+        for number, block in enumerate(blocks.children()):
+            x = _trace_block(x, block, f"stages.{stage}.{number}", to)
+    return to.vote(x, model.voting, "voting")
+
+
+def _trace_block(x: Value, block: nn.Module, name: str, to: Target[Value]) -> Value:
+    assert isinstance(block, DSBlock | PlainBlock)
+    residual = x
+    if isinstance(block, DSBlock) and block.shortcut is not None:
+        residual = _fire(x, block.shortcut, f"{name}.shortcut", to)
+    elif block.shortcut is not None:
+        residual = _current(x, block.shortcut, f"{name}.shortcut", to)
+    x = _fire(x, block.fire1, f"{name}.fire1", to)
+    current = _current(x, block.fire2, f"{name}.fire2", to)
+    if isinstance(block, PlainBlock):
+        current = to.add(current, residual, f"{name}.add")
+    spikes = to.fire(current, block.fire2.neuron, f"{name}.fire2.neuron")
+    return to.add(spikes, residual, f"{name}.add") if isinstance(block, DSBlock) else spikes
+
+
+def _fire(x: Value, layer: nn.Module, name: str, to: Target[Value]) -> Value:
+    assert isinstance(layer, FoldedFire)
+    return to.fire(_current(x, layer, name, to), layer.neuron, f"{name}.neuron")
+
+
+def _current(x: Value, layer: nn.Module, name: str, to: Target[Value]) -> Value:
+    assert isinstance(layer.conv, nn.Conv2d)
+    return to.conv(x, layer.conv, f"{name}.conv")

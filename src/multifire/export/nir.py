@@ -1,0 +1,248 @@
+"""A network as a graph of NIR, the neuromorphic intermediate representation, and back.
+
+NIR's LIF is τ·dv/dt = v_leak - v + R·x, with a spike where v > v_threshold, after which v is v_reset. Forward Euler
+with dt = 1, τ = R = 1/(1 - decay), v_leak = v_reset = 0, the reset in the step of the spike, makes of it
+
+    v[t] = v[t-1] + (R·x[t] - v[t-1]) / τ = decay·v[t-1]·(1 - s[t-1]) + x[t]
+
+which is a level of an MLF neuron. A neuron of K levels is K LIF nodes with the same input, whose spikes are summed; NIR
+sums where several edges end in one node, and residual sums are such edges too. NIR has no time: the mean of the logits
+over the frames is the reader's to take.
+
+Source: Pedersen et al., "Neuromorphic intermediate representation", Nature Communications 15 (2024), 8122; nir 1.0.8.
+"""
+
+import dataclasses
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nir
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from multifire.config import ModelConfig, model_config
+from multifire.export.fold import fold
+from multifire.export.graph import trace
+from multifire.nn import MLF, ConvFire, SpikingResNet, config_of_model, model_from_config
+from multifire.recipes import count_parameters
+from multifire.runtime import write_atomic
+
+NIR_VERSION = 1
+DISCRETISATION = (
+    "forward Euler, dt = 1: v[t] = v[t-1] + (v_leak - v[t-1] + r*x[t]) * dt/tau; spike where v[t] > v_threshold; "
+    "v[t] = v_reset after a spike, in the same step; readout: mean of the output over the time steps"
+)
+MOST_BYTES = 4 << 30
+"""Of all arrays of a file, unpacked: a network of width 64 for 32 × 32 frames has 0.2 GB."""
+KINDS = {"AvgPool2d", "Affine", "Conv2d", "Flatten", "Input", "LIF", "NIRGraph", "Output"}
+
+
+class NirNodes:
+    """A Target that collects nodes and edges; a value is the list of nodes whose outputs are summed."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.nodes: dict[str, nir.NIRNode] = {}
+        self.edges: list[tuple[str, str]] = []
+        self._size = size
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def put(self, name: str, node: nir.NIRNode, x: list[str], shape: tuple[int, ...]) -> list[str]:
+        name = name.replace(".", "_")
+        self.nodes[name], self._shapes[name] = node, shape
+        self.edges += [(source, name) for source in x]
+        return [name]
+
+    def shift(self, x: list[str], mean: Tensor, name: str) -> list[str]:
+        """NIR has no node for a bias alone, nor convolutions in groups: one with the identity for its weight."""
+        channels = len(mean)
+        weight = np.eye(channels, dtype=_array(mean).dtype)[:, :, None, None]
+        node = nir.Conv2d(self._size, weight, (1, 1), (0, 0), (1, 1), 1, -_array(mean))
+        return self.put(name, node, x, (channels, *self._size))
+
+    def conv(self, x: list[str], conv: nn.Conv2d, name: str) -> list[str]:
+        assert conv.bias is not None
+        height, width = self._shapes[x[0]][1:]
+        (row_stride, column_stride), (row_padding, column_padding) = conv.stride, conv.padding
+        shape = (conv.out_channels, -(-height // row_stride), -(-width // column_stride))
+        stride, padding = (row_stride, column_stride), (int(row_padding), int(column_padding))
+        weight, bias = _array(conv.weight), _array(conv.bias)
+        return self.put(name, nir.Conv2d((height, width), weight, stride, padding, (1, 1), 1, bias), x, shape)
+
+    def fire(self, current: list[str], neuron: MLF, name: str) -> list[str]:
+        shape = self._shapes[current[0]]
+        dtype = next(iter(node.weight.dtype for node in self.nodes.values() if isinstance(node, nir.Conv2d)))
+        tau, zero = np.full(shape, 1 / (1 - neuron.decay), dtype), np.zeros(shape, dtype)
+        spikes = []
+        for level, threshold in enumerate(neuron.thresholds):
+            node = nir.LIF(tau=tau, r=tau, v_leak=zero, v_threshold=np.full(shape, threshold, dtype), v_reset=zero)
+            spikes += self.put(f"{name}.level{level}", node, current, shape)
+        return spikes
+
+    def add(self, a: list[str], b: list[str], name: str) -> list[str]:
+        return [*a, *b]
+
+    def vote(self, x: list[str], voting: nn.Linear, name: str) -> list[str]:
+        channels, height, width = self._shapes[x[0]]
+        window = np.array([height, width])
+        x = self.put("pool", nir.AvgPool2d(window, window, np.array([0, 0])), x, (channels, 1, 1))
+        x = self.put("flatten", nir.Flatten({"input": np.array([channels, 1, 1])}, 0, -1), x, (channels,))
+        return self.put(name, nir.Affine(_array(voting.weight), _array(voting.bias)), x, (voting.out_features,))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str] | None = None) -> nir.NIRGraph:
+    """The network, folded where it is not yet, as a graph of NIR for frames of H × W, in the model's own precision.
+
+    Raises:
+        ValueError: a decay that no leak of NIR's LIF has.
+    """
+    decay = model.stem.neuron.decay
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}, expected 0 <= decay < 1: a LIF of NIR has τ = 1/(1 - decay)")
+    folded = fold(model) if isinstance(model.stem, ConvFire) else model
+    target = NirNodes(size)
+    shape = (model.in_channels, *size)
+    logits = trace(folded, target.put("input", nir.Input({"input": np.array(shape)}), [], shape), target)
+    target.put("output", nir.Output({"output": np.array([model.num_classes])}), logits, (model.num_classes,))
+    own = {"multifire": str(NIR_VERSION), "discretisation": DISCRETISATION, "dt": "1.0"}
+    described = json.dumps(dataclasses.asdict(config_of_model(model)))
+    return nir.NIRGraph(target.nodes, target.edges, metadata={**(metadata or {}), **own, "model": described})
+
+
+def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], passport: dict[str, Any]) -> None:
+    """Write a network as a file of NIR that carries its passport, once what was written reads back as the same."""
+    graph = to_nir(model, size, {"passport": json.dumps(passport)})
+    content = io.BytesIO()
+    nir.write(content, graph)  # pyright: ignore[reportArgumentType] - it takes any binary file
+    again = from_nir(read_nir(io.BytesIO(content.getvalue()), str(path))).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in from_nir(graph).state_dict().items())
+    write_atomic(path, content.getvalue())
+
+
+def from_nir(source: nir.NIRGraph | str | Path) -> SpikingResNet:
+    """The network, folded, of a graph or a file that `to_nir` made; its layers compute what the graph's nodes say.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or not a graph of such a network; says where it differs.
+    """
+    name = "graph" if isinstance(source, nir.NIRGraph) else str(source)
+    graph = source if isinstance(source, nir.NIRGraph) else read_nir(source, name)
+    cfg = _model_config(graph, name)
+    size = _frame_size(graph, cfg, name)
+    voting = graph.nodes["voting"]
+    assert isinstance(voting, nir.Affine)
+    model = fold(model_from_config(cfg)).to(torch.from_numpy(voting.weight).dtype)
+    expected = to_nir(model, size)
+    _check_graph(graph, expected, name)
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        module, _, field = key.rpartition(".")
+        node = graph.nodes[module.replace(".", "_")]
+        assert isinstance(node, nir.Conv2d | nir.Affine)
+        array = -node.bias if field == "mean" else getattr(node, field)
+        tensors[key] = torch.from_numpy(np.ascontiguousarray(array)).view(tensor.shape)
+    model.load_state_dict(tensors)
+    return model
+
+
+def _model_config(graph: nir.NIRGraph, name: str) -> ModelConfig:
+    version = graph.metadata.get("multifire")
+    if version != str(NIR_VERSION):
+        found = "a graph of another program" if version is None else f"written by version {version}"
+        raise ValueError(f"{name}: {found}, expected one that multifire wrote in version {NIR_VERSION}")
+    try:
+        values = json.loads(graph.metadata["model"])
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        raise ValueError(f"{name}: its metadata do not say its model ({error})") from None
+    return model_config(values, name)
+
+
+def _frame_size(graph: nir.NIRGraph, cfg: ModelConfig, name: str) -> tuple[int, int]:
+    """H, W of the frames, where the graph's own arrays are as large as what its metadata would have built of them."""
+    first = graph.nodes.get("stem_neuron_level0")
+    shape = first.v_threshold.shape if isinstance(first, nir.LIF) else ()
+    arrays = [n for n in graph.nodes.values() if isinstance(n, nir.Conv2d | nir.Affine)]
+    numbers = sum(node.weight.size + node.bias.size for node in arrays)
+    if len(shape) != 3 or shape[0] != cfg.width or not numbers <= count_parameters(cfg) <= 2 * numbers:
+        raise ValueError(f"{name}: its nodes are not those of {cfg.name} with width {cfg.width}, as its metadata say")
+    if not isinstance(graph.nodes.get("voting"), nir.Affine):
+        raise ValueError(f"{name}: has no voting layer")
+    return shape[1:]
+
+
+def _check_graph(graph: nir.NIRGraph, expected: nir.NIRGraph, name: str) -> None:
+    """Every node, shape, constant and edge is what this network's would be; only weights and biases may differ."""
+    if graph.nodes.keys() != expected.nodes.keys():
+        odd = sorted(graph.nodes.keys() ^ expected.nodes.keys())
+        raise ValueError(f"{name}: its nodes are not those of its network: {', '.join(odd[:5])} too many or missing")
+    if Counter(map(tuple, graph.edges)) != Counter(expected.edges):
+        odd = sorted(set(map(tuple, graph.edges)) ^ set(expected.edges)) or ["an edge twice"]
+        raise ValueError(f"{name}: its edges are not those of its network: {odd[0]} too many or missing")
+    for key, node in expected.nodes.items():
+        found = graph.nodes[key]
+        if type(found) is not type(node):
+            raise ValueError(f"{name}: {key} is a {type(found).__name__}, expected a {type(node).__name__}")
+        values = found.to_dict()
+        for field, value in node.to_dict().items():
+            if field in ("type", "metadata"):
+                continue
+            array, wanted = np.asarray(values[field]), np.asarray(value)
+            free = field in ("weight", "bias") and not (key == "input_norm" and field == "weight")
+            same = array.shape == wanted.shape and array.dtype.kind == wanted.dtype.kind
+            if not same or (free and not np.isfinite(array).all()) or not (free or np.array_equal(array, wanted)):
+                raise ValueError(f"{name}: {field} of {key} is not what this network's would be, or not finite")
+
+
+def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
+    """A graph from a file of which nothing leads outside it, unpacks without bound, or is of a kind that is not ours.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not such a file.
+    """
+    if not isinstance(source, io.BytesIO) and not Path(source).is_file():
+        raise FileNotFoundError(f"{name}: no such file")
+    try:
+        with h5py.File(source, "r") as file:
+            _check_objects(file, name)
+        return nir.read(source)  # pyright: ignore[reportArgumentType] - h5py takes any binary file
+    except (OSError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{name}: damaged, or not a file of NIR ({' '.join(str(error).split())[:200]})") from None
+
+
+def _check_objects(file: h5py.File, name: str) -> None:
+    """Raise a ValueError for links, storage elsewhere, filters other than gzip, kinds that are not ours, and size."""
+    left: list[tuple[h5py.Group, int]] = [(file, 0)]
+    total = 0
+    while left:
+        group, depth = left.pop()
+        for key in group:
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink) or depth > 5:
+                raise ValueError(f"{name}: {key} is a link to elsewhere, or lies too deep; not a file of ours")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                left.append((item, depth + 1))
+                continue
+            if not isinstance(item, h5py.Dataset):
+                raise ValueError(f"{name}: {key} is a type, expected numbers or text")
+            properties = item.id.get_create_plist()
+            filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
+            strings = h5py.check_string_dtype(item.dtype) is not None
+            if item.external or item.is_virtual or not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
+                raise ValueError(f"{name}: {key} is stored elsewhere or packed by another filter than gzip")
+            if not strings and item.dtype.kind not in "fiub":
+                raise ValueError(f"{name}: {key} is of {item.dtype}, expected numbers or text")
+            total += item.nbytes
+            if total > MOST_BYTES:
+                raise ValueError(f"{name}: unpacks to more than {MOST_BYTES / 1e9:.0f} GB; not a network of ours")
+            if key == "type" and strings and (kind := item.asstr()[()]) not in KINDS:
+                raise ValueError(f"{name}: has a node of kind {kind!r}, which no network of ours has")

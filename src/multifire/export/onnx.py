@@ -1,0 +1,215 @@
+"""A network as an ONNX file, for whatever runs ONNX: no torch, no multifire, no op of our own.
+
+A streaming step is the definition: a frame [N, C, H, W] and every layer's membranes u·(1 - s) [K, N, C, H, W] in,
+the frame's logits [N, classes] and the membranes out. A sequence [T, N, C, H, W] is ONNX's Scan over that step, and the
+mean of its logits. T and N are free. The graph is put together here rather than by torch's exporter, which unrolls
+time, takes minutes, and writes the machine's paths into the file.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor, nn
+
+from multifire.export.fold import fold
+from multifire.export.graph import trace
+from multifire.nn import MLF, SpikingResNet
+from multifire.runtime import write_atomic
+
+OPSET = 18
+IR_VERSION = 9
+"""Of ONNX 1.14, the first release in which opset 18 was settled: older runtimes read it too."""
+LARGEST_SHARE_APART = 0.1
+"""Of the check's samples that may be predicted otherwise in fp32, where a spike on its threshold may flip."""
+
+
+class OnnxStep:
+    """A Target that collects the nodes of one time step."""
+
+    def __init__(self, size: tuple[int, int], dtype: type):
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.membranes: list[tuple[str, str, tuple[int, int, int, int]]] = []
+        """Name before the step and after it, and K, C, H, W, of each layer."""
+        self._size, self._dtype = size, dtype
+        self._shapes: dict[str, tuple[int, int, int]] = {}
+
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def constant(self, name: str, value: Tensor | np.ndarray) -> str:
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        array = array.astype(self._dtype) if array.dtype.kind == "f" else array
+        self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        return name
+
+    def shift(self, x: str, mean: Tensor, name: str) -> str:
+        return self.node("Sub", [x, self.constant(f"{name}.mean", mean.view(-1, 1, 1))], f"{name}.out")
+
+    def conv(self, x: str, conv: nn.Conv2d, name: str) -> str:
+        weight, bias = self.constant(f"{name}.weight", conv.weight), self.constant(f"{name}.bias", _bias(conv))
+        padding = [int(p) for p in conv.padding]
+        out = self.node("Conv", [x, weight, bias], f"{name}.out", strides=list(conv.stride), pads=padding * 2)
+        return self._shaped(out, x, conv)
+
+    def fire(self, current: str, neuron: MLF, name: str) -> str:
+        levels, (channels, height, width) = len(neuron.thresholds), self._shapes[current]
+        before, after = f"{name}.before", f"{name}.after"
+        thresholds = np.array(neuron.thresholds, self._dtype).reshape(-1, 1, 1, 1, 1)
+        decayed = self.node("Mul", [before, self.constant(f"{name}.decay", np.array(neuron.decay))], f"{name}.decayed")
+        u = self.node("Add", [decayed, current], f"{name}.u")
+        fired = self.node("Greater", [u, self.constant(f"{name}.thresholds", thresholds)], f"{name}.fired")
+        self.node("Where", [fired, self.constant("zero", np.array(0.0)), u], after)
+        spikes = self.node("Cast", [fired], f"{name}.spikes", to=_element(self._dtype))
+        axis = self.constant("first_axis", np.array([0]))
+        out = self.node("ReduceSum", [spikes, axis], f"{name}.out", keepdims=0)
+        self.membranes.append((before, after, (levels, channels, height, width)))
+        self._shapes[out] = self._shapes[current]
+        return out
+
+    def add(self, a: str, b: str, name: str) -> str:
+        out = self.node("Add", [a, b], f"{name}.out")
+        self._shapes[out] = self._shapes[a]
+        return out
+
+    def vote(self, x: str, voting: nn.Linear, name: str) -> str:
+        axes = self.constant("pixel_axes", np.array([2, 3]))
+        mean = self.node("ReduceMean", [x, axes], f"{name}.mean", keepdims=0)
+        weight, bias = self.constant(f"{name}.weight", voting.weight), self.constant(f"{name}.bias", voting.bias)
+        return self.node("Gemm", [mean, weight, bias], "frame_logits", transB=1)
+
+    def _shaped(self, out: str, x: str, conv: nn.Conv2d) -> str:
+        height, width = self._shapes[x][1:] if x in self._shapes else self._size
+        self._shapes[out] = (conv.out_channels, -(-height // conv.stride[0]), -(-width // conv.stride[1]))
+        return out
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+def _element(dtype: type) -> int:
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def onnx_graph(
+    folded: SpikingResNet, size: tuple[int, int], *, step: bool = False, dtype: type = np.float32
+) -> onnx.ModelProto:
+    """The ONNX graph of a folded network for frames of H × W: of a sequence, or with `step` of one frame."""
+    target = OnnxStep(size, dtype)
+    logits = trace(folded, "frame", target)
+    element, frame = _element(dtype), ["N", folded.in_channels, *size]
+    states = [
+        (before, after, [levels, "N", channels, height, width])
+        for before, after, (levels, channels, height, width) in target.membranes
+    ]
+    inputs = [helper.make_tensor_value_info("frame", element, frame)]
+    outputs = [helper.make_tensor_value_info(logits, element, ["N", folded.num_classes])]
+    before = [helper.make_tensor_value_info(name, element, shape) for name, _, shape in states]
+    after = [helper.make_tensor_value_info(name, element, shape) for _, name, shape in states]
+    if step:
+        graph = helper.make_graph(
+            target.nodes, "step", [*inputs, *before], [*outputs, *after], list(target.constants.values())
+        )
+    else:
+        body = helper.make_graph(target.nodes, "step", [*before, *inputs], [*after, *outputs])
+        graph = _sequence(body, target, [shape for *_, shape in states], folded.num_classes, frame, element)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _sequence(
+    body: onnx.GraphProto, target: OnnxStep, shapes: list[list], classes: int, frame: list, element: int
+) -> onnx.GraphProto:
+    """A Scan of the step over time, from membranes at zero, and the mean of its logits."""
+    outer = OnnxStep((0, 0), np.float32)
+    batch = outer.node("Shape", ["x"], "batch", start=1, end=2)
+    zero = helper.make_tensor("value", element, [1], [0])
+    initial, final = [], []
+    for (before, after, _), (levels, _, *rest) in zip(target.membranes, shapes, strict=True):
+        ends = outer.constant(f"{before}.levels", np.array([levels])), outer.constant(f"{before}.chw", np.array(rest))
+        shape = outer.node("Concat", [ends[0], batch, ends[1]], f"{before}.shape", axis=0)
+        initial.append(outer.node("ConstantOfShape", [shape], f"{before}.zero", value=zero))
+        final.append(f"{after}.final")
+    scan = helper.make_node("Scan", [*initial, "x"], [*final, "logits_TNK"], name="scan", body=body, num_scan_inputs=1)
+    outer.nodes.append(scan)
+    time_axis = outer.constant("time_axis", np.array([0]))
+    outer.node("ReduceMean", ["logits_TNK", time_axis], "logits", keepdims=0)
+    x = helper.make_tensor_value_info("x", element, ["T", *frame])
+    logits = helper.make_tensor_value_info("logits", element, ["N", classes])
+    return helper.make_graph(
+        outer.nodes, "sequence", [x], [logits], [*target.constants.values(), *outer.constants.values()]
+    )
+
+
+def write_onnx(
+    path: Path, model: SpikingResNet, size: tuple[int, int], passport: dict[str, Any], *, step: bool = False
+) -> None:
+    """Write a network as an ONNX file that carries its passport, once the file's graph has been run and agrees.
+
+    Raises:
+        ValueError: what ONNX makes of the file is not what the network computes; nothing is written.
+    """
+    folded = fold(model).cpu().float()
+    graph = onnx_graph(folded, size, step=step)
+    helper.set_model_props(graph, {"passport": json.dumps(passport), "kind": "step" if step else "sequence"})
+    content = graph.SerializeToString()
+    check(content, folded, size, step=step)
+    write_atomic(path, content)
+
+
+@torch.no_grad()
+def check(content: bytes, folded: SpikingResNet, size: tuple[int, int], *, step: bool) -> None:
+    """Run a file beside the network that it was made of, on a few frames of noise.
+
+    In float64, where no spike flips by rounding, ONNX's own reference evaluator must agree to 1e-8; in fp32 ONNX
+    Runtime must predict the same but for a few.
+
+    Raises:
+        ValueError: they disagree.
+    """
+    exact = copy.deepcopy(folded).double()
+    for module in exact.modules():
+        if isinstance(module, MLF):
+            module.backend = "reference"
+    noise = torch.Generator().manual_seed(0)
+    x_TNCHW = torch.randn(3, 2, folded.in_channels, *size, generator=noise, dtype=torch.float64)
+    double = onnx_graph(exact, size, step=step, dtype=np.float64)
+    found = _run(ReferenceEvaluator(double).run, double, x_TNCHW.numpy(), step)
+    apart = np.abs(found - exact(x_TNCHW).numpy()).max()
+    if not apart <= 1e-8:
+        raise ValueError(f"the ONNX graph's logits are {apart:.2g} from the network's in float64; nothing is written")
+    x_TNCHW = torch.randn(3, 16, folded.in_channels, *size, generator=noise)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = _run(session.run, onnx.load_from_string(content), x_TNCHW.numpy(), step)
+    share = (found.argmax(1) != folded(x_TNCHW).argmax(1).numpy()).mean()
+    if share > LARGEST_SHARE_APART:
+        raise ValueError(f"ONNX Runtime predicts {100 * share:.0f} % of the samples otherwise; nothing is written")
+
+
+def _run(run: Callable[..., Any], model: onnx.ModelProto, x_TNCHW: np.ndarray, step: bool) -> np.ndarray:
+    """Mean logits [N, classes]."""
+    if not step:
+        return run(None, {"x": x_TNCHW})[0]
+    states = {
+        value.name: np.zeros([d.dim_value or x_TNCHW.shape[1] for d in value.type.tensor_type.shape.dim], x_TNCHW.dtype)
+        for value in model.graph.input[1:]
+    }
+    total = np.zeros(1, x_TNCHW.dtype)
+    for frame_NCHW in x_TNCHW:
+        logits, *after = run(None, {"frame": frame_NCHW, **states})
+        states = dict(zip(states, after, strict=True))
+        total = total + logits
+    return total / len(x_TNCHW)

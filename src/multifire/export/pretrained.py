@@ -1,0 +1,94 @@
+"""A network as a folder to share: model.safetensors, config.json and a model card, README.md.
+
+The names are those that Hugging Face's hub expects. The weights carry a digest, as every file of ours does.
+"""
+
+import dataclasses
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from multifire.checkpoint import check_keys, read_tensors, write_tensors
+from multifire.config import model_config
+from multifire.export.passport import describe, read_passport
+from multifire.nn import SpikingResNet, config_of_model, model_from_config
+from multifire.recipes import count_parameters
+from multifire.runtime import write_atomic, write_json
+
+PRETRAINED_VERSION = 1
+KIND = "pretrained"
+
+
+def save_pretrained(model: SpikingResNet, folder: str | Path, passport: dict[str, Any] | None = None) -> None:
+    """Write the network, and what its passport says of it, into a folder, which is made where it is not there.
+
+    Raises:
+        ValueError: the network is folded: share it as it was trained.
+    """
+    folder = Path(folder)
+    cfg = config_of_model(model)
+    expected = {name: tensor.shape for name, tensor in model_from_config(cfg).state_dict().items()}
+    check_keys(model.state_dict(), expected, "the network, which is to be shared as it was trained,")
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {"multifire": str(PRETRAINED_VERSION), "kind": KIND}
+    write_tensors(folder / "model.safetensors", model.state_dict(), header)
+    write_json(folder / "config.json", {"model": dataclasses.asdict(cfg), "passport": passport})
+    write_atomic(folder / "README.md", _card(model, passport).encode())
+
+
+def from_pretrained(folder: str | Path, backend: str = "auto") -> SpikingResNet:
+    """The network that `save_pretrained` wrote, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing in it.
+        ValueError: damaged, or tensors that do not fit the configuration.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no config.json in it; expected a folder that save_pretrained wrote")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        described, passport = values["model"], values["passport"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not the configuration of a network ({error})") from None
+    cfg = model_config(described, str(path))
+    if passport is not None:
+        read_passport(json.dumps(passport), str(path))
+    weights = folder / "model.safetensors"
+    _, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if count_parameters(cfg) > held:  # before memory is taken for it
+        raise ValueError(f"{weights}: holds {held:,} numbers, {path.name} says {count_parameters(cfg):,} or more")
+    model = model_from_config(cfg, backend)
+    check_keys(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, str(weights))
+    model.to(tensors["voting.weight"].dtype).load_state_dict(tensors)
+    return model.eval()
+
+
+def _card(model: nn.Module, passport: dict[str, Any] | None) -> str:
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    said = [f"- **{name}**: {html.escape(text)}" for name, text in describe(passport)] if passport else []
+    lines = [
+        "---",
+        "library_name: multifire",
+        "tags: [spiking-neural-network, mlf, ds-resnet]",
+        "---",
+        "# A deep spiking network of multi-level firing neurons",
+        "",
+        *(said or ["It is not said what it was trained on."]),
+        f"- **parameters**: {numbers:,}",
+        "- **energy**: not measured",
+        "",
+        "```python",
+        "import multifire as mf",
+        "",
+        'model = mf.from_pretrained("this folder")',
+        "logits = model(frames)  # [T, N, C, H, W] -> [N, classes]",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

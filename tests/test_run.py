@@ -1,0 +1,167 @@
+"""Recordings and live events through a run's network: the same frames and predictions as in one batch."""
+
+import dataclasses
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from multifire import config as configs
+from multifire.checkpoint import Checkpoint, Position, save_checkpoint
+from multifire.cli import main
+from multifire.events import EVENT_DTYPE, FrameOptions, to_frames
+from multifire.events.live import LiveFrames, UdpRecords, packed_records
+from multifire.nn import model_from_config
+from multifire.recipes import get_recipe
+from multifire.stream import classify, follow
+
+SENSOR = (128, 128)
+OPTIONS = FrameOptions(size=(16, 16), timesteps=4, duration_us=1000)
+
+
+def events_at(times) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    events = np.zeros(len(times), EVENT_DTYPE)
+    events["t"] = times
+    for name, above in (("x", 128), ("y", 128), ("p", 2)):
+        events[name] = rng.integers(0, above, len(times))
+    return events
+
+
+def live_frames(events, at_a_time: int) -> list:
+    parts = (events[i : i + at_a_time] for i in range(0, len(events), at_a_time))
+    live = LiveFrames(SENSOR, OPTIONS, "test")
+    return [frame.counts for frame in follow(live, (packed_records(p.tobytes(), SENSOR, "test") for p in parts))]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7, 1000])
+def test_live_frames_are_those_of_the_whole_recording(at_a_time):
+    events = events_at(np.sort(np.random.default_rng(1).integers(500, 7000, 300)))
+    frames = to_frames(events, SENSOR, OPTIONS.size, OPTIONS.duration_us, 8)
+    assert np.array_equal(live_frames(events, at_a_time), frames)
+
+
+def test_silence_and_a_clock_set_anew_cost_no_more_than_a_sample():
+    events = events_at([0, 10, 1 << 61, 5, 1500])
+    assert [frame.sum() for frame in live_frames(events, 1)] == [2, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0]
+
+
+def test_late_events_are_left_out(caplog):
+    assert sum(frame.sum() for frame in live_frames(events_at([0, 1500, 900, 1600]), 1)) == 3
+    assert "1 events came after" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"x" * 14, events_at([-1]).tobytes(), events_at([1 << 62]).tobytes(),
+        np.array([(0, 128, 0, 1)], EVENT_DTYPE).tobytes(), np.array([(0, 0, 0, 2)], EVENT_DTYPE).tobytes(),
+    ],
+)  # fmt: skip
+def test_malformed_packets_are_counted_and_the_next_is_read(data, caplog):
+    good = events_at([3]).tobytes()
+    with UdpRecords(0, SENSOR) as records, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for packet in (data, data, good):
+            sender.sendto(packet, ("127.0.0.1", records.port))
+        assert list(next(iter(records)).t) == [3]
+        assert records.malformed == 2
+    assert caplog.text.count("expected") == 1
+    assert "2 malformed packets" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of random weights on events sliced by duration."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = get_recipe("dvs-gesture")
+    cfg = dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, timesteps=4, frame_size=16, duration_us=1000),
+        model=dataclasses.replace(recipe.model, name="ds_resnet8", width=4),
+    )
+    torch.manual_seed(0)
+    model = model_from_config(cfg.model)
+    model(torch.randint(0, 3, (4, 8, 2, 16, 16)).float())
+    save_checkpoint(folder / "last.safetensors", Checkpoint(cfg, Position(epoch=1), model.state_dict(), {}))
+    (folder / "config.json").write_text(configs.to_json(cfg))
+    return folder
+
+
+def test_running_prediction_equals_the_batch():
+    torch.manual_seed(0)
+    model = model_from_config(get_recipe("nmnist").model)
+    x = torch.randint(0, 3, (6, 1, 2, 17, 17)).float()
+    model(x)
+    model.double().eval()
+    seen = list(classify(model.float(), x[:, 0].numpy(), 3))
+    assert [(one.sample, one.step, one.final) for one in seen] == [
+        (1, 1, False), (1, 2, False), (1, 3, True), (2, 1, False), (2, 2, False), (2, 3, True),
+    ]  # fmt: skip
+    with torch.no_grad():
+        assert [seen[2].label, seen[5].label] == [int(model(part).argmax()) for part in (x[:3], x[3:])]
+    assert all(one.final for one in classify(model, x[:, 0].numpy(), 3, margin=0.0))
+
+
+def test_recording_and_standard_input_give_the_same_lines(run_folder, tmp_path, capfd):
+    events = events_at(np.sort(np.random.default_rng(2).integers(0, 6000, 400)))
+    np.save(tmp_path / "frames.npy", to_frames(events, SENSOR, (16, 16), 1000, 8))
+    assert main(["run", str(run_folder), str(tmp_path / "frames.npy")]) == 0
+    played = capfd.readouterr().out
+    done = subprocess.run(
+        [sys.executable, "-m", "multifire", "run", str(run_folder), "--follow"],
+        input=events.tobytes(), capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    lines = [re.findall(r"sample \d.*margin", text) for text in (played, done.stdout.decode())]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 8
+    assert "8 frames, 2 decisions" in played
+
+
+def test_ctrl_c_ends_following_with_a_summary(run_folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "multifire", "run", str(run_folder), "--follow"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(events_at([0, 1500, 2500]).tobytes())
+    process.stdin.flush()
+    while b"frame 2" not in process.stdout.readline():
+        pass
+    time.sleep(0.2)
+    process.send_signal(2)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert b"2 frames" in out
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "either a recording"),
+        (("x.npy", "--follow"), "either a recording"),
+        (("nowhere.aedat",), "no such file"),
+        (("--follow", "--udp", "99999"), "UDP port is 99999"),
+        (("x.npy", "--margin", "2"), "margin is 2"),
+    ],
+)
+def test_mistakes_are_one_line(run_folder, capsys, args, message):
+    assert main(["run", str(run_folder), *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_frame_is_refused(run_folder, tmp_path, capsys):
+    for array, message in (
+        (np.zeros((2, 3, 16, 16)), "expected numbers"),
+        (np.full((1, 2, 16, 16), np.nan), "NaN"),
+        (np.array([None]), "no .npy array"),
+    ):
+        np.save(tmp_path / "x.npy", array, allow_pickle=True)
+        assert main(["run", str(run_folder), str(tmp_path / "x.npy")]) == 2
+        assert message in capsys.readouterr().err
