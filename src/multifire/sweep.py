@@ -1,0 +1,402 @@
+"""Many runs that differ in a few fields: which there are, their processes side by side, and the table of them all."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from multifire.compare import mean_and_deviation
+from multifire.config import RunConfig, parse_model_name, seconds
+from multifire.progress import Bar, format_seconds
+from multifire.report.draw import csv_text
+from multifire.report.run import Run, show
+from multifire.runs import RunFolder
+from multifire.runtime import listening, locked, write_atomic, write_json
+
+LEVELS = (1, 2, 3)
+DEPTHS = (14, 20, 32, 44, 68)
+KINDS = ("ablation", "depth", "grid")
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 60.0
+"""How long a run that is asked to stop may take to write its checkpoint."""
+
+Parse = Callable[[Sequence[str]], RunConfig]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of the sweep."""
+
+    values: dict[str, str]
+    """What is varied, the seed not counted."""
+    seed: int
+    cfg: RunConfig
+    args: list[str]
+    """The overrides that make `multifire train` train this."""
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return ", ".join([*(f"{key} {value}" for key, value in self.values.items()), f"seed {self.seed}"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    cell: Cell
+    error: str | None = None
+    """The last line that the run said, where it failed; None where it is finished."""
+
+
+def variations(kind: str, cfg: RunConfig, vary: Sequence[str]) -> dict[str, list[str]]:
+    """Field -> the values that it takes: those of the kind of sweep, and those of `FIELD=V1,V2` in `vary`.
+
+    Raises:
+        ValueError: not such a text, a field twice, or nothing to vary.
+    """
+    depth = 6 * parse_model_name(cfg.model.name)[1] + 2
+    fields: dict[str, list[str]] = {
+        "ablation": {"model.name": _names([depth]), "model.levels": [str(k) for k in LEVELS]},
+        "depth": {"model.name": _names(DEPTHS)},
+        "grid": {},
+    }[kind]
+    for text in vary:
+        name, separator, values = text.partition("=")
+        found = [value.strip() for value in values.split(",")]
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not separator or not name or not all(found) or len(set(found)) < len(found):
+            raise ValueError(f"--vary {text!r}, expected a field and different values, such as model.levels=1,2,3")
+        if name in fields and kind == "grid":
+            raise ValueError(f"--vary names {name} twice")
+        fields[name] = found
+    if "seed" in fields:
+        raise ValueError("--vary seed=..., expected --seeds, over which means are taken")
+    if not fields:
+        raise ValueError("nothing to vary: give --vary FIELD=V1,V2, such as --vary optim.lr=0.1,0.05")
+    return fields
+
+
+def _names(depths: Sequence[int]) -> list[str]:
+    return [f"{kind}_resnet{depth}" for kind in ("plain", "ds") for depth in depths]
+
+
+def cells_of(fields: dict[str, list[str]], seeds: Sequence[int], args: Sequence[str], out: Path, parse: Parse) -> list[Cell]:
+    """Every combination of the fields' values, with every seed; `parse` makes a configuration of overrides."""
+    cells = []
+    for combination in itertools.product(*fields.values()):
+        values = dict(zip(fields, combination, strict=True))
+        for seed in seeds:
+            own = [*args, *(arg for name, value in values.items() for arg in _override(name, value)), "--seed", str(seed)]
+            folder = "_".join([*(f"{name.rpartition('.')[2]}-{_safe(value)}" for name, value in values.items()), f"seed-{seed}"])
+            cells.append(Cell(values, seed, parse(own), own, out / folder))
+    return cells
+
+
+def _override(name: str, value: str) -> list[str]:
+    """A field's value as the command line spells it; a tuple's items are set apart by spaces."""
+    option = "--" + name.replace("_", "-")
+    if value in ("true", "false"):
+        before, _, last = option.removeprefix("--").rpartition(".")
+        return [option if value == "true" else f"--{before}.no-{last}" if before else f"--no-{last}"]
+    return [option, *value.split()]
+
+
+def _safe(value: str) -> str:
+    return "".join(c if c.isalnum() or c in ".-" else "-" for c in value)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a sweep may take: so many epochs a run, or so many seconds in all."""
+
+    text: str
+    epochs: int | None = None
+    seconds: float | None = None
+
+
+def parse_budget(text: str) -> Budget:
+    """`5 epochs`, or a time such as 30m.
+
+    Raises:
+        ValueError: neither.
+    """
+    count, _, unit = text.strip().partition("epoch")
+    if unit in ("", "s") and count.strip().isdecimal() and "epoch" in text and int(count) > 0:
+        return Budget(text, epochs=int(count))
+    try:
+        return Budget(text, seconds=seconds(text.strip(), "budget"))
+    except ValueError:
+        raise ValueError(f"budget is {text!r}, expected a number of epochs ('5 epochs') or a time (30m)") from None
+
+
+def epochs_within(budget: Budget, cells: Sequence[Cell], seconds_per_epoch: Callable[[RunConfig], float]) -> tuple[int, str]:
+    """So many epochs for each run that the budget is kept, at most the recipe's, and a sentence that says so.
+
+    Raises:
+        ValueError: not even one epoch fits; says what would.
+    """
+    full = max(cell.cfg.optim.epochs for cell in cells)
+    if budget.epochs is not None:
+        epochs = min(budget.epochs, full)
+        return epochs, f"{epochs} epochs a run in place of {full}, as the budget says"
+    assert budget.seconds is not None
+    timed: dict[str, float] = {}
+    for cell in cells:
+        key = repr(replace(cell.cfg, seed=0))
+        if key not in timed:
+            timed[key] = seconds_per_epoch(cell.cfg)
+    each = sum(timed[repr(replace(cell.cfg, seed=0))] for cell in cells)  # jobs share the cores, so they gain little
+    epochs = min(int(budget.seconds / each), full)
+    if epochs < 1:
+        limit = cells[0].cfg.data.limit or "the whole training set"
+        share = budget.seconds / each
+        raise ValueError(
+            f"one epoch of each of the {len(cells)} runs takes about {format_seconds(each)}, more than the budget of "
+            f"{budget.text}; choose fewer seeds or a smaller --model.width, or for {limit} about the "
+            f"{share:.1%} of it that would fit by --data.limit"
+        )
+    whole = format_seconds(epochs * each)
+    return epochs, f"{epochs} epochs a run in place of {full}: about {whole} for all, by a few steps of each network"
+
+
+def scaled(cells: Sequence[Cell], epochs: int, parse: Parse) -> list[Cell]:
+    """The cells with so many epochs, and the epochs of their schedules in proportion."""
+    found = []
+    for cell in cells:
+        optim = cell.cfg.optim
+        step = max(round(optim.step_epochs * epochs / optim.epochs), 1)
+        warmup = optim.warmup_epochs * epochs / optim.epochs
+        args = [*cell.args, "--optim.epochs", str(epochs), "--optim.step-epochs", str(step)]
+        args += ["--optim.warmup-epochs", f"{warmup:.3g}"] if warmup else []
+        found.append(replace(cell, args=args, cfg=parse(args)))
+    return found
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether the cell's run is over.
+
+    Raises:
+        ValueError, OSError: its folder holds another run, or none.
+    """
+    run = RunFolder(cell.folder)
+    if run.exists():
+        run.check_same(cell.cfg)
+    return run.exists() and (cell.folder / "summary.json").is_file()
+
+
+@dataclass
+class Job:
+    """A run under way, in a process group of its own, so that a Ctrl-C reaches it once, and through us."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def outcome(self) -> Outcome:
+        if self.process.returncode == 0 and is_finished(self.cell):
+            return Outcome(self.cell)
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        said = lines[-1].strip() if lines else "it said nothing"
+        return Outcome(self.cell, f"exit code {self.process.returncode}: {said} (see {self.log})")
+
+
+def start(cell: Cell, extra: Sequence[str], threads: int, logs: Path) -> Job:
+    """Train the cell, from where it was left, in a process of so many threads."""
+    log = logs / f"{cell.folder.name}.log"
+    command = [sys.executable, "-m", "multifire", "train", cell.cfg.recipe, *cell.args, *extra]
+    command += ["--out", str(cell.folder), "--resume", "auto"]
+    with log.open("ab") as file:
+        process = subprocess.Popen(  # noqa: S603 - ourselves, without a shell
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
+    return Job(cell, process, log)
+
+
+def carry_out(cells: Sequence[Cell], jobs: int, extra: Sequence[str], logs: Path) -> tuple[list[Outcome], int]:
+    """Train every cell that is not finished, `jobs` at a time; what became of each, and the signal that stopped it, or 0.
+
+    A run that fails leaves the others alone.
+    """
+    outcomes, waiting = [], []
+    for cell in cells:
+        try:
+            (outcomes if is_finished(cell) else waiting).append(cell)
+        except (ValueError, OSError) as error:
+            outcomes.append(Outcome(cell, str(error)))
+    outcomes = [found if isinstance(found, Outcome) else Outcome(found) for found in outcomes]
+    logs.mkdir(parents=True, exist_ok=True)
+    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    running: list[Job] = []
+    queue = iter(waiting)
+    total = sum(cell.cfg.optim.epochs for cell in cells)
+    with listening() as asked, Bar("sweep", total, epochs_done(cells)) as bar, ended(running):
+        bar.say(f"{len(cells)} runs, {len(cells) - len(waiting)} of them there already; {jobs} at a time, {threads} threads each")
+        while not asked.stop:
+            running += [start(cell, extra, threads, logs) for cell in itertools.islice(queue, jobs - len(running))]
+            if not running:
+                break
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                outcomes.append(job.outcome())
+                bar.say(_line(outcomes[-1], len(outcomes), len(cells)))
+            bar.update(epochs_done(cells), f"{len(outcomes)} of {len(cells)} runs")
+            time.sleep(POLL_SECONDS)
+    return outcomes, asked.stop
+
+
+def epochs_done(cells: Sequence[Cell]) -> int:
+    done = 0
+    for cell in cells:
+        with contextlib.suppress(OSError):
+            done += (cell.folder / "metrics.jsonl").read_bytes().count(b"\n")
+    return done
+
+
+@contextlib.contextmanager
+def ended(running: list[Job]) -> Iterator[None]:
+    """However the block ends, no process outlives it: each is asked to write its checkpoint, and killed if it does not."""
+    try:
+        yield
+    finally:
+        for job in running:
+            job.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for job in running:
+            try:
+                job.process.wait(max(deadline - time.monotonic(), 0.1))
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                job.process.kill()
+                job.process.wait()
+
+
+def _line(outcome: Outcome, done: int, total: int) -> str:
+    if outcome.error:
+        return f"{done}/{total}  {outcome.cell.name}: failed, {outcome.error}"
+    accuracy = Run(outcome.cell.folder).accuracy
+    return f"{done}/{total}  {outcome.cell.name}: " + ("-" if accuracy is None else f"{100 * accuracy:.2f} %")
+
+
+def sweep(
+    cells: list[Cell], out: Path, *, parse: Parse, budget: str | None, jobs: int, extra: Sequence[str],
+    seconds_per_epoch: Callable[[RunConfig], float], say: Callable[[str], None],
+) -> tuple[list[Outcome], int]:  # fmt: skip
+    """Carry out the runs in the folder `out`; what became of each, and the signal that stopped it, or 0.
+
+    A budget is turned into epochs once, and kept in sweep.json, so that a sweep that is resumed goes on as it began.
+
+    Raises:
+        ValueError: the budget is too small, or another than the one that the sweep in the folder began with.
+        FileExistsError: another process carries out a sweep in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        if budget is not None:
+            cells = within_budget(cells, out / "sweep.json", parse_budget(budget), parse, seconds_per_epoch, say)
+        outcomes, stopped = carry_out(cells, jobs, extra, out / "logs")
+        write_tables(outcomes, out)
+    return outcomes, stopped
+
+
+def within_budget(
+    cells: list[Cell], record: Path, budget: Budget, parse: Parse, seconds_per_epoch: Callable[[RunConfig], float],
+    say: Callable[[str], None],
+) -> list[Cell]:  # fmt: skip
+    """The cells with as many epochs as the budget allows or, of a sweep that goes on, allowed when it began."""
+    if record.is_file():
+        try:
+            stored = json.loads(record.read_text())
+            before, epochs = stored["budget"], int(stored["epochs"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{record}: not the record of a sweep; remove it, or give --out for another folder") from None
+        if before != budget.text or epochs < 1:
+            raise ValueError(f"{record}: the sweep began with a budget of {before}, not {budget.text}; give --out for another folder")
+        told = f"{epochs} epochs a run, as when the sweep began"
+    else:
+        epochs, told = epochs_within(budget, cells, seconds_per_epoch)
+        write_json(record, {"budget": budget.text, "epochs": epochs, "told": told})
+    say(f"budget {budget.text}: {told}; the schedule's epochs are scaled likewise")
+    return scaled(cells, epochs, parse)
+
+
+COLUMNS: dict[str, tuple[Callable[[Run], float | None], float]] = {
+    "test accuracy %": (lambda run: run.summary.get("test_accuracy"), 100),
+    "dormant %": (lambda run: run.headline.get("dormant"), 100),
+    "dormant, first layers %": (lambda run: first_layers(run, "dormant"), 100),
+    "gradient, last over first": (lambda run: run.headline.get("gradient", {}).get("activation_ratio"), 1),
+    "energy µJ": (lambda run: run.headline.get("energy", {}).get("snn_pj"), 1e-6),
+}
+"""Measure -> how it is found, and its unit's factor."""
+FIRST_LAYERS = 3
+
+
+def first_layers(run: Run, name: str) -> float | None:
+    """Mean of a figure over the first layers of neurons."""
+    found = [layer[name] for layer in run.headline.get("layers", [])[:FIRST_LAYERS] if layer[name] is not None]
+    return sum(found) / len(found) if found else None
+
+
+def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """A row for each combination of values, in their order: how many runs finished, mean and deviation of each measure."""
+    rows: dict[tuple[str, ...], list[Run]] = {}
+    values: dict[tuple[str, ...], dict[str, str]] = {}
+    for outcome in outcomes:
+        key = tuple(outcome.cell.values.values())
+        values[key] = outcome.cell.values
+        rows.setdefault(key, []).extend([] if outcome.error else [Run(outcome.cell.folder)])
+    found = []
+    for key, runs in rows.items():
+        row: dict[str, Any] = {**values[key], "runs": len(runs)}
+        for column, (measure, factor) in COLUMNS.items():
+            known = [factor * value for run in runs if (value := measure(run)) is not None]
+            mean, deviation = mean_and_deviation(known) if known else (None, None)
+            row |= {column: mean, f"{column} std": deviation}
+        found.append(row)
+    return [row for row in found if row["runs"]] and found
+
+
+def write_tables(outcomes: Sequence[Outcome], out: Path) -> None:
+    """table.md, table.csv and table.tex in `out`; nothing where no run has finished."""
+    order = sorted(outcomes, key=lambda outcome: (list(outcome.cell.values.values()), outcome.cell.seed))
+    rows = table_rows(order)
+    if not rows:
+        return
+    write_atomic(out / "table.csv", csv_text(rows).encode())
+    names, lines = readable(rows)
+    bars = ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *lines]]
+    write_atomic(out / "table.md", ("\n".join(bars) + "\n").encode())
+    write_atomic(out / "table.tex", latex(names, lines).encode())
+
+
+def readable(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Names of columns and cells with mean ± deviation; a measure that no run has is left out."""
+    measures = [column for column in COLUMNS if any(row[column] is not None for row in rows)]
+    fields = [name for name in rows[0] if name not in COLUMNS and not name.endswith(" std")]
+    lines = [[show(row[name]) for name in fields] + [_spread(row, column) for column in measures] for row in rows]
+    return fields + measures, lines
+
+
+def _spread(row: dict[str, Any], column: str) -> str:
+    mean, deviation = row[column], row[f"{column} std"]
+    if mean is None:
+        return "-"
+    return f"{mean:.2f} ± {deviation:.2f}" if row["runs"] > 1 else f"{mean:.2f}"
+
+
+def latex(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A tabular for a paper that uses booktabs."""
+    rows = [r"\begin{tabular}{" + "l" + "r" * (len(names) - 1) + "}", r"\toprule"]
+    rows += [_latex_line(names), r"\midrule", *map(_latex_line, lines), r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(rows) + "\n"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "µ": r"\textmu{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
+    return " & ".join("".join(special.get(c, c) for c in cell) for cell in cells) + r" \\"
