@@ -7,13 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multifire import datasets, events, nn, ops
+    from multifire import analysis, datasets, events, nn, ops
     from multifire.checkpoint import load_reference_checkpoint, to_reference_state_dict
     from multifire.nn import SpikingResNet, build_model
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("datasets", "events", "nn", "ops")
+_SUBMODULES = ("analysis", "datasets", "events", "nn", "ops")
 _NAMES = {
     "SpikingResNet": "multifire.nn",
     "build_model": "multifire.nn",
@@ -24,6 +24,7 @@ _NAMES = {
 __all__ = [
     "SpikingResNet",
     "__version__",
+    "analysis",
     "build_model",
     "datasets",
     "events",

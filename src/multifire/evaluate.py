@@ -1,6 +1,6 @@
-"""What a network scores: loss, accuracy, accuracy of each class, and accuracy after each time step."""
+"""What a network scores: loss and accuracy, at the end and after each time step, and which classes it confuses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,16 @@ class Evaluation:
     per_class: list[float | None]
     per_step: list[float]
     """Accuracy of the mean logits of the first t steps, for t = 1..T."""
+    loss_per_step: list[float]
+    """Their loss."""
+    confusion: list[list[int]]
+    """How many samples of each class (row) were taken for each class (column)."""
 
 
 @torch.no_grad()
 def evaluate(
     model: SpikingResNet,
-    batches: Batches | EventBatches,
+    batches: Batches | EventBatches | Iterable[tuple[Tensor, Tensor]],
     precision: str = "fp32",
     on_batch: Callable[[], None] | None = None,
     processes: Processes = ALONE,
@@ -45,17 +49,20 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    loss_sum, hits, labels = 0.0, [], []
-    for x_TNCHW, y in batches.epoch(0):
+    losses_T: Tensor | float = 0.0
+    predictions, labels = [], []
+    for x_TNCHW, y in batches.epoch(0) if isinstance(batches, Batches | EventBatches) else batches:
         with autocast(x_TNCHW.device, precision):
             logits_TNK = model(x_TNCHW, per_step=True).float()
-        loss_sum += F.cross_entropy(logits_TNK.mean(0), y, reduction="sum").item()
-        hits.append(running_predictions(logits_TNK).eq(y).cpu())
+        losses_T = losses_T + running_losses(logits_TNK, y).double().cpu()
+        predictions.append(running_predictions(logits_TNK).cpu())
         labels.append(y.cpu())
         if on_batch:
             on_batch()
     model.train(was_training)
-    return _score(loss_sum, torch.cat(hits, 1), torch.cat(labels), model.num_classes, processes)
+    if not isinstance(losses_T, Tensor):
+        raise ValueError("there is no sample to score; pass at least one batch (x [T, N, C, H, W], y [N])")
+    return _score(losses_T, torch.cat(predictions, 1), torch.cat(labels), model.num_classes, processes)
 
 
 def running_predictions(logits_TNK: Tensor) -> Tensor:
@@ -63,20 +70,32 @@ def running_predictions(logits_TNK: Tensor) -> Tensor:
     return logits_TNK.cumsum(0).argmax(2)
 
 
-def _score(loss_sum: float, hits_TN: Tensor, labels: Tensor, num_classes: int, processes: Processes) -> Evaluation:
+def running_losses(logits_TNK: Tensor, y: Tensor) -> Tensor:
+    """Sum [T] over samples of the cross entropy of the mean logits of the first t steps, t = 1..T."""
+    steps = range(1, len(logits_TNK) + 1)
+    return torch.stack([F.cross_entropy(logits_TNK[:t].mean(0), y, reduction="sum") for t in steps])
+
+
+def _score(
+    losses_T: Tensor, predicted_TN: Tensor, labels: Tensor, num_classes: int, processes: Processes
+) -> Evaluation:
     """From this process's samples the figures of all processes' samples."""
-    of_class, final = torch.bincount(labels, minlength=num_classes), hits_TN[-1]
-    right = torch.bincount(labels[final], minlength=num_classes)
-    own = [torch.tensor([loss_sum]), hits_TN.sum(1), right, of_class]
+    timesteps = len(predicted_TN)
+    confusion = torch.bincount(labels * num_classes + predicted_TN[-1], minlength=num_classes**2)
+    own = [losses_T, predicted_TN.eq(labels).sum(1), confusion]
     sums = processes.total(torch.cat([part.double() for part in own]))
-    loss, right_T, right_K, count_K = sums.split([1, len(hits_TN), num_classes, num_classes])
+    losses_T, right_T, confusion = sums.split([timesteps, timesteps, num_classes**2])
+    confusion_KK = confusion.view(num_classes, num_classes)
+    right_K, count_K = confusion_KK.diagonal(), confusion_KK.sum(1)
     count = count_K.sum()
     return Evaluation(
         count=int(count),
-        loss=(loss / count).item(),
+        loss=(losses_T[-1] / count).item(),
         accuracy=(right_T[-1] / count).item(),
         per_class=[(r / n).item() if n else None for r, n in zip(right_K, count_K, strict=True)],
         per_step=(right_T / count).tolist(),
+        loss_per_step=(losses_T / count).tolist(),
+        confusion=confusion_KK.long().tolist(),
     )
 
 

@@ -1,0 +1,212 @@
+"""What an inference costs: accumulates, multiply-accumulates, and their energy beside that of networks without time.
+
+An event-driven chip adds a synapse's weight to a membrane for each spike that arrives. So every input integer counts
+as that many accumulates (AC) at each place that it reaches, and no work is done for a 0:
+
+    SynOps = Σ input · fan-out        fan-out = outputs that read the input, exact at padded borders
+
+What is not an integer costs one multiply-accumulate (MAC) for each weight and place, zeros and padding counted, as
+`torch.utils.flop_counter` counts them (a MAC is 2 of its flops). In particular:
+
+- the first convolution: MACs, once for a still image, whose currents are kept, and T times for frames of real
+  numbers; SynOps where the frames count events. Its input norm, where there is one, is folded into its weights;
+- every other convolution, also of a shortcut, reads spikes and sums of spikes: SynOps;
+- a plain block's identity shortcut adds to the membranes: one accumulate a spike. A DS block's is summed after
+  firing: its spikes travel on to the next layer, and are counted where they arrive;
+- the voting layer reads averages over pixels: MACs, T times;
+- norms are folded into the weights: nothing. Membrane updates, comparisons and averages are counted nowhere, memory
+  traffic neither; it dominates on real hardware, so these are figures to compare by, and no joules of a chip.
+
+The same network without time (ANN) takes one pass in which every product is a MAC. The quantised ANN with K+1 levels
+of activation takes one pass too, with activations 0..K of b = ⌈log2(K+1)⌉ bits. Assumed of it: a product with such a
+number is b shifted conditional additions, each at the price of an AC, and none is left out for a 0; its first and
+last layers are MACs. That a spiking network is to be compared with a quantised one is from Yan et al., "Reconsidering
+the energy efficiency of spiking neural networks", arXiv 2409.08290; they give it a level for each of T spikes too.
+
+Prices: 45 nm, fp32: addition 0.9 pJ, multiplication 3.7 pJ. Horowitz, "Computing's energy problem", ISSCC 2014.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+from multifire.analysis.probe import Pairs, run, undisturbed
+from multifire.nn import PlainBlock, SpikingResNet
+from multifire.nn.block import stands_still
+
+AC_PJ = 0.9
+MAC_PJ = 4.6
+
+
+@dataclass
+class Connection:
+    """A convolution, linear layer or identity shortcut, and what all samples together have cost there."""
+
+    name: str
+    kind: Literal["conv", "linear", "identity"]
+    shape: tuple[int, ...]
+    """Of the output, of one sample and time step."""
+    ann_macs: int
+    """Products of one pass."""
+    real: bool
+    """Whether also a quantised network reads real numbers here."""
+    macs: float = 0.0
+    synops: float = 0.0
+
+
+@dataclass
+class Energy:
+    """Costs of one inference, on average over the samples."""
+
+    ac_pj: float
+    mac_pj: float
+    bits: int = 0
+    """Of a quantised activation with K+1 levels."""
+    samples: int = 0
+    connections: list[Connection] = field(default_factory=list)
+
+    @property
+    def macs(self) -> float:
+        return sum(each.macs for each in self.connections)
+
+    @property
+    def synops(self) -> float:
+        return sum(each.synops for each in self.connections)
+
+    @property
+    def snn_pj(self) -> float:
+        return self.macs * self.mac_pj + self.synops * self.ac_pj
+
+    @property
+    def ann_macs(self) -> int:
+        return sum(each.ann_macs for each in self.connections)
+
+    @property
+    def ann_pj(self) -> float:
+        return self.ann_macs * self.mac_pj
+
+    @property
+    def quantised_pj(self) -> float:
+        return sum(each.ann_macs * (self.mac_pj if each.real else self.bits * self.ac_pj) for each in self.connections)
+
+
+def measure_energy(
+    model: SpikingResNet,
+    batches: Pairs,
+    *,
+    ac_pj: float = AC_PJ,
+    mac_pj: float = MAC_PJ,
+    precision: str = "fp32",
+) -> Energy:
+    """MACs, SynOps and energy of an inference, in the mode that the model is in; the module says what counts as what.
+
+    Args:
+        model: the network.
+        batches: x [T, N, C, H, W] and y [N], which is not used.
+        ac_pj: picojoules of an accumulate.
+        mac_pj: picojoules of a multiply-accumulate.
+        precision: "bf16" convolves under autocast.
+
+    Raises:
+        ValueError: no sample, or a price that is not above 0.
+    """
+    with undisturbed(model), counted(model, ac_pj, mac_pj) as count:
+        run(model, batches, precision)
+    return count.result()
+
+
+@contextlib.contextmanager
+def counted(model: SpikingResNet, ac_pj: float, mac_pj: float) -> Iterator["Count"]:
+    """Count while the model runs."""
+    for name, price in (("ac_pj", ac_pj), ("mac_pj", mac_pj)):
+        if not 0 < price < math.inf:
+            raise ValueError(f"{name} is {price}, expected picojoules above 0")
+    count = Count(model, ac_pj, mac_pj)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(model.register_forward_pre_hook(count.begin))
+        for name, module in model.named_modules():
+            hook = None
+            if isinstance(module, nn.Conv2d):
+                hook = count.first if module is model.stem.conv else count.convolution
+            elif isinstance(module, nn.Linear):
+                hook = count.linear
+            elif isinstance(module, PlainBlock) and module.shortcut is None:
+                name, hook = f"{name}.shortcut", count.identity
+            if hook is not None:
+                stack.enter_context(module.register_forward_hook(_named(name, hook)))
+        yield count
+
+
+def _named(name: str, hook):
+    return lambda module, inputs, out: hook(name, module, inputs[0].detach(), out)
+
+
+class Count:
+    """Adds up, connection by connection, over all samples."""
+
+    def __init__(self, model: SpikingResNet, ac_pj: float, mac_pj: float):
+        levels = len(model.stem.neuron.thresholds)
+        self._energy = Energy(ac_pj, mac_pj, bits=levels.bit_length())
+        self._connections: dict[str, Connection] = {}
+        self._input: Tensor | None = None
+
+    def begin(self, _model: nn.Module, inputs: tuple[Tensor]) -> None:
+        self._input = inputs[0]
+        self._energy.samples += inputs[0].shape[1]
+
+    def first(self, name: str, conv: nn.Conv2d, x: Tensor, out: Tensor) -> None:
+        assert self._input is not None
+        connection = self._convolution(name, conv, out, real=True)
+        timesteps, samples = self._input.shape[:2]
+        if stands_still(self._input):
+            connection.macs += samples * connection.ann_macs
+        elif are_counts(self._input):
+            connection.synops += arriving(conv, self._input.flatten(0, 1), out)
+        else:
+            connection.macs += timesteps * samples * connection.ann_macs
+
+    def convolution(self, name: str, conv: nn.Conv2d, x: Tensor, out: Tensor) -> None:
+        self._convolution(name, conv, out, real=False).synops += arriving(conv, x, out)
+
+    def linear(self, name: str, linear: nn.Linear, x: Tensor, out: Tensor) -> None:
+        shape, macs = (linear.out_features,), linear.in_features * linear.out_features
+        connection = self._at(Connection(name, "linear", shape, macs, real=True))
+        connection.macs += macs * out.numel() // linear.out_features
+
+    def identity(self, name: str, _block: nn.Module, x: Tensor, out: Tensor) -> None:
+        connection = self._at(Connection(name, "identity", tuple(x.shape[2:]), 0, real=False))
+        connection.synops += x.sum(dtype=torch.float64).item()
+
+    def result(self) -> Energy:
+        energy = self._energy
+        for connection in self._connections.values():
+            connection.macs /= energy.samples
+            connection.synops /= energy.samples
+        energy.connections = list(self._connections.values())
+        return energy
+
+    def _convolution(self, name: str, conv: nn.Conv2d, out: Tensor, real: bool) -> Connection:
+        macs = out[0].numel() * conv.weight[0].numel()
+        return self._at(Connection(name, "conv", tuple(out.shape[1:]), macs, real))
+
+    def _at(self, connection: Connection) -> Connection:
+        return self._connections.setdefault(connection.name, connection)
+
+
+def are_counts(x: Tensor) -> bool:
+    """Whether all of x are integers from 0 on."""
+    return bool(((x >= 0) & (x == x.floor())).all())
+
+
+def arriving(conv: nn.Conv2d, x_NCHW: Tensor, out_NCHW: Tensor) -> float:
+    """Σ input · fan-out: how many accumulates the integers x cause."""
+    ones = x_NCHW.new_ones((1, 1, *conv.kernel_size), dtype=torch.float64)
+    reached = x_NCHW.new_ones((1, 1, *out_NCHW.shape[2:]), dtype=torch.float64)
+    fan_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, reached, conv.stride, conv.padding)[0, 0]
+    return conv.out_channels * (x_NCHW.sum((0, 1), dtype=torch.float64) * fan_HW).sum().item()

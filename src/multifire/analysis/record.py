@@ -1,0 +1,164 @@
+"""All measures of a network at once, as one record of plain values."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from multifire.analysis.activity import Activity, observed
+from multifire.analysis.energy import AC_PJ, MAC_PJ, Energy, counted
+from multifire.analysis.gradients import Gradients, Loss, mean_cross_entropy, measure_gradients
+from multifire.analysis.probe import require_samples, undisturbed
+from multifire.evaluate import Evaluation, evaluate
+from multifire.nn import MLF, SpikingResNet
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyze` found."""
+
+    activity: Activity
+    gradients: Gradients
+    energy: Energy
+    scored: Evaluation
+    neuron: MLF
+    seconds: float
+
+    def record(self) -> dict[str, Any]:
+        """The layout that `multifire.analysis` shows, without "epoch" and "split"."""
+        activity, gradients, scored = self.activity, self.gradients, self.scored
+        norms = {
+            name: (weights, activations)
+            for name, weights, activations in zip(
+                gradients.names, gradients.weights, gradients.activations, strict=True
+            )
+        }
+        layers = [
+            {
+                "name": layer.name,
+                "shape": list(layer.shape),
+                "dormant": layer.dormant,
+                "rate": layer.rate.tolist(),
+                "membrane": {
+                    "low": layer.membranes.low,
+                    "high": layer.membranes.high,
+                    "counts": layer.membranes.counts.tolist(),
+                    "below": layer.membranes.below.tolist(),
+                    "above": layer.membranes.above.tolist(),
+                },
+                "weight_grad_norm": _finite(norms[layer.name][0]),
+                "activation_grad_norm": _finite(norms[layer.name][1]),
+            }
+            for layer in activity.layers
+        ]
+        return {
+            "seconds": self.seconds,
+            "samples": activity.samples,
+            "timesteps": len(scored.per_step),
+            "neuron": {
+                "thresholds": list(self.neuron.thresholds),
+                "decay": self.neuron.decay,
+                "surrogate": self.neuron.surrogate,
+                "width": self.neuron.width,
+                "windows": windows(self.neuron),
+            },
+            "dormant": activity.dormant,
+            "layers": layers,
+            "gradient": {
+                "loss": _finite(gradients.loss),
+                "weight_ratio": _finite(gradients.weight_ratio),
+                "activation_ratio": _finite(gradients.activation_ratio),
+                "voting_grad_norm": _finite(gradients.voting),
+            },
+            "per_step": {
+                "samples": scored.count,
+                "accuracy": scored.per_step,
+                "loss": [_finite(loss) for loss in scored.loss_per_step],
+            },
+            "confusion": scored.confusion,
+            "energy": _energy_record(self.energy),
+        }
+
+
+def analyze(
+    model: SpikingResNet,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    *,
+    loss: Loss = mean_cross_entropy,
+    precision: str = "fp32",
+    scored: Evaluation | None = None,
+    ac_pj: float = AC_PJ,
+    mac_pj: float = MAC_PJ,
+) -> Analysis:
+    """Every measure of the model on a few batches: activity, energy and scores in evaluation mode, then gradients.
+
+    Two passes forward, one of them watched neuron by neuron, and one backward. The model stays as it is.
+
+    Args:
+        model: the network.
+        batches: x [T, N, C, H, W] and y [N].
+        loss: sum of the samples' losses, whose gradient is measured.
+        precision: "bf16" convolves under autocast.
+        scored: the model's scores on more samples, where they are known; by default those on `batches`.
+        ac_pj: picojoules of an accumulate.
+        mac_pj: picojoules of a multiply-accumulate.
+
+    Raises:
+        ValueError: no sample, or a price that is not above 0.
+        FloatingPointError: a membrane is NaN.
+    """
+    start = time.monotonic()
+    batches = list(batches)
+    require_samples(sum(len(y) for _, y in batches))
+    with undisturbed(model), observed(model) as observation, counted(model, ac_pj, mac_pj) as count:
+        own = evaluate(model, batches, precision)
+    gradients = measure_gradients(model, batches, loss=loss, precision=precision)
+    return Analysis(
+        activity=observation.result(),
+        gradients=gradients,
+        energy=count.result(),
+        scored=scored or own,
+        neuron=model.stem.neuron,
+        seconds=time.monotonic() - start,
+    )
+
+
+def windows(neuron: MLF) -> list[list[float]] | None:
+    """Where each level's surrogate derivative is not 0; None where that is everywhere."""
+    reach = {"rect": neuron.width / 2, "triangle": neuron.width}.get(neuron.surrogate)
+    if reach is None:
+        return None
+    return [[threshold - reach, threshold + reach] for threshold in neuron.thresholds]
+
+
+def _energy_record(energy: Energy) -> dict[str, Any]:
+    return {
+        "ac_pj": energy.ac_pj,
+        "mac_pj": energy.mac_pj,
+        "macs": energy.macs,
+        "synops": energy.synops,
+        "snn_pj": energy.snn_pj,
+        "ann_macs": energy.ann_macs,
+        "ann_pj": energy.ann_pj,
+        "quantised_bits": energy.bits,
+        "quantised_pj": energy.quantised_pj,
+        "connections": [
+            {
+                "name": each.name,
+                "kind": each.kind,
+                "shape": list(each.shape),
+                "ann_macs": each.ann_macs,
+                "macs": each.macs,
+                "synops": each.synops,
+            }
+            for each in energy.connections
+        ],
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
