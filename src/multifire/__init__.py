@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from multifire import analysis, datasets, events, nn, ops
     from multifire.checkpoint import load_reference_checkpoint, to_reference_state_dict
     from multifire.nn import SpikingResNet, build_model
+    from multifire.report import Run
 
 __version__ = "0.1.0"
 
 _SUBMODULES = ("analysis", "datasets", "events", "nn", "ops")
 _NAMES = {
+    "Run": "multifire.report",
     "SpikingResNet": "multifire.nn",
     "build_model": "multifire.nn",
     "load_reference_checkpoint": "multifire.checkpoint",
@@ -22,6 +24,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "Run",
     "SpikingResNet",
     "__version__",
     "analysis",

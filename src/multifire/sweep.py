@@ -16,9 +16,10 @@ from typing import Any
 from multifire.compare import mean_and_deviation
 from multifire.config import RunConfig, parse_model_name, seconds
 from multifire.progress import Bar, format_seconds
+from multifire.recipes import get_recipe
 from multifire.report.draw import csv_text
 from multifire.report.run import Run, show
-from multifire.runs import RunFolder
+from multifire.runs import RunFolder, flat
 from multifire.runtime import listening, locked, write_atomic, write_json
 
 LEVELS = (1, 2, 3)
@@ -28,7 +29,7 @@ POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 60.0
 """How long a run that is asked to stop may take to write its checkpoint."""
 
-Parse = Callable[[Sequence[str]], RunConfig]
+Parse = Callable[[RunConfig, Sequence[str]], RunConfig]
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,12 @@ class Cell:
 
     values: dict[str, str]
     """What is varied, the seed not counted."""
-    seed: int
     cfg: RunConfig
-    args: list[str]
-    """The overrides that make `multifire train` train this."""
     folder: Path
 
     @property
     def name(self) -> str:
-        return ", ".join([*(f"{key} {value}" for key, value in self.values.items()), f"seed {self.seed}"])
+        return ", ".join([*(f"{key} {value}" for key, value in self.values.items()), f"seed {self.cfg.seed}"])
 
 
 @dataclass(frozen=True)
@@ -87,25 +85,33 @@ def _names(depths: Sequence[int]) -> list[str]:
     return [f"{kind}_resnet{depth}" for kind in ("plain", "ds") for depth in depths]
 
 
-def cells_of(fields: dict[str, list[str]], seeds: Sequence[int], args: Sequence[str], out: Path, parse: Parse) -> list[Cell]:
-    """Every combination of the fields' values, with every seed; `parse` makes a configuration of overrides."""
+def cells_of(cfg: RunConfig, fields: dict[str, list[str]], seeds: Sequence[int], out: Path, parse: Parse) -> list[Cell]:
+    """Every combination of the fields' values, with every seed; `parse` gives a configuration with overrides."""
     cells = []
     for combination in itertools.product(*fields.values()):
         values = dict(zip(fields, combination, strict=True))
+        varied = parse(cfg, [arg for name, value in values.items() for arg in spelt(name, value)])
         for seed in seeds:
-            own = [*args, *(arg for name, value in values.items() for arg in _override(name, value)), "--seed", str(seed)]
-            folder = "_".join([*(f"{name.rpartition('.')[2]}-{_safe(value)}" for name, value in values.items()), f"seed-{seed}"])
-            cells.append(Cell(values, seed, parse(own), own, out / folder))
+            parts = [*(f"{name.rpartition('.')[2]}-{_safe(value)}" for name, value in values.items()), f"seed-{seed}"]
+            cells.append(Cell(values, replace(varied, seed=seed), out / "_".join(parts)))
     return cells
 
 
-def _override(name: str, value: str) -> list[str]:
-    """A field's value as the command line spells it; a tuple's items are set apart by spaces."""
+def spelt(name: str, value: Any) -> list[str]:
+    """A field's value as the command line spells it; a tuple's items, and a text's, are set apart by spaces."""
     option = "--" + name.replace("_", "-")
-    if value in ("true", "false"):
-        before, _, last = option.removeprefix("--").rpartition(".")
-        return [option if value == "true" else f"--{before}.no-{last}" if before else f"--no-{last}"]
-    return [option, *value.split()]
+    if value is True or value == "true":
+        return [option]
+    if value is False or value == "false":
+        before, dot, last = option.removeprefix("--").rpartition(".")
+        return [f"--{before}{dot}no-{last}"]
+    return [option, *(map(str, value) if isinstance(value, tuple) else str(value).split())]
+
+
+def overrides(cfg: RunConfig, recipe: RunConfig) -> list[str]:
+    """What makes `multifire train RECIPE` train this."""
+    wanted, given = flat(asdict(cfg)), flat(asdict(recipe))
+    return [arg for name, value in wanted.items() if value != given[name] for arg in spelt(name, value)]
 
 
 def _safe(value: str) -> str:
@@ -136,7 +142,9 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(f"budget is {text!r}, expected a number of epochs ('5 epochs') or a time (30m)") from None
 
 
-def epochs_within(budget: Budget, cells: Sequence[Cell], seconds_per_epoch: Callable[[RunConfig], float]) -> tuple[int, str]:
+def epochs_within(
+    budget: Budget, cells: Sequence[Cell], seconds_per_epoch: Callable[[RunConfig], float]
+) -> tuple[int, str]:
     """So many epochs for each run that the budget is kept, at most the recipe's, and a sentence that says so.
 
     Raises:
@@ -166,17 +174,11 @@ def epochs_within(budget: Budget, cells: Sequence[Cell], seconds_per_epoch: Call
     return epochs, f"{epochs} epochs a run in place of {full}: about {whole} for all, by a few steps of each network"
 
 
-def scaled(cells: Sequence[Cell], epochs: int, parse: Parse) -> list[Cell]:
-    """The cells with so many epochs, and the epochs of their schedules in proportion."""
-    found = []
-    for cell in cells:
-        optim = cell.cfg.optim
-        step = max(round(optim.step_epochs * epochs / optim.epochs), 1)
-        warmup = optim.warmup_epochs * epochs / optim.epochs
-        args = [*cell.args, "--optim.epochs", str(epochs), "--optim.step-epochs", str(step)]
-        args += ["--optim.warmup-epochs", f"{warmup:.3g}"] if warmup else []
-        found.append(replace(cell, args=args, cfg=parse(args)))
-    return found
+def scaled(cfg: RunConfig, epochs: int) -> RunConfig:
+    """The configuration with so many epochs, and the epochs of its schedule in proportion."""
+    share = epochs / cfg.optim.epochs
+    step, warmup = max(round(cfg.optim.step_epochs * share), 1), cfg.optim.warmup_epochs * share
+    return replace(cfg, optim=replace(cfg.optim, epochs=epochs, step_epochs=step, warmup_epochs=warmup))
 
 
 def is_finished(cell: Cell) -> bool:
@@ -207,10 +209,11 @@ class Job:
         return Outcome(self.cell, f"exit code {self.process.returncode}: {said} (see {self.log})")
 
 
-def start(cell: Cell, extra: Sequence[str], threads: int, logs: Path) -> Job:
+def start(cell: Cell, threads: int, logs: Path) -> Job:
     """Train the cell, from where it was left, in a process of so many threads."""
     log = logs / f"{cell.folder.name}.log"
-    command = [sys.executable, "-m", "multifire", "train", cell.cfg.recipe, *cell.args, *extra]
+    args = overrides(cell.cfg, get_recipe(cell.cfg.recipe))
+    command = [sys.executable, "-m", "multifire", "train", cell.cfg.recipe, *args]
     command += ["--out", str(cell.folder), "--resume", "auto"]
     with log.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603 - ourselves, without a shell
@@ -220,27 +223,31 @@ def start(cell: Cell, extra: Sequence[str], threads: int, logs: Path) -> Job:
     return Job(cell, process, log)
 
 
-def carry_out(cells: Sequence[Cell], jobs: int, extra: Sequence[str], logs: Path) -> tuple[list[Outcome], int]:
-    """Train every cell that is not finished, `jobs` at a time; what became of each, and the signal that stopped it, or 0.
+def carry_out(cells: Sequence[Cell], jobs: int, logs: Path) -> tuple[list[Outcome], int]:
+    """Train every cell that is not finished, `jobs` at a time: what became of each, and the signal that came, or 0.
 
     A run that fails leaves the others alone.
     """
-    outcomes, waiting = [], []
+    outcomes: list[Outcome] = []
+    waiting: list[Cell] = []
     for cell in cells:
         try:
-            (outcomes if is_finished(cell) else waiting).append(cell)
+            if is_finished(cell):
+                outcomes.append(Outcome(cell))
+            else:
+                waiting.append(cell)
         except (ValueError, OSError) as error:
             outcomes.append(Outcome(cell, str(error)))
-    outcomes = [found if isinstance(found, Outcome) else Outcome(found) for found in outcomes]
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
     running: list[Job] = []
     queue = iter(waiting)
     total = sum(cell.cfg.optim.epochs for cell in cells)
     with listening() as asked, Bar("sweep", total, epochs_done(cells)) as bar, ended(running):
-        bar.say(f"{len(cells)} runs, {len(cells) - len(waiting)} of them there already; {jobs} at a time, {threads} threads each")
+        there = len(cells) - len(waiting)
+        bar.say(f"{len(cells)} runs, {there} of them there already; {jobs} at a time, threads of each: {threads}")
         while not asked.stop:
-            running += [start(cell, extra, threads, logs) for cell in itertools.islice(queue, jobs - len(running))]
+            running += [start(cell, threads, logs) for cell in itertools.islice(queue, jobs - len(running))]
             if not running:
                 break
             for job in [job for job in running if job.process.poll() is not None]:
@@ -249,7 +256,8 @@ def carry_out(cells: Sequence[Cell], jobs: int, extra: Sequence[str], logs: Path
                 bar.say(_line(outcomes[-1], len(outcomes), len(cells)))
             bar.update(epochs_done(cells), f"{len(outcomes)} of {len(cells)} runs")
             time.sleep(POLL_SECONDS)
-    return outcomes, asked.stop
+    order = [cell.folder for cell in cells]
+    return sorted(outcomes, key=lambda outcome: order.index(outcome.cell.folder)), asked.stop
 
 
 def epochs_done(cells: Sequence[Cell]) -> int:
@@ -262,7 +270,7 @@ def epochs_done(cells: Sequence[Cell]) -> int:
 
 @contextlib.contextmanager
 def ended(running: list[Job]) -> Iterator[None]:
-    """However the block ends, no process outlives it: each is asked to write its checkpoint, and killed if it does not."""
+    """However the block ends, no process outlives it: each is asked to write a checkpoint, and killed if it hangs."""
     try:
         yield
     finally:
@@ -285,7 +293,7 @@ def _line(outcome: Outcome, done: int, total: int) -> str:
 
 
 def sweep(
-    cells: list[Cell], out: Path, *, parse: Parse, budget: str | None, jobs: int, extra: Sequence[str],
+    cells: list[Cell], out: Path, *, budget: str | None, jobs: int,
     seconds_per_epoch: Callable[[RunConfig], float], say: Callable[[str], None],
 ) -> tuple[list[Outcome], int]:  # fmt: skip
     """Carry out the runs in the folder `out`; what became of each, and the signal that stopped it, or 0.
@@ -299,14 +307,14 @@ def sweep(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         if budget is not None:
-            cells = within_budget(cells, out / "sweep.json", parse_budget(budget), parse, seconds_per_epoch, say)
-        outcomes, stopped = carry_out(cells, jobs, extra, out / "logs")
+            cells = within_budget(cells, out / "sweep.json", parse_budget(budget), seconds_per_epoch, say)
+        outcomes, stopped = carry_out(cells, jobs, out / "logs")
         write_tables(outcomes, out)
     return outcomes, stopped
 
 
 def within_budget(
-    cells: list[Cell], record: Path, budget: Budget, parse: Parse, seconds_per_epoch: Callable[[RunConfig], float],
+    cells: list[Cell], record: Path, budget: Budget, seconds_per_epoch: Callable[[RunConfig], float],
     say: Callable[[str], None],
 ) -> list[Cell]:  # fmt: skip
     """The cells with as many epochs as the budget allows or, of a sweep that goes on, allowed when it began."""
@@ -315,15 +323,19 @@ def within_budget(
             stored = json.loads(record.read_text())
             before, epochs = stored["budget"], int(stored["epochs"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise ValueError(f"{record}: not the record of a sweep; remove it, or give --out for another folder") from None
+            raise ValueError(
+                f"{record}: not the record of a sweep; remove it, or give --out for another folder"
+            ) from None
         if before != budget.text or epochs < 1:
-            raise ValueError(f"{record}: the sweep began with a budget of {before}, not {budget.text}; give --out for another folder")
+            raise ValueError(
+                f"{record}: the sweep began with a budget of {before}, not {budget.text}; give --out for another folder"
+            )
         told = f"{epochs} epochs a run, as when the sweep began"
     else:
         epochs, told = epochs_within(budget, cells, seconds_per_epoch)
         write_json(record, {"budget": budget.text, "epochs": epochs, "told": told})
     say(f"budget {budget.text}: {told}; the schedule's epochs are scaled likewise")
-    return scaled(cells, epochs, parse)
+    return [replace(cell, cfg=scaled(cell.cfg, epochs)) for cell in cells]
 
 
 COLUMNS: dict[str, tuple[Callable[[Run], float | None], float]] = {
@@ -344,7 +356,7 @@ def first_layers(run: Run, name: str) -> float | None:
 
 
 def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row for each combination of values, in their order: how many runs finished, mean and deviation of each measure."""
+    """A row for each combination of values: how many of its runs finished, and each measure's mean and deviation."""
     rows: dict[tuple[str, ...], list[Run]] = {}
     values: dict[tuple[str, ...], dict[str, str]] = {}
     for outcome in outcomes:
@@ -359,14 +371,13 @@ def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             mean, deviation = mean_and_deviation(known) if known else (None, None)
             row |= {column: mean, f"{column} std": deviation}
         found.append(row)
-    return [row for row in found if row["runs"]] and found
+    return found
 
 
 def write_tables(outcomes: Sequence[Outcome], out: Path) -> None:
-    """table.md, table.csv and table.tex in `out`; nothing where no run has finished."""
-    order = sorted(outcomes, key=lambda outcome: (list(outcome.cell.values.values()), outcome.cell.seed))
-    rows = table_rows(order)
-    if not rows:
+    """table.md, table.csv and table.tex in `out`; none where no run has finished."""
+    rows = table_rows(outcomes)
+    if not any(row["runs"] for row in rows):
         return
     write_atomic(out / "table.csv", csv_text(rows).encode())
     names, lines = readable(rows)

@@ -1,21 +1,24 @@
 """What came of runs, for people: a page that opens anywhere, figures for a paper, and their numbers.
 
-    run.py      a run's folder, read with suspicion
-    charts.py   what each chart shows, as numbers
-    draw.py     a chart for plotly, for matplotlib, as CSV
-    samples.py  what the network makes of single samples
-    page.py     the HTML file, with page.css and page.js
+run.py      a run's folder, read with suspicion
+charts.py   what each chart shows, as numbers
+draw.py     a chart for plotly, for matplotlib, as CSV
+samples.py  what the network makes of single samples
+page.py     the HTML file, with page.css and page.js
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from multifire.report import draw
 from multifire.report.charts import CHARTS, charts_of, label_runs
 from multifire.report.page import Report, page
-from multifire.report.run import Run
-from multifire.report.samples import Samples
+from multifire.report.run import Run, plain
 from multifire.runtime import write_atomic
+
+if TYPE_CHECKING:
+    from multifire.report.samples import Samples
 
 __all__ = ["Run", "write_report"]
 
@@ -55,15 +58,17 @@ def write_report(
     return [f"{run.name}: {note}" for run in runs for note in run.notes]
 
 
-def _look_into(run: Run, root: str | None, with_samples: bool) -> Samples | None:
-    """Samples of a run; what is in the way of them becomes a note of the run."""
-    from multifire.report.samples import load, look
-
+def _look_into(run: Run, root: str | None, with_samples: bool) -> "Samples | None":
+    """Samples of a run, and its analysis where there is none; what is in the way of them becomes a note of the run."""
     if run.config is None or not (with_samples or not run.analysis):
         return None
+    from multifire.report import samples
+
     try:
-        model, cfg, data = load(run.path, root)
-        return look(model, cfg, data) if with_samples else None
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        run.notes.append(f"No samples: {' '.join(str(error).split())[:300]}.")
+        model, cfg, data = samples.load(run.path, root)
+        if not run.analysis:
+            run.measured(samples.measure(model, cfg, data))
+        return samples.look(model, cfg, data) if with_samples else None
+    except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
+        run.notes.append(f"The network was not looked into: {plain(error)}.")
         return None

@@ -151,7 +151,9 @@ def _curve(runs: Sequence[Run], key: str, title: str, about: str, y: str, **more
     series = [
         line
         for part, (column, called) in enumerate(parts.items())
-        for line in _over_epochs(runs, lambda r, column=column: r.get(column), "metrics", name=called, part=min(part, 1))
+        for line in _over_epochs(
+            runs, lambda r, column=column: r.get(column), "metrics", name=called, part=min(part, 1)
+        )
     ]
     return _one(key, title, about, "epoch", y, series, whole=True, **more)
 
@@ -162,7 +164,9 @@ def accuracy(runs: Sequence[Run]) -> list[Chart]:
 
 
 def loss(runs: Sequence[Run]) -> list[Chart]:
-    about = "Cross entropy of the time-averaged logits, after each epoch: dashed on training samples, solid on held-out."
+    about = (
+        "Cross entropy of the time-averaged logits, after each epoch: dashed on training samples, solid on held-out."
+    )
     return _curve(runs, "loss", "Loss", about, "loss")
 
 
@@ -173,7 +177,9 @@ def learning_rate(runs: Sequence[Run]) -> list[Chart]:
 
 
 def dormant_units(runs: Sequence[Run]) -> list[Chart]:
-    about = "Share of (sample, neuron) whose surrogate derivative is zero at every level and time step: no gradient passes them."
+    about = (
+        "Share of (sample, neuron) whose surrogate derivative is 0 at every level and time step: no gradient passes."
+    )
     series = _over_epochs(runs, lambda r: r["dormant"], "history", part=1)
     return _one("dormant_units", "Dormant units", about, "epoch", "dormant", series, percent=True, whole=True)
 
@@ -246,7 +252,7 @@ def firing_map(runs: Sequence[Run]) -> list[Chart]:
             z = [_at(layer["rate"], level) or [] for layer in layers]
             steps = [str(t + 1) for t in range(max(map(len, z)))]
             threshold = _at(thresholds, level)
-            name = f"level {level + 1}" + (f", θ = {threshold:g}" if threshold is not None else "")
+            name = f"level {level + 1}" if threshold is None else f"θ = {threshold:g}"
             facets.append(Facet(name, heat=Heat(steps, [layer["name"] for layer in layers], z)))
         if facets:
             charts.append(
@@ -296,22 +302,36 @@ def _outlines(membrane: dict[str, Any]) -> list[Series]:
 
 
 def gradient_layers(runs: Sequence[Run]) -> list[Chart]:
-    about = "Norm of the loss's gradient with respect to each layer's output. A line that falls to the left shows a gradient that dies on its way to the input."
+    about = (
+        "Norm of the loss's gradient with respect to each layer's output. A line that falls to the left shows a "
+        "gradient that dies on its way to the input."
+    )
     return _by_layer(
-        runs, "gradient_layers", "Gradient of activations", about, "gradient norm", lambda layer: layer["activation_grad_norm"],
+        runs,
+        "gradient_layers",
+        "Gradient of activations",
+        about,
+        "gradient norm",
+        lambda layer: layer["activation_grad_norm"],
         log=True,
-    )  # fmt: skip
+    )
 
 
 def weight_gradients(runs: Sequence[Run]) -> list[Chart]:
     about = "Norm of the loss's gradient with respect to each convolution's weights."
     return _by_layer(
-        runs, "weight_gradients", "Gradient of weights", about, "gradient norm", lambda layer: layer["weight_grad_norm"], log=True
-    )  # fmt: skip
+        runs,
+        "weight_gradients",
+        "Gradient of weights",
+        about,
+        "gradient norm",
+        lambda layer: layer["weight_grad_norm"],
+        log=True,
+    )
 
 
 def gradient_ratio(runs: Sequence[Run]) -> list[Chart]:
-    about = "The last layer's gradient norm over the first layer's, with respect to activations: 1 would be even; large is vanishing."
+    about = "The last layer's gradient norm over the first's, with respect to activations: far above 1, it vanishes."
     series = _over_epochs(runs, lambda r: r["gradient"]["activation_ratio"], "history", part=1)
     return _one("gradient_ratio", "Last layer over first", about, "epoch", "ratio", series, log=True, whole=True)
 
@@ -346,7 +366,8 @@ def confusion(runs: Sequence[Run]) -> list[Chart]:
         shares = [[(n or 0) / max(sum(m or 0 for m in row), 1) for n in row] for row in counts]
         heat = Heat(names, names[: len(counts)], shares, counts)
         charts.append(
-            Chart("confusion", "Confusion matrix", about, "predicted", "true", [Facet(heat=heat)], "heat", index, percent=True)
+            Chart("confusion", "Confusion matrix", about, "predicted", "true", [Facet(heat=heat)], "heat", index,
+                  percent=True)
         )  # fmt: skip
     return charts
 
@@ -365,7 +386,7 @@ NETWORKS = {"snn_pj": "spiking", "quantised_pj": "quantised ANN", "ann_pj": "ANN
 
 
 def energy(runs: Sequence[Run]) -> list[Chart]:
-    about = "Energy of an inference by counting operations: the spiking network, and the same network without time as a quantised ANN and as an ANN."
+    about = "The spiking network, and the same network without time as a quantised ANN and as an ANN."
     series = []
     for index, run in enumerate(runs):
         found = run.headline.get("energy", {})
@@ -377,7 +398,7 @@ def energy(runs: Sequence[Run]) -> list[Chart]:
 
 
 def operations(runs: Sequence[Run]) -> list[Chart]:
-    about = "Operations of an inference in each connection: accumulates that spikes cause (solid), and MACs of the same connection in an ANN (dashed)."
+    about = "Accumulates that spikes cause in each connection (solid), and the MACs of an ANN there (dashed)."
     series = []
     for index, run in enumerate(runs):
         connections = run.headline.get("energy", {}).get("connections", [])
@@ -386,7 +407,9 @@ def operations(runs: Sequence[Run]) -> list[Chart]:
             values = [connection[key] or None for connection in connections]  # a logarithm has no place for 0
             if any(value is not None for value in values):
                 series.append(Series(values, list(range(1, len(values) + 1)), index, called, part, names))
-    return _one("operations", "Operations by connection", about, "connection", "operations", series, log=True, whole=True)
+    return _one(
+        "operations", "Operations by connection", about, "connection", "operations", series, log=True, whole=True
+    )
 
 
 SECTIONS: dict[str, tuple[str, tuple[Callable[[Sequence[Run]], list[Chart]], ...]]] = {
@@ -396,7 +419,10 @@ SECTIONS: dict[str, tuple[str, tuple[Callable[[Sequence[Run]], list[Chart]], ...
         (dormant_units, dormant_layers, dormant_map),
     ),
     "Firing": ("Which levels fire, in which layer and at which time step.", (firing_layers, firing_map, membranes)),
-    "Gradient": ("How much of the gradient reaches the first layers.", (gradient_layers, weight_gradients, gradient_ratio)),
+    "Gradient": (
+        "How much of the gradient reaches the first layers.",
+        (gradient_layers, weight_gradients, gradient_ratio),
+    ),
     "Decisions": ("What the network decides, and how early.", (accuracy_steps, loss_steps, confusion)),
     "Energy": ("What an inference costs, by counting operations.", (energy, operations)),
 }

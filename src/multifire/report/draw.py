@@ -90,8 +90,8 @@ def plotly_parts(chart: Chart, facet: Facet, labels: Sequence[Label] | None = No
         "hovermode": "closest" if facet.heat else "x unified",
         "margin": {"l": 56, "r": 12, "t": 32, "b": 68 if chart.kind == "outline" else 44},
         "shapes": [
-            {"type": "rect", "xref": "x", "yref": "paper", "x0": low, "x1": high, "y0": 0, "y1": 1, "line": {"width": 0},
-             "fillcolor": colour(level), "opacity": 0.13, "layer": "below"}
+            {"type": "rect", "xref": "x", "yref": "paper", "x0": low, "x1": high, "y0": 0, "y1": 1,
+             "line": {"width": 0}, "fillcolor": colour(level), "opacity": 0.13, "layer": "below"}
             for level, (low, high) in enumerate(facet.windows)
         ],
     }  # fmt: skip
@@ -113,7 +113,12 @@ def _plotly_series(chart: Chart, series: Series, labels: Sequence[Label] | None)
     if series.text:
         trace["text"] = [plain_label(text) for text in series.text]
     if chart.kind == "bar":
-        return {**trace, "type": "bar", "x": [plain_label(str(x)) for x in series.x], "marker": {"color": colour(group)}}
+        return {
+            **trace,
+            "type": "bar",
+            "x": [plain_label(str(x)) for x in series.x],
+            "marker": {"color": colour(group)},
+        }
     line: dict[str, Any] = {"color": colour(group), "width": 2, "dash": DASHES[min(series.part, 1)][0]}
     if chart.kind == "outline":
         line |= {"shape": "hv", "dash": "solid"}
@@ -199,12 +204,14 @@ def paper(chart: Chart, labels: Sequence[Label]) -> "Figure":
         for axes, facet in zip(grid.flat, facets, strict=False):
             _draw(axes, chart, facet, labels)
             axes.set_title(_no_formula(facet.name), loc="left")
-        for axes in grid[-1]:
-            axes.set_xlabel(chart.x)
         for axes in grid[:, 0]:
             axes.set_ylabel(chart.y)
         if heats:
+            figure.supxlabel(chart.x, fontsize=8)
             _draw_scale(figure, grid, chart)
+        else:
+            for axes in grid[-1]:
+                axes.set_xlabel(chart.x)
         handles, names = grid.flat[0].get_legend_handles_labels()
         unique = dict(zip(names, handles, strict=True))
         if len(unique) > 1:
@@ -244,9 +251,7 @@ def _draw(axes: "Axes", chart: Chart, facet: Facet, labels: Sequence[Label]) -> 
         axes.set_yscale("log")
 
 
-def _draw_series(
-    axes: "Axes", chart: Chart, series: Series, labels: Sequence[Label], place: int, of: int
-) -> None:
+def _draw_series(axes: "Axes", chart: Chart, series: Series, labels: Sequence[Label], place: int, of: int) -> None:
     group = series.part if series.run is None else labels[series.run].group
     several = len({label.group for label in labels}) > 1
     called = [labels[series.run].group_name] if series.run is not None and several else []
@@ -271,7 +276,9 @@ def _draw_heat(axes: "Axes", chart: Chart, heat: Heat) -> None:
     z = np.full((len(heat.y), len(heat.x)), np.nan)
     for row, values in enumerate(heat.z):
         z[row, : len(values)] = [np.nan if value is None else value for value in values]
-    known = [value for facet in chart.facets if facet.heat for row in facet.heat.z for value in row if value is not None]
+    known = [
+        value for facet in chart.facets if facet.heat for row in facet.heat.z for value in row if value is not None
+    ]
     low, high = (0, 1) if heat.counts else (min(known, default=0), max(known, default=1))  # one scale for all facets
     axes.imshow(z, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
     for axis, names, most in ((axes.xaxis, heat.x, 12), (axes.yaxis, heat.y, 40)):
@@ -299,7 +306,10 @@ def rows(chart: Chart, labels: Sequence[Label]) -> list[dict[str, Any]]:
         owner = {} if chart.run is None else {"run": labels[chart.run].name}
         if facet.heat:
             for y, values in zip(facet.heat.y, facet.heat.z, strict=True):
-                found += [owner | facet_of | {chart.y: y, chart.x: x, "value": z} for x, z in zip(facet.heat.x, values, strict=False)]
+                found += [
+                    owner | facet_of | {chart.y: y, chart.x: x, "value": z}
+                    for x, z in zip(facet.heat.x, values, strict=False)
+                ]
         for series in facet.series:
             run = owner if series.run is None else {"run": labels[series.run].name}
             part = {"of": series.name} if series.name else {}

@@ -1,4 +1,4 @@
-"""The page: one HTML file that loads nothing. Every text of a run goes through `html.escape`, every number through JSON."""
+"""The page: one HTML file that loads nothing. A run's texts go through `html.escape`, a script's data through JSON."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multifire import __version__
 from multifire.compare import mean_and_deviation
@@ -18,18 +18,16 @@ from multifire.recipes import RECIPES
 from multifire.report.charts import CHARTS, NETWORKS, SECTIONS, Chart, Label
 from multifire.report.draw import colour, needing, plotly_parts
 from multifire.report.run import Run, show
-from multifire.report.samples import Sample, Samples
 from multifire.runs import flat
 
+if TYPE_CHECKING:
+    from multifire.report.samples import Sample, Samples
+
 HERE = Path(__file__).parent
-WHAT_IS_MISSING = {
-    "history": "Dormant units and gradients over the epochs need `multifire train ... --analyze-every 1`.",
-    "analysis": "Layers, gradients and energy need the run's checkpoint and its data: `multifire report RUN --root FOLDER`.",
-}
 LOGO = (
     '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M2 20h20" stroke="currentColor" stroke-width="1.6"/>'
-    '<rect x="3" y="13" width="4.6" height="7" rx="1" fill="#0072B2"/><rect x="9.7" y="8" width="4.6" height="12" rx="1" '
-    'fill="#E69F00"/><rect x="16.4" y="3" width="4.6" height="17" rx="1" fill="#009E73"/></svg>'
+    '<path d="M3 13h4.6v7h-4.6z" fill="#0072B2"/><path d="M9.7 8h4.6v12h-4.6z" fill="#E69F00"/>'
+    '<path d="M16.4 3h4.6v17h-4.6z" fill="#009E73"/></svg>'
 )
 HALF_MOON = (
     '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="6.5" fill="none" stroke="currentColor" '
@@ -44,19 +42,29 @@ class Report:
     runs: Sequence[Run]
     labels: Sequence[Label]
     charts: Sequence[Chart]
-    samples: dict[int, Samples] = field(default_factory=dict)
+    samples: "dict[int, Samples]" = field(default_factory=dict)
     """Of the runs whose network and data are there."""
 
 
 def page(report: Report) -> str:
     """The whole page as HTML."""
     body = "".join(
-        (_bar(report), "<main>", _hero(report), *_sections(report), _samples(report), _about(report), _footer(), "</main>")
+        (
+            _bar(report),
+            "<main>",
+            _hero(report),
+            *_sections(report),
+            _samples(report),
+            _about(report),
+            _footer(),
+            "</main>",
+        )
     )
     scripts = [_script_text((_plotly_js(), (HERE / "page.js").read_text(encoding="utf-8"))[i]) for i in (0, 1)]
     # Only these two scripts may run, and nothing may be fetched, whatever else should have found its way into the page.
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+    policy += "img-src data: blob:; base-uri 'none'; form-action 'none'"
     plotly, own = scripts
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -99,16 +107,16 @@ def _payload(report: Report) -> dict[str, Any]:
     ]
     recordings = [
         {
-            "running": sample.running_TK,
+            "running": sample.running,
             "label": sample.label,
-            "names": [report.runs[index].class_name(k) for k in range(len(sample.running_TK[0]))],
+            "names": [report.runs[index].class_name(k) for k in range(len(sample.running[0]))],
         }
         for index, sample in _recordings(report)
     ]
     return {"charts": charts, "runs": [{"group": label.group} for label in report.labels], "recordings": recordings}
 
 
-def _recordings(report: Report) -> list[tuple[int, Sample]]:
+def _recordings(report: Report) -> "list[tuple[int, Sample]]":
     return [(index, sample) for index, samples in report.samples.items() for sample in samples.recordings]
 
 
@@ -141,7 +149,9 @@ def _hero(report: Report) -> str:
     badge = ' <span class="badge">simulated data</span>' if any(run.simulated for run in report.runs) else ""
     if len(report.runs) == 1:
         run = report.runs[0]
-        inner = f'<h1>{_text(run.name)}{badge}</h1><p class="lead">{_lead(run)}</p><div class="tiles">{_tiles(run)}</div>'
+        inner = (
+            f'<h1>{_text(run.name)}{badge}</h1><p class="lead">{_lead(run)}</p><div class="tiles">{_tiles(run)}</div>'
+        )
     else:
         title = _text(_title(report))
         inner = f'<h1>{title}{badge}</h1><p class="lead">{_lead_of_many(report)}</p>{_table_of_runs(report)}'
@@ -157,10 +167,12 @@ def _lead(run: Run) -> str:
     samples = limit if isinstance(limit, int) else known.published_sizes[0] if known else None
     epochs = len(run.metrics) or run.summary.get("epochs")
     levels, name = field("model.levels", "?"), field("model.name", "a network")
-    parts = [f"<b>{_text(name)}</b> of width {_text(field('model.width', '?'))} with <b>{_text(levels)}</b> firing level{'s' * (levels != 1)}"]
+    parts = [f"<b>{_text(name)}</b> of width {_text(field('model.width', '?'))}"]
+    parts.append(f" with <b>{_text(levels)}</b> firing level{'s' * (levels != 1)}")
     if epochs:
         parts.append(f", trained for <b>{_text(show(epochs))}</b> epochs")
-    parts.append(f" on {f'{samples:,} samples of ' if samples else ''}<b>{_text(field('data.name', 'unknown data'))}</b>{about}")
+    counted = f"{samples:,} samples of " if samples else ""
+    parts.append(f" on {counted}<b>{_text(field('data.name', 'unknown data'))}</b>{about}")
     parts.append(f", {_text(field('data.timesteps', '?'))} time steps each.")
     return "".join(parts)
 
@@ -179,25 +191,26 @@ def _tiles(run: Run) -> str:
     accuracy, summary, found = run.accuracy, run.summary, run.headline
     tiles = []
     if accuracy is not None:
-        what = summary.get("test_accuracy_of") or "last epoch"
-        best = summary.get("best", {}) if summary else {}
-        seen = ""
-        if best.get("accuracy") is not None and best.get("chosen_by") == "test":
-            seen = f"best of all epochs on the test set itself: {100 * best['accuracy']:.2f} %"
-        tiles.append(("Test accuracy" if summary else "Accuracy", f"{100 * accuracy:.2f} %", f"{what} checkpoint; {seen}" if seen else f"{what} checkpoint"))
+        note = f"{summary['test_accuracy_of']} checkpoint" if summary else "after the last epoch so far"
+        best = summary.get("best", {})
+        if best.get("accuracy") is not None and best["chosen_by"] == "test":
+            note += f"; best of all epochs on the test set itself: {100 * best['accuracy']:.2f} %"
+        tiles.append(("Test accuracy" if summary else "Accuracy", f"{100 * accuracy:.2f} %", note))
     if found.get("dormant") is not None:
         tiles.append(("Dormant units", f"{100 * found['dormant']:.1f} %", "share of neurons that no gradient passes"))
     energy = found.get("energy", {})
     if energy.get("snn_pj") is not None:
-        beside = f"{energy['ann_pj'] / energy['snn_pj']:.1f} × less than as an ANN" if energy.get("ann_pj") and energy["snn_pj"] else ""
+        known = energy["ann_pj"] is not None and energy["snn_pj"] > 0
+        beside = f"the same network as an ANN: {energy['ann_pj'] / energy['snn_pj']:.1f} ×" if known else ""
         tiles.append(("Energy of an inference", f"{energy['snn_pj'] / 1e6:,.3g} µJ", beside))
     if summary.get("parameters"):
         tiles.append(("Parameters", f"{summary['parameters']:,.0f}", ""))
     if summary.get("train_seconds"):
-        speed = summary.get("images_per_second")
-        tiles.append(("Training", format_seconds(min(summary["train_seconds"], 1e9)), f"{speed:,.0f} samples/s" if speed else ""))
+        speed = f"{summary['images_per_second']:,.0f} samples/s" if summary["images_per_second"] else ""
+        tiles.append(("Training", format_seconds(min(summary["train_seconds"], 1e9)), speed))
     return "".join(
-        f'<div class="tile{" first" * (i == 0)}"><span>{_text(name)}</span><strong>{_text(value)}</strong><small>{_text(note)}</small></div>'
+        f'<div class="tile{" first" * (i == 0)}"><span>{_text(name)}</span><strong>{_text(value)}</strong>'
+        f"<small>{_text(note)}</small></div>"
         for i, (name, value, note) in enumerate(tiles)
     )
 
@@ -236,7 +249,9 @@ def spread(values: Iterable[float | None], decimals: int) -> str:
 def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are HTML."""
     head = "".join(f"<th>{_text(name)}</th>" for name in names)
-    body = "".join("<tr>" + f"<th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + f"<th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -258,7 +273,12 @@ def _sections(report: Report) -> Iterable[str]:
         own = any(report.charts[number].run is not None for name in names for number in by_key.get(name, []))
         tables = _energy_tables(report) if title == "Energy" else ""
         if cards or tables:
-            yield _section(title, about, f'{tables}<div class="cards">{"".join(cards)}</div>', _whose(report) if own or tables else "")
+            yield _section(
+                title,
+                about,
+                f'{tables}<div class="cards">{"".join(cards)}</div>',
+                _whose(report) if own or tables else "",
+            )
 
 
 def _section(title: str, about: str, inner: str, picker: str = "") -> str:
@@ -301,10 +321,9 @@ def _energy_tables(report: Report) -> str:
             price = "-" if energy[key] is None else f"{energy[key] / 1e6:,.4g}"
             rows.append([network, _text(operations[key]), price, ratio])
         table = _table(["network", "operations of an inference", "µJ", "over the spiking one"], rows)
-        prices = f"Priced at {show(energy['ac_pj'])} pJ an accumulate and {show(energy['mac_pj'])} pJ a multiply-accumulate."
-        tables.append(
-            f'<div class="card scroll"{_owner(report, index)} style="margin-bottom: 16px">{table}<p>{_text(prices)}</p></div>'
-        )
+        prices = f"At {show(energy['ac_pj'])} pJ an accumulate and {show(energy['mac_pj'])} pJ a multiply-accumulate."
+        owner = _owner(report, index)
+        tables.append(f'<div class="card scroll priced"{owner}>{table}<p>{_text(prices)}</p></div>')
     return "".join(tables)
 
 
@@ -324,9 +343,17 @@ def _samples(report: Report) -> str:
             number += 1
         pixels = ' class="events"' if samples.recordings else ""
         gallery = "".join(_mistake(run, sample, pixels) for sample in samples.mistakes)
-        moving = f'<h3>Recordings, and the running prediction</h3><p>Green is the true class. The bars are the softmax of the mean logits so far.</p><div class="players">{"".join(players)}</div>' if players else ""
-        wrong = f'<h3 style="margin-top: 18px">Mistakes it was surest of</h3><p>Of {samples.looked_at:,} test samples that were gone through.</p><div class="gallery">{gallery}</div>' if gallery else f"<p>No mistake among {samples.looked_at:,} test samples.</p>"
-        parts.append(f'<div class="card"{_owner(report, index)} style="padding-bottom: 18px">{moving}{wrong}</div>')
+        moving = (
+            "<h3>Recordings, and the running prediction</h3><p>Green is the true class. The bars are the softmax of "
+            f'the mean logits so far.</p><div class="players">{"".join(players)}</div>'
+        )
+        wrong = (
+            f"<h3>Mistakes it was surest of</h3><p>Of {samples.looked_at:,} test samples that were gone through.</p>"
+            f'<div class="gallery">{gallery}</div>'
+        )
+        none = f"<p>No mistake among the {samples.looked_at:,} test samples that were gone through.</p>"
+        inner = f"{moving if players else ''}{wrong if gallery else none}"
+        parts.append(f'<div class="card samples"{_owner(report, index)}>{inner}</div>')
     if not parts:
         return ""
     about = "What the network makes of single test samples."
@@ -335,20 +362,21 @@ def _samples(report: Report) -> str:
     return f'<div class="whose-section">{section}</div>' if several else section
 
 
-def _mistake(run: Run, sample: Sample, pixels: str) -> str:
+def _mistake(run: Run, sample: "Sample", pixels: str) -> str:
     true, said = _text(run.class_name(sample.label)), _text(run.class_name(sample.predicted))
-    sure = f"{100 * sample.running_TK[-1][sample.predicted]:.0f} %"
+    sure = f"{100 * sample.running[-1][sample.predicted]:.0f} %"
     return (
         f'<figure><img{pixels} src="{_text(sample.picture)}" alt="a test sample of class {true}" loading="lazy">'
         f"<figcaption>{true} <s>taken for</s> <b>{said}</b> <s>{sure}</s></figcaption></figure>"
     )
 
 
-def _player(run: Run, sample: Sample, number: int) -> str:
-    last = len(sample.running_TK) - 1
+def _player(run: Run, sample: "Sample", number: int) -> str:
+    last = len(sample.running) - 1
     return (
         f'<div class="card player" data-recording="{number}">'
-        f'<div class="screen" style="background-image: url({_text(sample.picture)})" role="img" aria-label="events of class {_text(run.class_name(sample.label))}"></div>'
+        f'<div class="screen" style="background-image: url({_text(sample.picture)})" role="img" '
+        f'aria-label="events of class {_text(run.class_name(sample.label))}"></div>'
         '<div class="votes"></div><div class="steps"><button type="button" aria-label="play">▶</button>'
         f'<input type="range" min="0" max="{last}" value="0" aria-label="time step"><output></output></div></div>'
     )
@@ -359,25 +387,38 @@ def _about(report: Report) -> str:
     parts = []
     for index, (run, label) in enumerate(zip(report.runs, report.labels, strict=True)):
         name = f"<h3>{_text(label.name)}</h3>" if several else ""
-        parts.append(f'<div{_owner(report, index)}>{_notes(report, run)}<div class="card">{name}{_facts(run)}</div></div>')
-    return _section("Made of", "Recipe, machine and versions: what a figure means nothing without.", "".join(parts), _whose(report))
+        parts.append(f'<div{_owner(report, index)}>{_notes(run)}<div class="card">{name}{_facts(run)}</div></div>')
+    return _section(
+        "Made of", "Recipe, machine and versions: what a figure means nothing without.", "".join(parts), _whose(report)
+    )
 
 
 def _facts(run: Run) -> str:
     recipe = RECIPES.get(str(run.fields.get("recipe")))
     usual = flat(asdict(recipe.config)) if recipe else {}
-    changed = {key: value for key, value in run.fields.items() if recipe and key in usual and _differs(usual[key], value)}
+    changed = {key: value for key, value in run.fields.items() if key in usual and _differs(usual[key], value)}
     machine = run.summary.get("machine", {}) if run.summary else {}
-    rows = [("recipe", show(run.fields.get("recipe"))), *((f"{key}, changed", show(value)) for key, value in changed.items())]
+    rows = [
+        ("recipe", show(run.fields.get("recipe"))),
+        *((f"{key}, changed", show(value)) for key, value in changed.items()),
+    ]
     rows += [(key, show(value)) for key, value in machine.items()]
     if run.summary:
-        rows += [("neurons ran on", ", ".join(run.summary["backends"]) or "-"), ("processes", show(run.summary["processes"]))]
-    rows += [(f"evaluated, {e['checkpoint']} checkpoint", f"{100 * e['accuracy']:.2f} % of {show(e['count'])}") for e in run.evaluations if e["accuracy"] is not None]
+        rows += [
+            ("neurons ran on", ", ".join(run.summary["backends"]) or "-"),
+            ("processes", show(run.summary["processes"])),
+        ]
+    rows += [
+        (f"evaluated, {e['checkpoint']} checkpoint", f"{100 * e['accuracy']:.2f} % of {show(e['count'])}")
+        for e in run.evaluations
+        if e["accuracy"] is not None
+    ]
     table = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in rows)
     every = "".join(f"<tr><th>{_text(key)}</th><td>{_text(show(value))}</td></tr>" for key, value in run.fields.items())
     return (
         f'<table class="facts"><tbody>{table}</tbody></table>'
-        f'<details><summary>The whole configuration</summary><table class="facts"><tbody>{every}</tbody></table></details>'
+        '<details><summary>The whole configuration</summary><table class="facts"><tbody>'
+        f"{every}</tbody></table></details>"
     )
 
 
@@ -385,12 +426,10 @@ def _differs(usual: Any, value: Any) -> bool:
     return str(list(usual) if isinstance(usual, tuple) else usual) != str(value)
 
 
-def _notes(report: Report, run: Run) -> str:
-    missing = [text for name, text in WHAT_IS_MISSING.items() if not getattr(run, name)]
-    notes = [note for note in run.notes if not note.startswith("analysis")] + missing
-    if not notes:
+def _notes(run: Run) -> str:
+    if not run.notes:
         return ""
-    items = "".join(f"<li>{_code(_text(note))}</li>" for note in notes)
+    items = "".join(f"<li>{_code(_text(note))}</li>" for note in run.notes)
     return f'<div class="card notes" style="margin-bottom: 16px"><b>What this page lacks</b><ul>{items}</ul></div>'
 
 

@@ -17,6 +17,7 @@ from multifire import config as configs
 from multifire.config import RunConfig
 from multifire.datasets import DATASETS
 from multifire.runs import flat
+from multifire.runtime import write_json
 
 LARGEST = 64 * 2**20
 """Bytes of a file that are read; a larger one is left out."""
@@ -65,6 +66,10 @@ SUMMARY = {
     "backends": [str],
 }
 EVALUATION = {"checkpoint": str, "count": float, "loss": float, "accuracy": float, "per_class": [float]}
+
+
+HISTORY_MISSING = "`multifire train ... --analyze-every 1` measures dormant units and gradients over the epochs"
+ANALYSIS_MISSING = "`multifire report RUN` measures the network where its checkpoint and its data are there"
 
 
 def clean(value: Any, spec: Any) -> Any:
@@ -152,12 +157,12 @@ class Run:
             raise FileNotFoundError(f"{self.path}: no run in this folder: expected {', '.join(names)} in it")
         self.name = plain(self.path.resolve().name)
         self.config, self.fields = self._read_config()
-        self.metrics = Table(self._read_lines("metrics.jsonl", dict, "train with this multifire"))
-        self.summary = self._read_object("summary.json", SUMMARY, "the run has not finished: train it with --resume")
+        self.metrics = Table(self._read_lines("metrics.jsonl", dict, "no epoch has finished"))
+        self.summary = self._read_object("summary.json", SUMMARY, "the run has not finished")
         if not (self.fields or self.metrics or self.summary):
             raise ValueError(f"{self.path}: not a run: {' '.join(self.notes)}")
-        self.history: list[dict[str, Any]] = self._read_lines("analysis.jsonl", ANALYSIS, "train --analyze-every 1")
-        self.analysis = self._read_object("analysis.json", ANALYSIS, "see below")
+        self.history: list[dict[str, Any]] = self._read_lines("analysis.jsonl", ANALYSIS, HISTORY_MISSING)
+        self.analysis = self._read_object("analysis.json", ANALYSIS, ANALYSIS_MISSING)
         self.evaluations = [
             found
             for file in sorted(self.path.glob("eval-*.json"))[:8]
@@ -213,6 +218,15 @@ class Run:
         except OSError as error:
             self.notes.append(f"{plain(name)} cannot be read: {error.strerror}.")
             return None
+
+    def measured(self, analysis: dict[str, Any]) -> None:
+        """Take in an analysis that was made just now, and keep it beside the run where that may be written to."""
+        self.analysis = clean(analysis, ANALYSIS)
+        self.notes = [note for note in self.notes if ANALYSIS_MISSING not in note]
+        try:
+            write_json(self.path / "analysis.json", analysis)
+        except OSError as error:
+            self.notes.append(f"The analysis made for this page could not be kept: {error.strerror}.")
 
     @property
     def headline(self) -> dict[str, Any]:

@@ -7,22 +7,28 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from multifire import datasets, pictures
+from multifire.analysis import analyze
 from multifire.checkpoint import load_model
 from multifire.config import RunConfig
 from multifire.datasets import EventSplit, Split
 from multifire.datasets.loader import make_batches
+from multifire.evaluate import evaluate
 from multifire.nn import SpikingResNet
 from multifire.runs import RunFolder
 from multifire.runtime import autocast, pick_device
 
 LOOKED_AT = 512
 """Test samples that are gone through, evenly spread: a test set may be in the order of its classes."""
+MEASURED_ON = 128
+"""Test samples that every neuron is watched on."""
+BATCH = 64
 MISTAKES = 24
 RECORDINGS = 6
 MOST_STEPS, MOST_LEVELS = 1024, 64
@@ -34,13 +40,13 @@ class Sample:
     picture: str
     """A PNG as a data URI; of a recording, its frames side by side."""
     label: int
-    running_TK: list[list[float]]
-    """Probability of each class from the mean logits of the first t steps."""
+    running: list[list[float]]
+    """[T][K]: probability of each class from the mean logits of the first t steps."""
     frames: int = 1
 
     @property
     def predicted(self) -> int:
-        return max(range(len(self.running_TK[-1])), key=self.running_TK[-1].__getitem__)
+        return max(range(len(self.running[-1])), key=self.running[-1].__getitem__)
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,33 @@ def load(folder: Path, root: str | None) -> tuple[SpikingResNet, RunConfig, data
     run = RunFolder(folder)
     model, cfg = load_model(run.checkpoint(run.headline()))
     if cfg.data.timesteps > MOST_STEPS or cfg.model.levels > MOST_LEVELS:
-        raise ValueError(f"{cfg.data.timesteps} time steps and {cfg.model.levels} levels are too many to run for a page")
+        raise ValueError(
+            f"{cfg.data.timesteps} time steps and {cfg.model.levels} levels are too many to run for a page"
+        )
     data = datasets.load(cfg.data.name, cfg.data.root if root is None else root, cfg.data)
     return model.to(pick_device("auto")), cfg, data
+
+
+def spread(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset, samples: int) -> tuple[Any, Any]:
+    """So many test samples, evenly spread, and their batches where the model is."""
+    test = data.test.pick(np.linspace(0, len(data.test) - 1, min(samples, len(data.test))).round().astype(np.int64))
+    device = next(model.parameters()).device
+    size = min(cfg.eval_batch_size, BATCH)
+    return test, make_batches(test, data.info, cfg.data, batch_size=size, device=device, shuffle=False)
+
+
+def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dict[str, Any]:
+    """What analysis.json holds, of a few test samples; the scores are of some more."""
+    scored = evaluate(model, spread(model, cfg, data, LOOKED_AT)[1], cfg.precision)
+    batches = list(spread(model, cfg, data, MEASURED_ON)[1].epoch(0))
+    return {"split": "test", **analyze(model, batches, precision=cfg.precision, scored=scored).record()}
 
 
 @torch.no_grad()
 def look(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> Samples:
     """Go through some test samples, in evaluation mode."""
     device = next(model.parameters()).device
-    test = data.test.pick(np.linspace(0, len(data.test) - 1, min(LOOKED_AT, len(data.test))).round().astype(np.int64))
-    batches = make_batches(test, data.info, cfg.data, batch_size=min(cfg.eval_batch_size, 64), device=device, shuffle=False)
+    test, batches = spread(model, cfg, data, LOOKED_AT)
     running, labels = [], []
     for x_TNCHW, y in batches.epoch(0):
         with autocast(device, cfg.precision):
