@@ -607,6 +607,8 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train")
         """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
         track: tuple[str, ...] | None = None
         """Trackers of the figures: tensorboard, mlflow, wandb (default: TensorBoard, where it is installed)."""
+        analyze_every: int = TrainOptions.analyze_every
+        """Look into the network every so many epochs, and at the end (analysis.jsonl, analysis.json); 0: never."""
         seeds: str | None = None
         """A run for each of these seeds, such as 0,1,2, in folders of their own, and their mean and deviation."""
         dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

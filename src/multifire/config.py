@@ -204,6 +204,8 @@ class TrainOptions:
     """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
     track: tuple[str, ...] | None = None
     """Trackers of the figures: tensorboard, mlflow, wandb; by default TensorBoard, where it is installed."""
+    analyze_every: int = 1
+    """Look into the network every so many epochs, and at the end (analysis.jsonl, analysis.json); 0: never."""
 
     def __post_init__(self):
         """Refuse what no run could mean.
@@ -212,6 +214,7 @@ class TrainOptions:
             ValueError: naming the option, its value and what was expected.
         """
         _require(self.keep >= 1, "keep", self.keep, "at least 1")
+        _require(self.analyze_every >= 0, "analyze_every", self.analyze_every, "at least 0")
         if self.checkpoint_every.isdecimal():
             _require(int(self.checkpoint_every) >= 1, "checkpoint_every", self.checkpoint_every, "at least 1 step")
         else:

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, checkpoints, TensorBoard files, summary.json."""
+"""A run's folder: config.json, metrics.jsonl, analysis.jsonl, checkpoints, TensorBoard files, summary.json."""
 
 import contextlib
 import dataclasses
@@ -25,6 +25,7 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self._config = path / "config.json"
         self._metrics = path / "metrics.jsonl"
+        self._analyses = path / "analysis.jsonl"
         self._trackers: list[Tracker] = []
 
     @contextlib.contextmanager
@@ -79,29 +80,33 @@ class RunFolder:
         Raises:
             ValueError: another line is not JSON, or no record of an epoch.
         """
-        if not self._metrics.is_file():
-            return []
-        lines = _read(self._metrics).splitlines(keepends=True)
-        try:
-            records = [json.loads(line) for line in lines if line.endswith("\n")]
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{self._metrics}: not a metrics file: {error}") from None
-        if not all(isinstance(record, dict) and isinstance(record.get("epoch"), int) for record in records):
-            raise ValueError(f'{self._metrics}: not a metrics file: expected an object with an "epoch" in each line')
-        return records
+        return _read_records(self._metrics, "a metrics file")
+
+    def analyses(self) -> list[dict[str, Any]]:
+        """The records of the epochs that were analysed, laid out as `multifire.analysis` says; likewise."""
+        return _read_records(self._analyses, "a file of analyses")
 
     def forget_from(self, epoch: int) -> None:
         """Drop the records of epochs that are about to be trained again."""
-        kept = [record for record in self.metrics() if record["epoch"] < epoch]
-        write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        for path, records in ((self._metrics, self.metrics()), (self._analyses, self.analyses())):
+            if path.is_file():
+                kept = [record for record in records if record["epoch"] < epoch]
+                write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def record(self, epoch: int, figures: dict[str, Any]) -> None:
         """Append one epoch's figures to metrics.jsonl, and hand its numbers to the trackers."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"epoch": epoch, **figures}, allow_nan=False) + "\n")
+        _append(self._metrics, {"epoch": epoch, **figures})
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
             tracker.log(epoch, numbers)
+
+    def record_analysis(self, epoch: int, record: dict[str, Any]) -> None:
+        """Append one epoch's analysis to analysis.jsonl."""
+        _append(self._analyses, {"epoch": epoch, **record})
+
+    def conclude(self, record: dict[str, Any]) -> None:
+        """Write the analysis of the finished network, analysis.json."""
+        write_json(self.path / "analysis.json", record)
 
     def summarise(self, summary: dict[str, Any]) -> None:
         write_json(self.path / "summary.json", summary)
@@ -124,6 +129,24 @@ class RunFolder:
         if not path.is_file():
             raise FileNotFoundError(f"{self.path}: no {path.name} in this folder; is it a run that finished an epoch?")
         return path
+
+
+def _read_records(path: Path, what: str) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = _read(path).splitlines(keepends=True)
+    try:
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not {what}: {error}") from None
+    if not all(isinstance(record, dict) and isinstance(record.get("epoch"), int) for record in records):
+        raise ValueError(f'{path}: not {what}: expected an object with an "epoch" in each line')
+    return records
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 def _read(path: Path) -> str:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from multifire import datasets, ops
+from multifire.analysis import analyze
 from multifire.checkpoint import (
     Checkpoint,
     Position,
@@ -156,7 +158,10 @@ def finished(training: Training) -> bool:
 def load_batches(
     cfg: RunConfig, device: torch.device, processes: Processes = ALONE
 ) -> dict[str, Batches | EventBatches]:
-    """Batches to "train" on, to "choose" the best epoch by (validation if there is one, else test), and to "test"."""
+    """Batches to "train" on, to "choose" the best epoch by (validation if there is one, else test), and to "test".
+
+    And "few to choose" and "few to test": the same samples of those in every epoch, to be looked at closely.
+    """
     data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
     check_fits(cfg, data)
     training, choosing = data.train, data.test
@@ -166,13 +171,22 @@ def load_batches(
         training = datasets.take(training, cfg.data.limit, cfg.seed)
     shared: dict[str, Any] = {"device": device, "processes": processes.place}
     scoring = {**shared, "batch_size": cfg.eval_batch_size, "shuffle": False}
+    few = few_samples(len(training))
+    looking = {"device": device, "batch_size": -(-few // -(-few // cfg.optim.batch_size)), "shuffle": False}
     return {
         "train": make_batches(
             training, data.info, cfg.data, batch_size=cfg.optim.batch_size, shuffle=True, seed=cfg.seed, **shared
         ),
         "choose": make_batches(choosing, data.info, cfg.data, **scoring),
         "test": make_batches(data.test, data.info, cfg.data, **scoring),
+        "few to choose": make_batches(datasets.take(choosing, few, cfg.seed), data.info, cfg.data, **looking),
+        "few to test": make_batches(datasets.take(data.test, few, cfg.seed), data.info, cfg.data, **looking),
     }
+
+
+def few_samples(trained: int) -> int:
+    """How many samples to analyse: few enough that it takes less than a twentieth of the epoch that trained so many."""
+    return max(8, min(trained // 200, 128))
 
 
 def check_fits(cfg: RunConfig, data: datasets.Dataset) -> None:
@@ -500,6 +514,10 @@ def finish_epoch(training: Training, bar: Bar) -> None:
         f"{chooser(cfg)} loss {scored.loss:.4f}  acc {100 * scored.accuracy:.2f} %   "
         f"{figures['images_per_second']:,.0f} images/s  {format_seconds(position.epoch_seconds)}"
     )
+    every = training.options.analyze_every
+    due = training.processes.first and every and (position.epoch + 1) % every == 0
+    if due and (found := analyse(training, "few to choose", scored)):
+        run.record_analysis(position.epoch, {"split": chooser(cfg), **found})
     position.train_seconds += position.epoch_seconds
     position.images += position.seen
     position.epoch, position.step = position.epoch + 1, 0
@@ -507,6 +525,18 @@ def finish_epoch(training: Training, bar: Bar) -> None:
     if better and training.processes.first:
         save_checkpoint(run.best, Checkpoint(cfg, position, training.scored.state_dict(), {}))
     save_last(training)
+
+
+def analyse(training: Training, few: str, scored: Evaluation) -> dict[str, Any] | None:
+    """The scored network, looked at closely; None where that cannot be done, which is no reason to stop."""
+    cfg = training.cfg
+    try:
+        batches = list(training.batches[few].epoch(0))
+        loss = partial(loss_of, optim=cfg.optim)
+        return analyze(training.scored, batches, loss=loss, precision=cfg.precision, scored=scored).record()
+    except FloatingPointError as error:
+        log.warning("epoch %d not analysed: %s", training.position.epoch + 1, error)
+        return None
 
 
 def epoch_figures(training: Training, scored: Evaluation) -> dict[str, Any]:
@@ -539,7 +569,7 @@ def snapshot(training: Training) -> Checkpoint:
 
 
 def summarise(training: Training) -> dict[str, Any]:
-    """Score the finished network on the test set, and write summary.json.
+    """Score the finished network on the test set, and write summary.json and analysis.json.
 
     The headline is the best checkpoint's accuracy where it was chosen on held-out training images, and the last one's
     where it could only have been chosen by the test set itself.
@@ -575,5 +605,7 @@ def summarise(training: Training) -> dict[str, Any]:
         "config": asdict(cfg),
     }
     if processes.first:
+        if training.options.analyze_every and (found := analyse(training, "few to test", headline)):
+            training.run.conclude({"split": "test", "checkpoint": which, **found})
         training.run.summarise(summary)
     return summary

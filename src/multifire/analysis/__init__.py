@@ -6,7 +6,8 @@ record of the model that the summary's accuracy is of, on test samples. Shares a
 their brackets say, the outermost first; K levels, T time steps, B bins.
 
     {"epoch": int,                     from 0; only in analysis.jsonl
-     "split": "test" | "validation",   whose samples were looked at
+     "split": "test" | "validation",   whose samples were looked at; in both files
+     "checkpoint": "last" | "best by validation",     only in analysis.json
      "seconds": float,                 that the analysis took
      "samples": int,                   that layers, gradient and energy are measured on
      "timesteps": int,
@@ -17,7 +18,7 @@ their brackets say, the outermost first; K levels, T time steps, B bins.
         {"name": str, "shape": [C, H, W],
          "dormant": float,
          "rate": [[T] × K],            share of (sample, neuron) that fire, for each level and time step
-         "membrane": {"low": float, "high": float,          B equal bins between them
+         "membrane": {"low": float, "high": float,          B equal bins between them; of every 7th neuron
                       "counts": [[B] × K], "below": [K], "above": [K]},
          "weight_grad_norm": float,    of the convolution's weights
          "activation_grad_norm": float}],   with respect to the layer's output

@@ -208,5 +208,5 @@ def arriving(conv: nn.Conv2d, x_NCHW: Tensor, out_NCHW: Tensor) -> float:
     """Σ input · fan-out: how many accumulates the integers x cause."""
     ones = x_NCHW.new_ones((1, 1, *conv.kernel_size), dtype=torch.float64)
     reached = x_NCHW.new_ones((1, 1, *out_NCHW.shape[2:]), dtype=torch.float64)
-    fan_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, reached, conv.stride, conv.padding)[0, 0]
+    fan_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, reached, conv.stride, conv.padding)[0, 0]  # pyright: ignore[reportArgumentType]
     return conv.out_channels * (x_NCHW.sum((0, 1), dtype=torch.float64) * fan_HW).sum().item()

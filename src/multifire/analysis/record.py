@@ -15,6 +15,9 @@ from multifire.analysis.probe import require_samples, undisturbed
 from multifire.evaluate import Evaluation, evaluate
 from multifire.nn import MLF, SpikingResNet
 
+EVERY = 7
+"""Whose membranes are put into the histograms: a prime, so that neurons of all channels come up."""
+
 
 @dataclass(frozen=True)
 class Analysis:
@@ -28,7 +31,7 @@ class Analysis:
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """The layout that `multifire.analysis` shows, without "epoch" and "split"."""
+        """The layout that `multifire.analysis` shows, without "epoch", "split" and "checkpoint"."""
         activity, gradients, scored = self.activity, self.gradients, self.scored
         norms = {
             name: (weights, activations)
@@ -113,7 +116,7 @@ def analyze(
     start = time.monotonic()
     batches = list(batches)
     require_samples(sum(len(y) for _, y in batches))
-    with undisturbed(model), observed(model) as observation, counted(model, ac_pj, mac_pj) as count:
+    with undisturbed(model), observed(model, EVERY) as observation, counted(model, ac_pj, mac_pj) as count:
         own = evaluate(model, batches, precision)
     gradients = measure_gradients(model, batches, loss=loss, precision=precision)
     return Analysis(
