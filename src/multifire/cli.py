@@ -287,19 +287,19 @@ def _seconds_per_epoch(cfg: RunConfig) -> float:
 
 
 def _finish_sweep(outcomes: Sequence[Any], stopped: int, out: Path) -> int:
-    """The report of the finished runs, their table, and what failed."""
-    from multifire.report import write_report
-    from multifire.sweep import readable, table_rows
+    """The table and the report of the finished runs, and what failed."""
+    from multifire.sweep import finish
 
-    finished = [outcome.cell.folder for outcome in outcomes if outcome.error is None]
-    if finished:
-        names, lines = readable(table_rows(outcomes))
-        table = Table(*names, pad_edge=False)
+    count = sum(outcome.error is None for outcome in outcomes)
+    if count:
+        names, lines = finish(outcomes, out, with_report=not stopped)
+        table = Table(*map(escape, names), pad_edge=False)
         for line in lines:
             table.add_row(*map(escape, line))
         CONSOLE.print(table)
-        write_report(finished, out / "report.html", out / "figures")
-        print(f"{len(finished)} runs finished; report.html, table.md, table.csv, table.tex and figures in {out}")
+        print(
+            f"runs finished: {count}; table.md, table.csv, table.tex{', report.html, figures' * (not stopped)} in {out}"
+        )
     if stopped:
         print(f"multifire: stopped; the same command goes on in {out}", file=sys.stderr)
         return 128 + stopped

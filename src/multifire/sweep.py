@@ -17,6 +17,7 @@ from multifire.compare import mean_and_deviation
 from multifire.config import RunConfig, parse_model_name, seconds
 from multifire.progress import Bar, format_seconds
 from multifire.recipes import get_recipe
+from multifire.report import write_report
 from multifire.report.draw import csv_text
 from multifire.report.run import Run, show
 from multifire.runs import RunFolder, flat
@@ -153,7 +154,7 @@ def epochs_within(
     full = max(cell.cfg.optim.epochs for cell in cells)
     if budget.epochs is not None:
         epochs = min(budget.epochs, full)
-        return epochs, f"{epochs} epochs a run in place of {full}, as the budget says"
+        return epochs, f"epochs of a run: {epochs} in place of {full}"
     assert budget.seconds is not None
     timed: dict[str, float] = {}
     for cell in cells:
@@ -163,15 +164,15 @@ def epochs_within(
     each = sum(timed[repr(replace(cell.cfg, seed=0))] for cell in cells)  # jobs share the cores, so they gain little
     epochs = min(int(budget.seconds / each), full)
     if epochs < 1:
-        limit = cells[0].cfg.data.limit or "the whole training set"
-        share = budget.seconds / each
         raise ValueError(
             f"one epoch of each of the {len(cells)} runs takes about {format_seconds(each)}, more than the budget of "
-            f"{budget.text}; choose fewer seeds or a smaller --model.width, or for {limit} about the "
-            f"{share:.1%} of it that would fit by --data.limit"
+            f"{budget.text}; a --data.limit of {budget.seconds / each:.1%} of the training samples would fit"
         )
     whole = format_seconds(epochs * each)
-    return epochs, f"{epochs} epochs a run in place of {full}: about {whole} for all, by a few steps of each network"
+    return (
+        epochs,
+        f"epochs of a run: {epochs} in place of {full}, about {whole} for all, by a few steps of each network",
+    )
 
 
 def scaled(cfg: RunConfig, epochs: int) -> RunConfig:
@@ -308,9 +309,21 @@ def sweep(
     with locked(out):
         if budget is not None:
             cells = within_budget(cells, out / "sweep.json", parse_budget(budget), seconds_per_epoch, say)
-        outcomes, stopped = carry_out(cells, jobs, out / "logs")
-        write_tables(outcomes, out)
-    return outcomes, stopped
+        return carry_out(cells, jobs, out / "logs")
+
+
+def finish(outcomes: Sequence[Outcome], out: Path, with_report: bool) -> tuple[list[str], list[list[str]]]:
+    """Write a report of the finished runs, with its figures, and the tables; names and cells of the readable one."""
+    finished = [outcome.cell.folder for outcome in outcomes if outcome.error is None]
+    if with_report:
+        write_report(finished, out / "report.html", out / "figures")  # which measures what is not measured yet
+    rows = table_rows(outcomes)
+    names, lines = readable(rows)
+    bars = ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *lines]]
+    write_atomic(out / "table.csv", csv_text(rows).encode())
+    write_atomic(out / "table.md", ("\n".join(bars) + "\n").encode())
+    write_atomic(out / "table.tex", latex(names, lines).encode())
+    return names, lines
 
 
 def within_budget(
@@ -330,7 +343,7 @@ def within_budget(
             raise ValueError(
                 f"{record}: the sweep began with a budget of {before}, not {budget.text}; give --out for another folder"
             )
-        told = f"{epochs} epochs a run, as when the sweep began"
+        told = f"epochs of a run: {epochs}, as when the sweep began"
     else:
         epochs, told = epochs_within(budget, cells, seconds_per_epoch)
         write_json(record, {"budget": budget.text, "epochs": epochs, "told": told})
@@ -369,21 +382,9 @@ def table_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         for column, (measure, factor) in COLUMNS.items():
             known = [factor * value for run in runs if (value := measure(run)) is not None]
             mean, deviation = mean_and_deviation(known) if known else (None, None)
-            row |= {column: mean, f"{column} std": deviation}
+            row |= {column: mean, f"{column} std": deviation if len(known) > 1 else None}
         found.append(row)
     return found
-
-
-def write_tables(outcomes: Sequence[Outcome], out: Path) -> None:
-    """table.md, table.csv and table.tex in `out`; none where no run has finished."""
-    rows = table_rows(outcomes)
-    if not any(row["runs"] for row in rows):
-        return
-    write_atomic(out / "table.csv", csv_text(rows).encode())
-    names, lines = readable(rows)
-    bars = ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *lines]]
-    write_atomic(out / "table.md", ("\n".join(bars) + "\n").encode())
-    write_atomic(out / "table.tex", latex(names, lines).encode())
 
 
 def readable(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -398,7 +399,7 @@ def _spread(row: dict[str, Any], column: str) -> str:
     mean, deviation = row[column], row[f"{column} std"]
     if mean is None:
         return "-"
-    return f"{mean:.2f} ± {deviation:.2f}" if row["runs"] > 1 else f"{mean:.2f}"
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
 def latex(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -253,7 +253,8 @@ def firing_map(runs: Sequence[Run]) -> list[Chart]:
             steps = [str(t + 1) for t in range(max(map(len, z)))]
             threshold = _at(thresholds, level)
             name = f"level {level + 1}" if threshold is None else f"θ = {threshold:g}"
-            facets.append(Facet(name, heat=Heat(steps, [layer["name"] for layer in layers], z)))
+            if steps:
+                facets.append(Facet(name, heat=Heat(steps, [layer["name"] for layer in layers], z)))
         if facets:
             charts.append(
                 Chart("firing_map", "Who fires, and when", about, "time step", "layer", facets, "heat", index,

@@ -25,9 +25,11 @@ FEW = 20
 """Ticks that fit below a chart one by one."""
 LEGEND = 48
 """Characters of a legend's line that fit a column."""
+TICK = 24
+"""Characters of a tick's name likewise."""
 COLUMN_IN = 3.3
 """Width of a column in a paper."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -261,7 +263,7 @@ def _draw_series(axes: "Axes", chart: Chart, series: Series, labels: Sequence[La
         width = 0.8 / of
         at = [i - 0.4 + width * (place + 0.5) for i in range(len(y))]
         axes.bar(at, y, width, color=colour(group), label=name)
-        names = [_no_formula(str(x)) for x in series.x]
+        names = [_no_formula(str(x)[:TICK]) for x in series.x]
         axes.set_xticks(range(len(y)), names, rotation=45 if len(y) > 4 and max(map(len, names)) > 2 else 0)
     elif chart.kind == "outline":
         axes.stairs(y, series.x, color=colour(group), label=name)
@@ -279,11 +281,13 @@ def _draw_heat(axes: "Axes", chart: Chart, heat: Heat) -> None:
     known = [
         value for facet in chart.facets if facet.heat for row in facet.heat.z for value in row if value is not None
     ]
-    low, high = (0, 1) if heat.counts else (min(known, default=0), max(known, default=1))  # one scale for all facets
+    low, high = (
+        (0, 1) if heat.counts else (min(known, default=0), max(known, default=1) or 1)
+    )  # one scale for all facets
     axes.imshow(z, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
     for axis, names, most in ((axes.xaxis, heat.x, 12), (axes.yaxis, heat.y, 40)):
         step = -(-len(names) // most)
-        axis.set_ticks(range(0, len(names), step), [_no_formula(name) for name in names][::step])
+        axis.set_ticks(range(0, len(names), step), [_no_formula(name[:TICK]) for name in names][::step])
     if max(map(len, heat.x), default=0) > 3:
         axes.tick_params("x", rotation=45)
     axes.spines[:].set_visible(False)

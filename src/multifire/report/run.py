@@ -7,7 +7,6 @@ expected type become None or an empty list, and names lose what is not printable
 import functools
 import html
 import json
-import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,8 @@ LARGEST = 64 * 2**20
 """Bytes of a file that are read; a larger one is left out."""
 LONGEST = 1024
 """Entries that a list may have: layers, bins, classes."""
+HUGE = 1e30
+"""No figure of a network is so large; axes overflow not far beyond."""
 TEXT = 160
 """Characters that a name may have."""
 
@@ -97,13 +98,10 @@ def _free(value: Any) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """A finite number; None for anything else."""
+    """A number that can be drawn; None for anything else, infinity and what is near it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:
-        return None
+    return value if -HUGE < value < HUGE else None
 
 
 def plain(text: Any) -> str:
@@ -199,7 +197,7 @@ class Run:
         """
         lines = (self._text(name, missing) or "").splitlines()
         found = [_parse(line) for line in lines if line]
-        records = [r for r in found if isinstance(r, dict) and type(r.get("epoch")) is int and abs(r["epoch"]) < 2**53]
+        records = [r for r in found if isinstance(r, dict) and type(r.get("epoch")) is int and abs(r["epoch"]) < 10**9]
         if len(records) < len(found):
             self.notes.append(f"{len(found) - len(records):,} damaged lines of {name} are left out.")
         return [clean(record, spec) for record in {r["epoch"]: r for r in records}.values()]

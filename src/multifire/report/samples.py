@@ -6,6 +6,7 @@ T time steps, N samples, K classes, C channels, H height, W width.
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from multifire.evaluate import evaluate
 from multifire.nn import SpikingResNet
 from multifire.runs import RunFolder
 from multifire.runtime import autocast, pick_device
+from multifire.train import loss_of
 
 LOOKED_AT = 512
 """Test samples that are gone through, evenly spread: a test set may be in the order of its classes."""
@@ -87,7 +89,9 @@ def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dic
     """What analysis.json holds, of a few test samples; the scores are of some more."""
     scored = evaluate(model, spread(model, cfg, data, LOOKED_AT)[1], cfg.precision)
     batches = list(spread(model, cfg, data, MEASURED_ON)[1].epoch(0))
-    return {"split": "test", **analyze(model, batches, precision=cfg.precision, scored=scored).record()}
+    found = analyze(model, batches, loss=partial(loss_of, optim=cfg.optim), precision=cfg.precision, scored=scored)
+    checkpoint = "best by validation" if cfg.data.validation else "last"
+    return {"split": "test", "checkpoint": checkpoint, **found.record()}
 
 
 @torch.no_grad()
