@@ -119,6 +119,11 @@ def _parser() -> _Parser:
     )
     report.set_defaults(run=_report)
 
+    summary = commands.add_parser("summary", help="a network's layers, parameters, operations, energy and memory")
+    summary.add_argument("what", metavar="RECIPE|RUN", help="recipe, or run folder")
+    summary.add_argument("--root", help="folder of the data sets (default: the recipe's or the run's)")
+    summary.set_defaults(run=_summary)
+
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(run=_recipes)
 
@@ -533,6 +538,45 @@ def _eval(args: argparse.Namespace) -> int:
     steps = "  ".join(f"{100 * share:.2f}" for share in scored["per_step"])
     CONSOLE.print(f"accuracy after each time step %: {steps}", highlight=False, soft_wrap=True)
     print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
+    return 0
+
+
+def _summary(args: argparse.Namespace) -> int:
+    from multifire.summary import summarise
+
+    found = summarise(args.what, args.root)
+    cfg, energy, counted = found.cfg, found.energy, not found.without_data
+    title = f"{cfg.model.name}, width {cfg.model.width}, K = {cfg.model.levels}, T = {cfg.data.timesteps}; {found.of}"
+    table = Table(title=escape(title), pad_edge=False)
+    for column in ("layer", "kind"):
+        table.add_column(column, overflow="fold")
+    for column in ("output", "parameters", "MACs", *(("SynOps", "MACs left") * counted)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found.rows:
+        figures = [f"{row.parameters:,}", f"{row.macs:,}"]
+        if row.synops is not None:
+            figures += [f"{row.synops:,.0f}", f"{row.real:,.0f}"]
+        table.add_row(row.name, row.kind, "×".join(map(str, row.shape)), *figures)
+    totals = [f"{found.parameters:,}", f"{energy.ann_macs:,}"]
+    totals += [f"{energy.synops:,.0f}", f"{energy.macs:,.0f}"] * counted
+    table.add_section()
+    table.add_row("all", "", "", *totals)
+    CONSOLE.print(table)
+    batch = f"batches of {cfg.optim.batch_size}" + f" in {cfg.optim.accumulate} parts" * (cfg.optim.accumulate > 1)
+    lines = [
+        "MACs: of one pass without time; SynOps and MACs left: of an inference in time, whose inputs that are no "
+        f"integers cost MACs (mean of {energy.samples} test samples)"
+        if counted
+        else f"SynOps are left out, there is nothing to count them on: {found.without_data}",
+        f"energy at {energy.ac_pj} pJ/AC and {energy.mac_pj} pJ/MAC (45 nm): "
+        + f"this network {energy.snn_pj / 1e6:,.2f} µJ, " * counted
+        + f"without time {energy.ann_pj / 1e6:,.2f} µJ, with {cfg.model.levels + 1} levels of activation "
+        f"{energy.quantised_pj / 1e6:,.2f} µJ",
+        f"training in {batch}: {found.kept_bytes / 1e6:,.0f} MB wait for the backward pass, "
+        f"{found.state_bytes / 1e6:,.0f} MB are weights, gradients and momentum",
+    ]
+    for line in lines:
+        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -160,7 +160,7 @@ def load_batches(
 ) -> dict[str, Batches | EventBatches]:
     """Batches to "train" on, to "choose" the best epoch by (validation if there is one, else test), and to "test".
 
-    And "few to choose" and "few to test": the same samples of those in every epoch, to be looked at closely.
+    And "few to choose" in every epoch, "few to test" at the end: the samples of those that are looked at closely.
     """
     data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
     check_fits(cfg, data)
@@ -172,7 +172,8 @@ def load_batches(
     shared: dict[str, Any] = {"device": device, "processes": processes.place}
     scoring = {**shared, "batch_size": cfg.eval_batch_size, "shuffle": False}
     few = few_samples(len(training))
-    looking = {"device": device, "batch_size": -(-few // -(-few // cfg.optim.batch_size)), "shuffle": False}
+    fitting = max(1, cfg.optim.batch_size // (cfg.optim.accumulate * processes.world))  # as much as a step computes
+    looking = {"device": device, "batch_size": min(few, fitting), "shuffle": False}
     return {
         "train": make_batches(
             training, data.info, cfg.data, batch_size=cfg.optim.batch_size, shuffle=True, seed=cfg.seed, **shared
@@ -180,13 +181,13 @@ def load_batches(
         "choose": make_batches(choosing, data.info, cfg.data, **scoring),
         "test": make_batches(data.test, data.info, cfg.data, **scoring),
         "few to choose": make_batches(datasets.take(choosing, few, cfg.seed), data.info, cfg.data, **looking),
-        "few to test": make_batches(datasets.take(data.test, few, cfg.seed), data.info, cfg.data, **looking),
+        "few to test": make_batches(datasets.take(data.test, 4 * few, cfg.seed), data.info, cfg.data, **looking),
     }
 
 
 def few_samples(trained: int) -> int:
     """How many samples to analyse: few enough that it takes less than a twentieth of the epoch that trained so many."""
-    return max(8, min(trained // 200, 128))
+    return max(4, min(trained // 500, 100))
 
 
 def check_fits(cfg: RunConfig, data: datasets.Dataset) -> None:

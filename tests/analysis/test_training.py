@@ -42,7 +42,7 @@ def test_a_line_for_each_epoch_and_the_finished_network(analysed):
     assert [record["epoch"] for record in records] == [0, 1]
     for record, figures in zip(records, metrics, strict=True):
         assert record["split"] == "validation"
-        assert record["samples"] == few_samples(128) == 8
+        assert record["samples"] == few_samples(128) == 4
         assert record["per_step"]["accuracy"] == figures["validation_accuracy_per_step"]
         assert record["per_step"]["loss"][-1] == figures["validation_loss"]
     assert records[0]["layers"] != records[1]["layers"]
