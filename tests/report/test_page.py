@@ -139,7 +139,7 @@ def test_a_checkpoint_larger_than_its_file_is_not_built(runs, tmp_path):
     large = override(checkpoint.config, model={"width": 10**6, "levels": 1})
     save_checkpoint(tmp_path / "large.safetensors", type(checkpoint)(large, checkpoint.position, checkpoint.model, {}))
     assert safetensors.torch.load_file(tmp_path / "large.safetensors")
-    with pytest.raises(ValueError, match="does not fit the network: .* parameters, found"):
+    with pytest.raises(ValueError, match=r"does not fit the network: .* parameters, found"):
         load_model(tmp_path / "large.safetensors")
 
 
