@@ -205,7 +205,7 @@ def dormant_layers(runs: Sequence[Run]) -> list[Chart]:
 
 
 def dormant_map(runs: Sequence[Run]) -> list[Chart]:
-    about = "Dormant share of each layer over the epochs: a band that darkens or brightens shows where learning begins."
+    about = "Dormant share of each layer, from the input (top) to the output, over the epochs."
     charts = []
     for index, run in enumerate(runs):
         history = _thin(run.history)
