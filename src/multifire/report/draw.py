@@ -71,7 +71,7 @@ def plotly_parts(chart: Chart, facet: Facet, labels: Sequence[Label] | None = No
         data = [_plotly_heat(chart, facet.heat)]
     else:
         data = [_plotly_series(chart, series, labels) for series in facet.series]
-    percent = {"tickformat": ".0%", "hoverformat": ".2%"} if chart.percent and not facet.heat else {}
+    percent = {"tickformat": ".2~%", "hoverformat": ".2%"} if chart.percent and not facet.heat else {}
     x_axis: dict[str, Any] = {"title": {"text": plain_label(chart.x)}, "automargin": True}
     y_axis: dict[str, Any] = {"title": {"text": plain_label(chart.y)}, "automargin": True, **percent}
     if chart.log:
@@ -141,7 +141,7 @@ def _plotly_heat(chart: Chart, heat: Heat) -> dict[str, Any]:
         "colorscale": "Cividis",
         "xgap": 1 if len(names_x) <= 40 else 0,
         "ygap": 1 if len(names_y) <= 40 else 0,
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%" if chart.percent else ""},
+        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".2~%" if chart.percent else ""},
         "hovertemplate": f"{chart.y} %{{y}}<br>{chart.x} %{{x}}<br><b>%{{z:.2%}}</b><extra></extra>",
     }
     if heat.counts:
