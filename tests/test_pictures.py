@@ -69,3 +69,11 @@ def test_a_sheet_keeps_its_rows():
     assert (sheet[1:4, 1:5] == 15).all()
     assert (sheet[5:8, 1:5] == 240).all()
     assert (sheet[5:8, 6:10] == 0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_photo_keeps_every_pixel(channels):
+    image = np.random.default_rng(0).integers(0, 256, (channels, 5, 7), dtype=np.uint8)
+    with Image.open(io.BytesIO(pictures.photo(image))) as shown:
+        seen = np.asarray(shown).reshape(5, 7, channels)
+    assert np.array_equal(seen, image.transpose(1, 2, 0))

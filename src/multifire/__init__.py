@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from multifire.export.int8 import load_int8
     from multifire.export.pretrained import from_pretrained, save_pretrained
     from multifire.nn import SpikingResNet, build_model
+    from multifire.report import Run
 
 __version__ = "0.1.0"
 
 _SUBMODULES = ("analysis", "datasets", "events", "export", "nn", "ops")
 _NAMES = {
+    "Run": "multifire.report",
     "SpikingResNet": "multifire.nn",
     "build_model": "multifire.nn",
     "from_pretrained": "multifire.export.pretrained",
@@ -27,6 +29,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "Run",
     "SpikingResNet",
     "__version__",
     "analysis",

@@ -18,6 +18,7 @@ from torch import Tensor
 from multifire import config as configs
 from multifire.config import RunConfig
 from multifire.nn import SpikingResNet, build_model, model_from_config
+from multifire.recipes import count_parameters
 from multifire.runtime import log, older, write_atomic
 
 CHECKPOINT_VERSION = 1
@@ -165,6 +166,9 @@ def _versions(path: Path) -> list[Path]:
 def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunConfig]:
     """The network of a checkpoint file, in evaluation mode, and the configuration that it was trained with."""
     checkpoint = load_checkpoint(path)
+    needed, found = count_parameters(checkpoint.config.model), sum(t.numel() for t in checkpoint.model.values())
+    if needed > found:  # before memory is asked for, as much as the file's configuration likes
+        raise ValueError(f"{path}: does not fit the network: {needed:,} parameters, found {found:,} values")
     model = model_from_config(checkpoint.config.model, backend)
     load_weights(model, checkpoint.average or checkpoint.model, source=str(path))
     return model.eval(), checkpoint.config

@@ -23,6 +23,8 @@ from multifire.recipes import RECIPES, count_parameters, get_recipe
 
 USER_ERROR = 2
 INTERRUPTED = 130
+FAILED = 1
+"""Some runs of a sweep failed, and the others are there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     _share_the_cores()
     try:
-        if argv[:1] in (["train"], ["bench"]):  # their overrides are tyro's to parse
-            return {"train": _train, "bench": _bench}[argv[0]](argv[1:])
+        overridable = {"train": _train, "bench": _bench, "sweep": _sweep}
+        if argv and argv[0] in overridable:  # their overrides are tyro's to parse
+            return overridable[argv[0]](argv[1:])
         args = _parser().parse_args(argv or ["--help"])
         return args.run(args)
     except BrokenPipeError:
@@ -89,6 +92,7 @@ def _parser() -> _Parser:
     demo.set_defaults(run=_demo)
 
     commands.add_parser("train", help="train a recipe, with overrides", add_help=False)
+    commands.add_parser("sweep", help="train a recipe many times with varied fields, and make a table", add_help=False)
     commands.add_parser("bench", help="time a recipe's network beside its convolutions alone", add_help=False)
 
     evaluate = commands.add_parser("eval", help="score a run's checkpoint on the test set")
@@ -122,6 +126,16 @@ def _parser() -> _Parser:
     compare.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
     compare.add_argument("--csv", type=Path, help="write the table to this file too")
     compare.set_defaults(run=_compare)
+
+    report = commands.add_parser("report", help="one HTML page about runs, and every chart as a picture and as CSV")
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, help="file of the page (default: RUN/report.html; of several: report.html)")
+    report.add_argument("--figures", type=Path, metavar="DIR", help="write each chart as PNG, SVG and CSV too")
+    report.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
+    report.add_argument(
+        "--no-measure", action="store_true", help="leave checkpoints and data alone: recorded figures only"
+    )
+    report.set_defaults(run=_report)
 
     summary = commands.add_parser("summary", help="a network's layers, parameters, operations, energy and memory")
     summary.add_argument("what", metavar="RECIPE|RUN", help="recipe, or run folder")
@@ -251,19 +265,101 @@ def _train(rest: Sequence[str]) -> int:
 
 def _train_seeds(cfg: RunConfig, out: Path, options: TrainOptions, seeds: str) -> int:
     """A run for each seed in a folder of its own, and what they have in common."""
-    numbers = [number.strip() for number in seeds.split(",")]
-    if not all(number.isdecimal() for number in numbers) or len(set(numbers)) < len(numbers):
-        raise ValueError(f"seeds is {seeds!r}, expected different numbers such as 0,1,2")
     if options.resume == "yes":  # where it stopped, the later seeds had not begun
         options = dataclasses.replace(options, resume="auto")
+    numbers = _seeds(seeds)
     folders = [out / f"seed-{number}" for number in numbers]
     for number, folder in zip(numbers, folders, strict=True):
-        _run_training(dataclasses.replace(cfg, seed=int(number)), folder, options)
+        _run_training(dataclasses.replace(cfg, seed=number), folder, options)
     return 0 if CONSOLE.quiet else _show_runs(folders, out / "seeds.csv", out / "seeds.json")
+
+
+def _seeds(text: str) -> list[int]:
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdecimal() for number in numbers) or len(set(map(int, numbers))) < len(numbers):
+        raise ValueError(f"seeds is {text!r}, expected different numbers such as 0,1,2")
+    return [int(number) for number in numbers]
 
 
 def _compare(args: argparse.Namespace) -> int:
     return _show_runs(args.folders, args.csv)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from multifire.report import write_report
+
+    out = args.out or (args.folders[0] if len(args.folders) == 1 else Path()) / "report.html"
+    with Bar("looking into the runs", len(args.folders)) as bar:
+        notes = write_report(args.folders, out, args.figures, not args.no_measure, args.root, bar.advance)
+    for note in notes:
+        CONSOLE.print(f"missing: {note}", highlight=False, markup=False, soft_wrap=True)
+    print(f"written to {out}" + (f", figures to {args.figures}" if args.figures else ""))
+    return 0
+
+
+def _sweep(rest: Sequence[str]) -> int:
+    from multifire import sweep
+
+    if len(rest) < 2 or _asks_for_help(rest):
+        print(_SWEEP_HELP.format(recipes=", ".join(RECIPES)))
+        return 0 if not rest or _asks_for_help(rest) else USER_ERROR
+    kind, args = rest[0], rest[1:]
+    if kind not in sweep.KINDS:
+        raise unknown("sweep", kind, sweep.KINDS)
+    cfg, options = parse_overrides(_recipe_of(args, f"sweep {kind}"), args[1:], "sweep")
+    if options.jobs < 1:
+        raise ValueError(f"jobs is {options.jobs}, expected at least 1")
+    out = options.out or Path("runs") / f"{kind}-{cfg.recipe}"
+    fields = sweep.variations(kind, cfg, options.vary)
+    cells = sweep.cells_of(cfg, fields, _seeds(options.seeds), out, lambda base, said: parse_overrides(base, said)[0])
+    if options.dry_run:
+        for cell in cells:
+            print(cell.name)
+        print(f"{len(cells)} runs; nothing was written")
+        return 0
+    _prepare_all(cells)
+    outcomes, stopped = sweep.sweep(
+        cells, out, budget=options.budget, jobs=options.jobs, seconds_per_epoch=_seconds_per_epoch, say=print
+    )
+    return _finish_sweep(outcomes, stopped, out)
+
+
+def _prepare_all(cells: Sequence[Any]) -> None:
+    """The frames of every cell, before many processes would make them at once."""
+    from multifire.datasets import get_info
+
+    for data in {repr(cell.cfg.data): cell.cfg.data for cell in cells}.values():
+        if get_info(data.name).events:
+            _prepare(data)
+
+
+def _seconds_per_epoch(cfg: RunConfig) -> float:
+    from multifire.plan import plan
+
+    return plan(cfg).epoch_seconds
+
+
+def _finish_sweep(outcomes: Sequence[Any], stopped: int, out: Path) -> int:
+    """The table and the report of the finished runs, and what failed."""
+    from multifire.sweep import finish
+
+    count = sum(outcome.error is None for outcome in outcomes)
+    if count:
+        names, lines = finish(outcomes, out, with_report=not stopped)
+        table = Table(*map(escape, names), pad_edge=False)
+        for line in lines:
+            table.add_row(*map(escape, line))
+        CONSOLE.print(table)
+        print(
+            f"runs finished: {count}; table.md, table.csv, table.tex{', report.html, figures' * (not stopped)} in {out}"
+        )
+    if stopped:
+        print(f"multifire: stopped; the same command goes on in {out}", file=sys.stderr)
+        return 128 + stopped
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        print(f"multifire: failed: {outcome.cell.name}: {outcome.error}", file=sys.stderr)
+    return FAILED if failed else 0
 
 
 def _show_runs(folders: Sequence[Path], csv: Path | None, summary: Path | None = None) -> int:
@@ -322,6 +418,20 @@ Train a recipe: {recipes}.
 `multifire train RECIPE --help` lists every override with the recipe's value, for example
   multifire train digits --optim.epochs 3 --model.levels 1 --out runs/lif
   multifire train digits --out runs/lif --optim.epochs 3 --model.levels 1 --resume"""
+
+
+_SWEEP_HELP = """usage: multifire sweep KIND RECIPE [--overrides] [--vary FIELD=V1,V2] [--seeds 0,1,2] [--jobs N]
+
+Train a recipe many times, side by side, and write a table and a report of all. What is finished is kept: the same
+command goes on where it was stopped.
+  ablation  plain and DS blocks, each with K = 1, 2, 3 firing levels
+  depth     plain and DS blocks, each at depth 14, 20, 32, 44, 68
+  grid      the values that --vary names, in every combination
+Recipes: {recipes}.
+
+`multifire sweep KIND RECIPE --help` lists every override and option, for example
+  multifire sweep ablation cifar10-small --seeds 0,1,2 --jobs 2 --budget 4h
+  multifire sweep grid digits --vary model.levels=1,2,3 --vary optim.lr=0.1,0.05 --budget '3 epochs'"""
 
 
 def _asks_for_help(rest: Sequence[str]) -> bool:
@@ -676,7 +786,23 @@ def parse_overrides(cfg: RunConfig, args: Sequence[str], command: str = "train")
         reference: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
         """Time the reference backend in fp32 too."""
 
-    options = {"train": Train, "bench": Bench}[command]
+    @dataclasses.dataclass(frozen=True)
+    class Sweep(RunConfig):
+        recipe: Annotated[str, tyro.conf.Suppress] = cfg.recipe
+        vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+        """A field and its values, such as model.levels=1,2,3; may be given several times."""
+        seeds: str = "0"
+        """Every combination is trained with each of these seeds, such as 0,1,2."""
+        jobs: int = 1
+        """How many runs at a time; they share the cores."""
+        budget: str | None = None
+        """Scale the epochs so that all takes about so long (30m, 4h), or to so many epochs a run ('5 epochs')."""
+        out: Path | None = None
+        """Folder of the runs (default: runs/KIND-RECIPE)."""
+        dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        """List the runs, and write nothing."""
+
+    options = {"train": Train, "bench": Bench, "sweep": Sweep}[command]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -721,6 +847,6 @@ def _tyro_message(box: str) -> str:
         if inner.startswith("──"):
             break
         lines.append(inner)
-    return " ".join(lines).removeprefix("Error parsing Train: ").removeprefix("Error parsing Bench: ") or " ".join(
-        box.split()
-    )
+    return " ".join(lines).removeprefix("Error parsing Train: ").removeprefix("Error parsing Bench: ").removeprefix(
+        "Error parsing Sweep: "
+    ) or " ".join(box.split())

@@ -16,6 +16,7 @@ LEVELS = 16
 """Brightness steps of each polarity; colour number = 16 · ON + OFF."""
 FAINTEST = 4
 """What a single event is drawn with, so that it can be seen."""
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _palette() -> np.ndarray:
@@ -91,7 +92,16 @@ def png(pictures: np.ndarray, milliseconds: int = 0) -> bytes:
         else:
             chunks.append(_chunk(b"fdAT", struct.pack(">I", number) + lines))
             number += 1
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + _chunk(b"IEND", b"")
+    return PNG + b"".join(chunks) + _chunk(b"IEND", b"")
+
+
+def photo(image: np.ndarray) -> bytes:
+    """A PNG of an image [C, H, W] uint8, grey where C is 1, else RGB."""
+    C, H, W = image.shape
+    header = struct.pack(">IIBBBBB", W, H, 8, {1: 0, 3: 2}[C], 0, 0, 0)
+    lines = np.pad(image.transpose(1, 2, 0).reshape(H, W * C), ((0, 0), (1, 0)))  # filter 0 before each line
+    chunks = [_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(lines.tobytes(), 9)), _chunk(b"IEND", b"")]
+    return PNG + b"".join(chunks)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

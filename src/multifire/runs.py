@@ -49,7 +49,7 @@ class RunFolder:
             for torn in self.path.glob(".*.tmp"):
                 torn.unlink(missing_ok=True)
             if resume:
-                _check_same(configs.from_json(_read(self._config), str(self._config)), cfg, self.path)
+                self.check_same(cfg)
             else:
                 self._check_empty()  # once more: there may have been two of us
                 write_atomic(self._config, configs.to_json(cfg).encode())
@@ -59,6 +59,14 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether there is a run in the folder."""
         return self._config.is_file()
+
+    def check_same(self, cfg: RunConfig) -> None:
+        """Refuse where the run in the folder has another configuration.
+
+        Raises:
+            ValueError: naming what is different.
+        """
+        _check_same(configs.from_json(_read(self._config), str(self._config)), cfg, self.path)
 
     def _check_empty(self) -> None:
         if not self.path.exists():

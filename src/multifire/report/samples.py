@@ -1,0 +1,140 @@
+"""What a network made of single samples: the ones it gets wrong, and recordings with its running prediction.
+
+T time steps, N samples, K classes, C channels, H height, W width.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from multifire import datasets, pictures
+from multifire.analysis import analyze
+from multifire.checkpoint import load_model
+from multifire.config import RunConfig
+from multifire.datasets import EventSplit, Split
+from multifire.datasets.loader import make_batches
+from multifire.evaluate import evaluate
+from multifire.nn import SpikingResNet
+from multifire.runs import RunFolder
+from multifire.runtime import autocast, pick_device
+from multifire.train import loss_of
+
+LOOKED_AT = 512
+"""Test samples that are gone through, evenly spread: a test set may be in the order of its classes."""
+MEASURED_ON = 128
+"""Test samples that every neuron is watched on."""
+BATCH = 64
+MISTAKES = 24
+RECORDINGS = 6
+MOST_STEPS, MOST_LEVELS = 1024, 64
+"""A network with more is not run for the sake of a page: its folder may be a stranger's."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    picture: str
+    """A PNG as a data URI; of a recording, its frames side by side."""
+    label: int
+    running: list[list[float]]
+    """[T][K]: probability of each class from the mean logits of the first t steps."""
+    frames: int = 1
+
+    @property
+    def predicted(self) -> int:
+        return max(range(len(self.running[-1])), key=self.running[-1].__getitem__)
+
+
+@dataclass(frozen=True)
+class Samples:
+    looked_at: int
+    mistakes: list[Sample]
+    """The wrong ones that the network was surest of."""
+    recordings: list[Sample]
+    """Of events only, right and wrong ones."""
+
+
+def load(folder: Path, root: str | None) -> tuple[SpikingResNet, RunConfig, datasets.Dataset]:
+    """The network that the run's accuracy is of, on the device that there is, and its data.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the data are not there.
+        ValueError: a damaged checkpoint, or a network too large to run for a page.
+    """
+    run = RunFolder(folder)
+    model, cfg = load_model(run.checkpoint(run.headline()))
+    if cfg.data.timesteps > MOST_STEPS or cfg.model.levels > MOST_LEVELS:
+        raise ValueError(
+            f"{cfg.data.timesteps} time steps and {cfg.model.levels} levels are too many to run for a page"
+        )
+    data = datasets.load(cfg.data.name, cfg.data.root if root is None else root, cfg.data)
+    return model.to(pick_device("auto")), cfg, data
+
+
+def spread(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset, samples: int) -> tuple[Any, Any]:
+    """So many test samples, evenly spread, and their batches where the model is."""
+    test = data.test.pick(np.linspace(0, len(data.test) - 1, min(samples, len(data.test))).round().astype(np.int64))
+    device = next(model.parameters()).device
+    size = min(cfg.eval_batch_size, BATCH)
+    return test, make_batches(test, data.info, cfg.data, batch_size=size, device=device, shuffle=False)
+
+
+def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dict[str, Any]:
+    """What analysis.json holds, of a few test samples; the scores are of some more."""
+    scored = evaluate(model, spread(model, cfg, data, LOOKED_AT)[1], cfg.precision)
+    batches = list(spread(model, cfg, data, MEASURED_ON)[1].epoch(0))
+    found = analyze(model, batches, loss=partial(loss_of, optim=cfg.optim), precision=cfg.precision, scored=scored)
+    checkpoint = "best by validation" if cfg.data.validation else "last"
+    return {"split": "test", "checkpoint": checkpoint, **found.record()}
+
+
+@torch.no_grad()
+def look(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> Samples:
+    """Go through some test samples, in evaluation mode."""
+    device = next(model.parameters()).device
+    test, batches = spread(model, cfg, data, LOOKED_AT)
+    running, labels = [], []
+    for x_TNCHW, y in batches.epoch(0):
+        with autocast(device, cfg.precision):
+            logits_TNK = model(x_TNCHW, per_step=True)
+        running.append(running_probabilities(logits_TNK.float()).cpu())
+        labels.append(y.cpu())
+    running_TNK, labels_N = torch.cat(running, 1), torch.cat(labels)
+    sureness_N, predicted_N = running_TNK[-1].max(1)
+    wrong_N = predicted_N != labels_N
+    surest = sureness_N.argsort(descending=True, stable=True)
+    wrong, right = surest[wrong_N[surest]].tolist(), (~wrong_N).nonzero()[:, 0].tolist()
+
+    def samples(chosen: Sequence[int], moving: bool) -> list[Sample]:
+        return [_sample(test, i, int(labels_N[i]), running_TNK[:, i], moving) for i in chosen]
+
+    half = RECORDINGS // 2
+    shown = right[:half] + wrong[:half] + right[half:] + wrong[half:] if data.info.events else []
+    return Samples(len(labels_N), samples(wrong[:MISTAKES], False), samples(shown[:RECORDINGS], True))
+
+
+def running_probabilities(logits_TNK: Tensor) -> Tensor:
+    """Softmax of the mean logits of the first t steps, t = 1..T."""
+    steps_T11 = torch.arange(1, len(logits_TNK) + 1, device=logits_TNK.device)[:, None, None]
+    return (logits_TNK.cumsum(0) / steps_T11).softmax(2)
+
+
+def _sample(test: Split | EventSplit, index: int, label: int, running_TK: Tensor, moving: bool) -> Sample:
+    running = [[round(p, 4) for p in step] for step in running_TK.tolist()]
+    if isinstance(test, Split):
+        return Sample(_uri(pictures.photo(test.images[index])), label, running)
+    frames_TCHW = np.asarray(test.frames[test.rows[index]])
+    if not moving:
+        return Sample(_uri(pictures.png(pictures.paint(frames_TCHW.sum(0, dtype=np.int64))[None])), label, running)
+    painted_THW = pictures.paint(frames_TCHW)
+    return Sample(_uri(pictures.png(np.concatenate(list(painted_THW), 1)[None])), label, running, len(painted_THW))
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

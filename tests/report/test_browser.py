@@ -1,0 +1,185 @@
+"""The page as a person meets it: Chromium opens the file, at a desk and on a phone, in light and in dark."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from multifire.report import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Debian's chromium and chromium-driver"),
+]
+FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync"""
+SIZES = [(1400, 900), (390, 844)]
+SHOWN = "return [...document.querySelectorAll('.card[data-chart]')].filter(c => !c.hidden)"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(runs, out)
+    return out
+
+
+@contextmanager
+def opened(browser, page, size=SIZES[0], scheme="light"):
+    """The page on a screen of that size; no error on the console when it is closed."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+    browser.get(page.as_uri())
+    yield browser
+    assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def wait(browser, script: str, *args, seconds: float = 30.0):
+    """Until the script returns something that is true."""
+    deadline = time.monotonic() + seconds
+    while not (found := browser.execute_script(script, *args)):
+        assert time.monotonic() < deadline, script
+        time.sleep(0.1)
+    return found
+
+
+def plot(browser, key: str):
+    """The drawn chart of that name, scrolled to."""
+    script = """
+        const number = report.charts.findIndex((chart) => chart.key === arguments[0]);
+        const card = document.querySelector(`.card[data-chart="${number}"]`);
+        card.scrollIntoView({block: "center", behavior: "instant"});
+        return card.querySelector(".js-plotly-plot")"""
+    return wait(browser, script, key)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_chart_is_drawn_without_an_error(browser, page, size, scheme):
+    with opened(browser, page, size, scheme) as shown:
+        for card in shown.execute_script(SHOWN):
+            shown.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
+            wait(shown, "return arguments[0].querySelector('.main-svg')", card)
+        assert shown.execute_script("return document.documentElement.scrollWidth") <= size[0]  # no scrolling sideways
+        ground = shown.execute_script("return getComputedStyle(document.body).backgroundColor")
+        dark = sum(map(int, ground.removeprefix("rgb(").removesuffix(")").split(", "))) < 3 * 128
+        assert dark == (scheme == "dark")
+
+
+def test_numbers_on_the_screen_are_those_of_metrics_jsonl(browser, page, runs):
+    with opened(browser, page) as shown:
+        drawn = shown.execute_script(
+            "return arguments[0].data.map((t) => [t.meta.run, t.name, [...t.y]])", plot(shown, "accuracy")
+        )
+        for run, name, y in drawn:
+            records = [json.loads(line) for line in (runs[run] / "metrics.jsonl").read_text().splitlines()]
+            column = "test_accuracy" if name.endswith("test") else "train_accuracy"
+            assert y == pytest.approx([record[column] for record in records], rel=1e-6)
+        assert len(drawn) == 4
+
+
+def test_hover_tells_the_value_and_a_drag_zooms(browser, page, runs):
+    from selenium.webdriver import ActionChains
+
+    with opened(browser, page) as shown:
+        chart = plot(shown, "accuracy")
+        area = shown.execute_script(
+            "const a = arguments[0]._fullLayout; const s = a._size; return [s.l, s.t, s.w, s.h, ...a.xaxis.range]",
+            chart,
+        )
+        left, top, width, height, low, high = area
+        size = chart.size
+
+        def at(x: float, y: float) -> tuple[int, int]:
+            """The offset from the middle of the element that ActionChains wants."""
+            return round(left + x * width - size["width"] / 2), round(top + y * height - size["height"] / 2)
+
+        share_of_epoch_2 = (2 - low) / (high - low)
+        ActionChains(shown).move_to_element_with_offset(chart, *at(share_of_epoch_2 - 0.02, 0.5)).perform()
+        text = wait(shown, "return arguments[0].querySelector('.hoverlayer').textContent", chart)
+        record = json.loads((runs[1] / "metrics.jsonl").read_text().splitlines()[1])
+        assert f"{100 * record['test_accuracy']:.2f}%" in text
+
+        start, end = at(0.3, 0.3), at(0.7, 0.7)
+        drag = ActionChains(shown).move_to_element_with_offset(chart, *start).click_and_hold()
+        drag.move_by_offset(end[0] - start[0], end[1] - start[1]).release().perform()
+        zoomed = "const r = arguments[0]._fullLayout.xaxis.range; return r[1] - r[0] < arguments[1]"
+        wait(shown, zoomed, chart, 0.6 * (high - low))
+
+
+def test_a_run_is_switched_off_and_on(browser, page):
+    visible = "return arguments[0].data.filter((t) => t.visible !== false).map((t) => t.meta.run)"
+    with opened(browser, page) as shown:
+        chart = plot(shown, "loss")
+        assert shown.execute_script(visible, chart) == [0, 1, 0, 1]
+        chip = shown.find_elements("css selector", ".chip")[0]
+        chip.click()
+        assert chip.get_attribute("aria-pressed") == "false"
+        assert shown.execute_script(visible, chart) == [1, 1]
+        chip.click()
+        assert shown.execute_script(visible, chart) == [0, 1, 0, 1]
+
+
+def test_details_follow_the_run_that_is_chosen(browser, page):
+    with opened(browser, page) as shown:
+        shown.execute_script(
+            "const w = document.querySelector('select.whose'); w.value = '1'; w.dispatchEvent(new Event('change'))"
+        )
+        owners = shown.execute_script(
+            "return [...document.querySelectorAll('[data-run]')].filter((e) => !e.hidden).map((e) => e.dataset.run)"
+        )
+        assert set(owners) == {"1"}
+        card = shown.execute_script(
+            "return [...document.querySelectorAll('.card[data-run]')].find("
+            "(c) => !c.hidden && c.querySelector('select.facet'))"
+        )
+        shown.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", card)
+        wait(shown, "return arguments[0].querySelector('.main-svg')", card)
+        before = shown.execute_script("return [...arguments[0].querySelector('.js-plotly-plot').data[0].z[0]]", card)
+        shown.execute_script(
+            "const f = arguments[0].querySelector('select.facet'); f.value = '1'; f.dispatchEvent(new Event('change'))",
+            card,
+        )
+        after = "return [...arguments[0].querySelector('.js-plotly-plot').data[0].z[0]]"
+        assert shown.execute_script(after, card) != before
+
+
+def test_the_theme_is_toggled(browser, page):
+    with opened(browser, page) as shown:
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        before = shown.execute_script(ground)
+        shown.find_element("css selector", ".theme").click()
+        assert shown.execute_script(ground) != before
+
+
+def test_a_strangers_page_runs_nothing_of_theirs(browser, stranger, tmp_path):
+    write_report([stranger], tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as shown:
+        for card in shown.execute_script(SHOWN):
+            shown.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
+            wait(shown, "return arguments[0].querySelector('.main-svg')", card)
+        assert shown.execute_script("return window.pwned") is None
+        assert shown.execute_script("return document.querySelectorAll('[onerror], [onmouseover], svg a').length") == 0

@@ -1,0 +1,159 @@
+"""The page: whole without a network, safe whoever wrote the run."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from multifire.cli import main
+from multifire.report import write_report
+from tests.report.conftest import EVIL
+
+MB = 2**20
+
+
+class Elements(HTMLParser):
+    """The elements and attributes of a page, and the text of its scripts."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self._inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._inside = tag == "script"
+        if self._inside:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self.scripts[-1] += data
+
+
+def payload(page: Elements) -> dict:
+    return json.loads(page.scripts[0])
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    assert write_report(runs, out) == []
+    return out
+
+
+def test_it_is_one_file_below_8_mb_that_loads_nothing(page):
+    assert page.stat().st_size < 8 * MB
+    elements = Elements(page.read_text(encoding="utf-8"))
+    for tag, attrs in elements.found:
+        assert tag not in ("iframe", "object", "embed", "base", "form")
+        for name in ("src", "href", "srcset", "action", "poster"):
+            assert (attrs.get(name) or "data:").startswith("data:"), (tag, attrs)
+        assert not any(name.startswith("on") for name in attrs), (tag, attrs)
+
+
+def test_only_its_own_scripts_may_run(page):
+    elements = Elements(page.read_text(encoding="utf-8"))
+    (policy,) = [
+        attrs["content"] for tag, attrs in elements.found if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy.startswith("default-src 'none'; ")
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in elements.scripts[1:]]
+    assert re.findall(r"'sha256-([^']+)'", policy) == hashes
+    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+    assert "connect-src" not in policy  # so that default-src forbids it
+
+
+def test_its_numbers_are_those_of_metrics_jsonl(page, runs):
+    report = payload(Elements(page.read_text(encoding="utf-8")))
+    (chart,) = [chart for chart in report["charts"] if chart["key"] == "accuracy"]
+    shown = {
+        (trace["meta"]["run"], trace["name"].rpartition(" · ")[2]): trace["y"] for trace in chart["facets"][0]["data"]
+    }
+    for index, folder in enumerate(runs):
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert shown[index, "test"] == pytest.approx([record["test_accuracy"] for record in records], rel=1e-6)
+        assert shown[index, "training"] == pytest.approx([record["train_accuracy"] for record in records], rel=1e-6)
+
+
+def test_samples_are_pictures_of_what_went_wrong(page):
+    elements = Elements(page.read_text(encoding="utf-8"))
+    pictures = [attrs["src"] for tag, attrs in elements.found if tag == "img"]
+    assert pictures
+    for picture in pictures:
+        assert base64.b64decode(picture.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+
+
+def test_a_strangers_run_is_shown_as_text(stranger, tmp_path, runs):
+    for folders in ([stranger], [stranger, *runs]):
+        out = tmp_path / "report.html"
+        write_report(folders, out, tmp_path / "figures")
+        text = out.read_text(encoding="utf-8")
+        elements = Elements(text)
+        assert len(elements.scripts) == 3
+        assert not any(name.startswith("on") for _, attrs in elements.found for name in attrs)
+        assert EVIL not in text
+        images = [attrs["src"] for tag, attrs in elements.found if tag == "img"]
+        assert all(source.startswith("data:image/png") for source in images)
+        for chart in payload(elements)["charts"]:
+            shown = json.dumps(chart["facets"])
+            assert "<img" not in shown  # plotly takes some markup in labels for markup
+            assert "<b onmouseover" not in shown
+    assert any((tmp_path / "figures").glob("accuracy.*"))
+
+
+def test_a_run_without_an_analysis_is_measured_once(runs, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in runs[0].iterdir():
+        if not file.name.startswith("analysis"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    assert any(
+        "analysis.json is missing" in note for note in write_report([folder], tmp_path / "a.html", measure=False)
+    )
+    assert not (folder / "analysis.json").exists()
+    notes = write_report([folder], tmp_path / "b.html")
+    assert [note for note in notes if "analysis.json " in note] == []
+    stored, original = (json.loads((f / "analysis.json").read_text()) for f in (folder, runs[0]))
+    assert [layer["name"] for layer in stored["layers"]] == [layer["name"] for layer in original["layers"]]
+    assert stored["energy"]["ann_macs"] == original["energy"]["ann_macs"]
+    assert stored["checkpoint"] == original["checkpoint"] == "last"
+
+
+def test_a_checkpoint_larger_than_its_file_is_not_built(runs, tmp_path):
+    """A stranger's file may claim a network that no memory holds."""
+    import safetensors.torch
+
+    from multifire.checkpoint import load_checkpoint, load_model, save_checkpoint
+    from tests.test_train import override
+
+    checkpoint = load_checkpoint(runs[0] / "last.safetensors")
+    large = override(checkpoint.config, model={"width": 10**6, "levels": 1})
+    save_checkpoint(tmp_path / "large.safetensors", type(checkpoint)(large, checkpoint.position, checkpoint.model, {}))
+    assert safetensors.torch.load_file(tmp_path / "large.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit the network: .* parameters, found"):
+        load_model(tmp_path / "large.safetensors")
+
+
+def test_the_command(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *map(str, runs), "--figures", "figs", "--no-measure"]) == 0
+    assert "written to report.html, figures to figs" in capsys.readouterr().out
+    assert (tmp_path / "figs" / "accuracy.svg").is_file()
+    for args, message in (
+        (["report", "nowhere"], "nowhere: no such run folder"),
+        (["report", str(tmp_path)], "no run in this folder"),
+        (["report"], "required: RUN"),
+    ):
+        assert main(args) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1

@@ -1,0 +1,79 @@
+"""A run's folder: what is there is read, and what is not is said."""
+
+import json
+
+import pytest
+
+import multifire as mf
+from multifire.report.run import LARGEST, Run, clean, number, plain
+
+
+def test_a_run_is_read(runs):
+    run = mf.Run(runs[1])
+    assert run.config.model.levels == 3
+    assert run.summary["test_accuracy"] == json.loads((runs[1] / "summary.json").read_text())["test_accuracy"]
+    assert [row["epoch"] for row in run.metrics] == [0, 1]
+    assert run.notes == []
+    assert run.accuracy == run.summary["test_accuracy"]
+    assert f"{100 * run.accuracy:.2f} %" in run._repr_html_()
+    assert "K = 3" in repr(run)
+    assert run.metrics._repr_html_().count("<tr>") == 3
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json", "analysis.json", "analysis.jsonl"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"{}", b"\xff\xfe", b"null", b"[" * 100_000, b'{"epoch": "x"}\n']
+)
+def test_what_is_missing_or_damaged_is_said(runs, tmp_path, name, content):
+    for file in runs[0].glob("*.json*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    run = Run(tmp_path)
+    if content is None:
+        assert any(note.startswith(f"{name} is missing: ") for note in run.notes)
+    assert repr(run)
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such run folder"):
+        Run(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no run in this folder: expected config"):
+        Run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("nonsense")
+    with pytest.raises(ValueError, match=r"not a run: config\.json is missing"):
+        Run(tmp_path)
+
+
+def test_a_file_that_is_too_large_is_left_out(tmp_path):
+    (tmp_path / "config.json").write_text('{"recipe": "digits"}')
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    run = Run(tmp_path)
+    assert run.metrics == []
+    assert any(note.startswith("metrics.jsonl has more than 64 MB") for note in run.notes)
+
+
+def test_a_stranger_is_read_with_suspicion(stranger):
+    run = Run(stranger)
+    assert run.config is None
+    assert len(run.metrics) == 3002
+    assert "test_accuracy" not in run.metrics[-2]  # it is NaN
+    assert run.summary["machine"]
+    assert run.analysis["neuron"]["windows"] == []
+    assert any("damaged lines of metrics.jsonl" in note for note in run.notes)
+    assert "<b" not in run._repr_html_().replace("<b style", "")
+
+
+def test_values_take_the_shape_that_is_asked_for():
+    spec = {"a": float, "b": [[float]], "c": str, "d": bool}
+    assert clean({"a": True, "b": [[1, "x"], 2], "c": 5}, spec) == {
+        "a": None,
+        "b": [[1, None], []],
+        "c": "5",
+        "d": False,
+    }
+    assert clean(None, spec) == {"a": None, "b": [], "c": "", "d": False}
+    assert number(10**400) is None
+    assert plain("a\x00b\n\u202ec" + "x" * 500) == "abc" + "x" * 156 + "…"
