@@ -89,11 +89,12 @@ def summarise(what: str, root: str | None = None) -> Summary:
     except FileNotFoundError as missing:
         reason = str(missing)
         energy = measure_energy(model, [(frames, torch.zeros(2))], precision=cfg.precision)
+    shown = frames if info.events else frames[:1].expand(frames.shape)
     with undisturbed(model, training=True), autocast(device, cfg.precision):
-        kept = kept_for_backward(model, frames if info.events else frames[:1].expand(frames.shape))
+        one, two = (kept_for_backward(model, shown[:, :samples]).bytes for samples in (1, 2))
     weights = sum(p.nbytes for p in model.parameters())
     part = -(-cfg.optim.batch_size // cfg.optim.accumulate)
-    return Summary(cfg, of, _rows(model, energy, not reason), energy, reason, kept.bytes * part // 2, 3 * weights)
+    return Summary(cfg, of, _rows(model, energy, not reason), energy, reason, one + (part - 1) * (two - one), 3 * weights)
 
 
 def _rows(model: SpikingResNet, energy: Energy, counted: bool) -> list[Row]:
