@@ -3,7 +3,7 @@
 
 usage: tools/kill_and_resume.py [--kills 20] [--seed 0] [--folder FOLDER]
 
-The run writes a checkpoint after every step, so that many kills fall into the writing of one. Prints the count of
+The run writes a checkpoint after every step, and every other kill waits until one is being written. Prints the count of
 kills, where each fell, and how many checkpoints it cut short; exits with 1 where the weights differ in any bit.
 """
 
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from multifire.checkpoint import load_checkpoint
+from multifire.checkpoint import load_checkpoint, load_newest
 
-OVERRIDES = "--data.limit 1024 --data.timesteps 2 --optim.epochs 6 --model.width 8 --checkpoint-every 1 --resume auto"
+OVERRIDES = "--data.limit 1024 --data.timesteps 2 --optim.epochs 12 --model.width 8 --checkpoint-every 1 --resume auto"
 
 
 def start(out: Path) -> subprocess.Popen:
@@ -28,20 +28,33 @@ def start(out: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def kill(out: Path, moment: random.Random) -> tuple[str, bool] | None:
+def kill(out: Path, moment: random.Random, in_writing: bool) -> tuple[str, bool] | None:
     """Where the run stood when it was killed, and whether it was writing a checkpoint; None where it ended before."""
-    process, last = start(out), out / "last.safetensors"
-    before = last.stat().st_mtime if last.exists() else 0.0
-    while process.poll() is None and (not last.exists() or last.stat().st_mtime == before):
+    last = out / "last.safetensors"
+    process = start(out)
+    before = written(last)
+    while process.poll() is None and written(last) in (0.0, before):
         time.sleep(0.01)  # until it trains
     time.sleep(moment.uniform(0, 1.5))
+    while in_writing and process.poll() is None and not any(out.glob(".last*.tmp")):
+        pass  # a write takes milliseconds
     process.send_signal(signal.SIGKILL)
     _, said = process.communicate()
     if process.returncode != -signal.SIGKILL:
         assert process.returncode == 0, said
         return None
-    position = load_checkpoint(last).position
+    newest = load_newest(last)
+    assert newest is not None
+    position = newest[0].position
     return f"epoch {position.epoch + 1}, step {position.step}", any(out.glob(".last*.tmp"))
+
+
+def written(last: Path) -> float:
+    """When the newest checkpoint was written; 0 where there is none yet, or it is being replaced."""
+    try:
+        return last.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def finish(out: Path) -> dict[str, torch.Tensor]:
@@ -60,7 +73,7 @@ def main() -> int:
     args = parser.parse_args()
     expected = finish(args.folder / "undisturbed")
     moment, killed, writing = random.Random(args.seed), 0, 0
-    while killed < args.kills and (fell := kill(args.folder / "killed", moment)):
+    while killed < args.kills and (fell := kill(args.folder / "killed", moment, in_writing=killed % 2 == 1)):
         killed += 1
         writing += fell[1]
         print(f"kill {killed}: {fell[0]}{', while it wrote a checkpoint' if fell[1] else ''}", flush=True)
