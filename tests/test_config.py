@@ -85,3 +85,10 @@ def test_smooth_schedules_equal_torchs(schedule):
         assert learning_rate(optim, step, 10) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
         sgd.step()
         theirs.step()
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_the_rate_first_rises_where_a_warm_up_is_asked_for(schedule):
+    plain, warm = (OptimConfig(epochs=10, schedule=schedule, warmup_epochs=epochs) for epochs in (0.0, 2.0))
+    shares = [learning_rate(warm, step, 10) / learning_rate(plain, step, 10) for step in range(30)]
+    assert shares == pytest.approx([*((step + 1) / 20 for step in range(20)), *[1.0] * 10])
