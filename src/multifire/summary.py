@@ -94,7 +94,8 @@ def summarise(what: str, root: str | None = None) -> Summary:
         one, two = (kept_for_backward(model, shown[:, :samples]).bytes for samples in (1, 2))
     weights = sum(p.nbytes for p in model.parameters())
     part = -(-cfg.optim.batch_size // cfg.optim.accumulate)
-    return Summary(cfg, of, _rows(model, energy, not reason), energy, reason, one + (part - 1) * (two - one), 3 * weights)
+    kept = one + (part - 1) * (two - one)
+    return Summary(cfg, of, _rows(model, energy, not reason), energy, reason, kept, 3 * weights)
 
 
 def _rows(model: SpikingResNet, energy: Energy, counted: bool) -> list[Row]:
