@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class Processes:
 
 ALONE = Processes()
 _JOINED = itertools.count()
+REST_S = 0.2
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
 """How gloo and NCCL say that another process is gone."""
 
@@ -124,4 +126,7 @@ def joined() -> Iterator[Processes]:
             raise
         raise ConnectionError(f"process {processes.rank} lost the others; the one that failed first says why") from None
     finally:
+        # Gloo's thread needs Python's lock to let go of the last tensors; what destroys the group waits for that
+        # thread, holding the lock. Without a moment's rest the two wait for each other now and then (torch 2.13).
+        time.sleep(REST_S)
         dist.destroy_process_group()
