@@ -1,10 +1,12 @@
 """Our checkpoints and the authors': what is read back, and what is refused."""
 
+import gc
 import json
 import random
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import multifire as mf
 from multifire.checkpoint import (
@@ -15,6 +17,7 @@ from multifire.checkpoint import (
     load_weights,
     save_checkpoint,
     to_reference_state_dict,
+    write_tensors,
 )
 from multifire.config import ModelConfig, RunConfig
 from multifire.nn import model_from_config
@@ -181,3 +184,22 @@ def test_a_cut_reference_file_is_refused(gesture_checkpoint, tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"cut\.pth: damaged"):
             mf.load_reference_checkpoint(path)
+
+
+def test_writing_leaves_nothing_for_the_garbage_collector(tmp_path):
+    tensors = {f"layer{i}": torch.ones(3) for i in range(50)}
+    write_tensors(tmp_path / "first.safetensors", tensors, {"kind": "test"})
+    gc.collect()
+    gc.disable()
+    try:
+        write_tensors(tmp_path / "second.safetensors", tensors, {"kind": "test"})
+        assert gc.collect() < len(tensors)
+    finally:
+        gc.enable()
+
+
+def test_bf16_is_written_as_the_same_numbers_in_fp32(tmp_path):
+    weight = torch.randn(5).bfloat16()
+    write_tensors(tmp_path / "bf16.safetensors", {"weight": weight}, {"format": "test", "version": "1"})
+    read = safe_open(tmp_path / "bf16.safetensors", framework="pt").get_tensor("weight")
+    assert read.dtype == torch.float32 and torch.equal(read, weight.float())

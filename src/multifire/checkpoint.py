@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import safetensors.numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -94,9 +94,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], keep: int = 1) -> None:
     """Write a safetensors file, beside its target and then renamed, with a digest over its tensors and its header."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    on_cpu = {name: _without_bf16(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
     sealed = {**header, "digest": _digest(on_cpu, header)}
-    write_atomic(path, safetensors.torch.save(on_cpu, metadata=sealed), keep)
+    # NumPy's writer, as safetensors.torch leaves every tensor in a cycle, for the garbage collector to find
+    arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
+    write_atomic(path, safetensors.numpy.save(arrays, metadata=sealed), keep)
+
+
+def _without_bf16(tensor: Tensor) -> Tensor:
+    """The same numbers in a type that NumPy knows."""
+    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
 
 
 def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Tensor]]:
