@@ -202,4 +202,5 @@ def test_bf16_is_written_as_the_same_numbers_in_fp32(tmp_path):
     weight = torch.randn(5).bfloat16()
     write_tensors(tmp_path / "bf16.safetensors", {"weight": weight}, {"format": "test", "version": "1"})
     read = safe_open(tmp_path / "bf16.safetensors", framework="pt").get_tensor("weight")
-    assert read.dtype == torch.float32 and torch.equal(read, weight.float())
+    assert read.dtype == torch.float32
+    assert torch.equal(read, weight.float())
