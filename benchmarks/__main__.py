@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes.util
 import importlib.util
 import os
 import sys
@@ -66,26 +67,33 @@ def alternate(
 
 
 def time_them(part: str, contestants: Sequence[Contestant], args, whats=("training step", "evaluation")) -> list[dict]:
-    """Rows of the contestants' times, in turns, each with its ratio to the first one's; peaks beside the steps."""
+    """Rows of the contestants' times, in turns, each with its ratio to the first one's; peaks beside the steps.
+
+    What is compiled only trains: its evaluation and its peak would compile for minutes once more.
+    """
     rows = []
     with workers(contestants, args.threads) as started:
-        machines = [worker.ask("machine") for worker in started]
         for what in whats:
-            seconds, first = alternate(started, CALLS[what], args.runs, args.lock)
-            for number, contestant in enumerate(contestants):
+            asked = [(c, worker) for c, worker in zip(contestants, started, strict=True) if what in calls_of(c)]
+            seconds, first = alternate([worker for _, worker in asked], CALLS[what], args.runs, args.lock)
+            for number, (contestant, worker) in enumerate(asked):
                 say(f"  {what}, {contestant.framework}, {contestant.settings}: {seconds[number]}")
                 rows.append(
-                    describe(part, contestant, machines[number])
+                    describe(part, contestant, worker.ask("machine"))
                     | {"what": what, "first_call_s": first[number][0], "loss": first[number][1]}
                     | results.summary(seconds[number], seconds[0])
                 )
     for row, contestant in zip(rows, contestants, strict=False):  # the first rows are the training steps
-        if contestant.framework != "floor":
+        if contestant.framework != "floor" and not contestant.compiled:
             row["peak_bytes"] = peak_of_steps(contestant, args.threads)
     return rows
 
 
 CALLS = {"training step": "step", "evaluation": "evaluate"}
+
+
+def calls_of(contestant: Contestant) -> Sequence[str]:
+    return ["training step"] if contestant.compiled else list(CALLS)
 
 
 def describe(part: str, contestant: Contestant, machine: dict[str, Any]) -> dict[str, Any]:
@@ -245,6 +253,21 @@ def depth(part: str, args) -> tuple[Sequence[str], list[dict]]:
     return results.MEMORY, rows
 
 
+def malloc(part: str, args) -> tuple[Sequence[str], list[dict]]:
+    """Ours and the eager reference over the C library's malloc and over tcmalloc."""
+    tcmalloc = ctypes.util.find_library("tcmalloc_minimal")
+    if tcmalloc is None:
+        say("  tcmalloc is not installed, so it is left out")
+    mallocs = {"malloc of the C library": "", **({"tcmalloc": tcmalloc} if tcmalloc else {})}
+    who = [*(("multifire", precision) for precision in precisions()), ("reference", "fp32")]
+    contestants = [
+        Contestant(name, CIFAR10, precision, note=note, preload=library)
+        for name, precision in who
+        for note, library in mallocs.items()
+    ]
+    return results.TIMES, time_them(part, contestants, args, ["training step"])
+
+
 PARTS = {
     "check": check,
     "check-compiled": check_compiled,
@@ -255,6 +278,7 @@ PARTS = {
     "timesteps": timesteps,
     "levels": levels,
     "depth": depth,
+    "malloc": malloc,
 }
 
 if __name__ == "__main__":

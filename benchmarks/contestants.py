@@ -27,6 +27,8 @@ class Contestant:
     compiled: bool = False
     channels_last: bool = False
     note: str = ""
+    preload: str = ""
+    """A library to load before all others: another malloc."""
 
     @property
     def settings(self) -> str:

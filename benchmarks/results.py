@@ -124,7 +124,7 @@ def checks_table(rows: list[dict[str, str]]) -> str:
 def _times_line(row: dict[str, str]) -> Sequence[str]:
     batch = int(row["batch"])
     median, low, high = (1e3 * float(row[f"{name}_s"]) / batch for name in ("median", "fastest", "slowest"))
-    first = f"{float(row['first_call_s']):,.0f} s" if "compiled" in row["settings"] else "–"
+    first = f"{float(row['first_call_s']):,.0f} s" if "compiled" in row["settings"] and row["first_call_s"] else "–"
     peak = f"{float(row['peak_bytes']) / 1e6:,.0f} MB" if row["peak_bytes"] else "–"
     name = f"{row['what']}, {row['framework']}"
     numbers = (f"{median:.1f}", f"{low:.1f}–{high:.1f}", f"{1e3 / median:.1f}", f"{float(row['ratio']):.2f}")
@@ -185,8 +185,9 @@ Made by `make bench`; the figures lie in `benchmarks/results/` as CSV, and this 
 Every contestant runs in a process of its own, which keeps its network and does one training step, or one evaluation,
 when it is told: so the runs of all alternate, with nothing else running. A ratio is the median of the ratios of
 neighbouring runs. Two runs of each warm up first. Peak memory is that of a training step after the first (VmHWM), in
-another process, over what the interpreter and the libraries took before the network was made. A training step is
-forward, cross entropy, backward and SGD with momentum.
+another process, over what the interpreter and the libraries took before the network was made; of compiled networks
+neither that nor an evaluation is measured, as each would compile for minutes once more. A training step is forward,
+cross entropy, backward and SGD with momentum.
 
 The floor is the network's convolutions alone, channels-last, forward and backward, at every time step.
 """
@@ -199,6 +200,11 @@ reference, bit for bit."""
 _PEERS = """The same network, with the same weights and the same batch. "Ours" is multifire in fp32; × ours is how many
 times as long a run took as its. A first call includes the compiler's work where there is one. Processors without bf16
 convolutions have no bf16 lines."""
+
+_MALLOC = """What is alive at the peak of a step is much less than what the process holds: glibc's malloc (before 2.38)
+cannot put an aligned tensor into the hole that one of the same size left. tcmalloc can, at no cost in time:
+`LD_PRELOAD=libtcmalloc_minimal.so.4 multifire train ...` (Debian and Ubuntu: `apt install libtcmalloc-minimal4`).
+× ours is to the first line here."""
 
 SECTIONS = {
     "check": ("All compute the same", _CHECK, checks_table),
@@ -222,4 +228,5 @@ SECTIONS = {
         "Memory of a training step, and what of it autograd keeps from forward to backward, by depth.",
         memory_table,
     ),
+    "malloc": ("The C library's malloc and another", _MALLOC, times_table),
 }

@@ -23,7 +23,8 @@ class Worker:
     def __init__(self, contestant: Any, threads: int, precise: bool = False):
         self._pipe, theirs = PROCESSES.Pipe()
         self._process = PROCESSES.Process(target=_serve, args=(theirs, contestant, threads, precise), daemon=True)
-        self._process.start()
+        with _preloading(contestant.preload):
+            self._process.start()
         theirs.close()
 
     def ask(self, what: str) -> Any:
@@ -58,6 +59,19 @@ def workers(contestants: Sequence[Any], threads: int, precise: bool = False) -> 
     finally:
         for worker in started:
             worker.close()
+
+
+@contextlib.contextmanager
+def _preloading(library: str) -> Iterator[None]:
+    """A process started meanwhile loads that library first, if any."""
+    if not library:
+        yield
+        return
+    os.environ["LD_PRELOAD"] = library
+    try:
+        yield
+    finally:
+        del os.environ["LD_PRELOAD"]
 
 
 def peak_of_steps(contestant: Any, threads: int) -> int:
