@@ -41,6 +41,7 @@ from multifire.runtime import (
     check_room,
     describe_machine,
     full_disk_explained,
+    give_back_memory,
     listening,
     log,
     pick_device,
@@ -549,6 +550,7 @@ def finish_epoch(training: Training, bar: Bar, watchdog: Watchdog) -> None:
     if better and training.processes.first:
         save_checkpoint(run.best, Checkpoint(cfg, position, training.scored.state_dict(), {}))
     save_last(training)
+    give_back_memory()  # an evaluation's batches have other sizes
 
 
 def analyse(training: Training, few: str, scored: Evaluation) -> dict[str, Any] | None:
