@@ -163,7 +163,12 @@ def _parser() -> _Parser:
     inspect = commands.add_parser(
         "inspect", help="say where a checkpoint or an exported file came from; check it whole"
     )
-    inspect.add_argument("file", type=Path, metavar="FILE", help="a run's checkpoint or an exported network")
+    inspect.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="a run's checkpoint, an exported file, or a folder that `--to pretrained` wrote",
+    )
     inspect.set_defaults(run=_inspect)
 
     recipes = commands.add_parser("recipes", help="list the recipes")
@@ -689,7 +694,8 @@ def _export_graph(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from multifire.export.passport import describe, inspect
+    from multifire.export.inspection import inspect
+    from multifire.export.passport import describe
 
     what, passport = inspect(args.file)
     print(printable(f"{args.file}: whole; {what}"))

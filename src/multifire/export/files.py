@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 from multifire.checkpoint import load_model
 from multifire.datasets import get_info
@@ -28,12 +29,21 @@ def write_run(folder: Path, to: str, out: Path | None = None, which: str | None 
     if to == "pretrained":
         save_pretrained(model, path, passport)
         return path
-    try:
-        module = importlib.import_module(f"multifire.export.{to}")
-    except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install 'multifire[{to}]'`") from None
+    module = import_format(to)
     if to == "onnx":
         module.write_onnx(path, model, (side, side), passport, step=step)
     else:
         module.write_nir(path, model, (side, side), passport)
     return path
+
+
+def import_format(to: str) -> ModuleType:
+    """The module of a format whose packages are an extra.
+
+    Raises:
+        ValueError: they are not installed.
+    """
+    try:
+        return importlib.import_module(f"multifire.export.{to}")
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; run `pip install 'multifire[{to}]'`") from None

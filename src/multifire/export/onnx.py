@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from multifire.export.fold import fold
 from multifire.export.graph import trace
+from multifire.export.sealed import seal
 from multifire.nn import MLF, SpikingResNet
 from multifire.runtime import write_atomic
 
@@ -167,7 +168,7 @@ def write_onnx(
     helper.set_model_props(graph, {"passport": json.dumps(passport), "kind": "step" if step else "sequence"})
     content = graph.SerializeToString()
     check(content, folded, size, step=step)
-    write_atomic(path, content)
+    write_atomic(path, seal(content))
 
 
 @torch.no_grad()
