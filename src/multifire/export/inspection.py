@@ -44,7 +44,8 @@ def _inspect_nir(path: Path) -> tuple[str, dict[str, Any]]:
 def _inspect_onnx(path: Path) -> tuple[str, dict[str, Any]]:
     metadata = read_sealed(path)
     passport = read_passport(metadata.get("passport", "null"), str(path))
-    return f"ONNX {metadata.get('kind', 'model')}, {path.stat().st_size:,} bytes", passport
+    what = f"ONNX {metadata.get('kind', 'model')}, weights in {metadata.get('weights', 'unknown')}"
+    return f"{what}, {path.stat().st_size:,} bytes", passport
 
 
 def _inspect_safetensors(path: Path) -> tuple[str, dict[str, Any]]:
