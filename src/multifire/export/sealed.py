@@ -35,9 +35,7 @@ def read_sealed(path: Path) -> dict[str, str]:
         file.seek(max(0, size - _TAIL))
         tail = file.read()
         if not tail.startswith(_BEFORE_DIGEST):
-            raise ValueError(
-                f"{path}: no ONNX file with a digest at its end: cut short, or not as multifire exports it"
-            )
+            raise ValueError(f"{path}: no digest at its end: cut short, or not an ONNX file as multifire exports it")
         if tail != _tail(_hash(file, size - _TAIL)):
             raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
         try:
