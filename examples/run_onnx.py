@@ -1,6 +1,6 @@
 """Run an exported network with numpy and onnxruntime alone.
 
-    multifire export RUN --to onnx --out network.onnx
+    multifire export RUN --to onnx --out network.onnx   # or onnx-int8
     python run_onnx.py network.onnx frames.npy          # frames [T, N, C, H, W], as the network was trained to see them
 
 A file written with --step is run frame by frame; both print the class of each sample.

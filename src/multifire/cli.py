@@ -144,14 +144,14 @@ def _parser() -> _Parser:
 
     export = commands.add_parser("export", help="write a run's network as a file for use outside the trainer")
     export.add_argument("folder", type=Path, metavar="RUN", help="run folder")
-    formats = ("int8", "onnx", "nir", "pretrained")
+    formats = ("int8", "onnx", "onnx-int8", "nir", "pretrained")
     export.add_argument("--to", choices=formats, metavar="format", required=True,
-                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; onnx: for what runs ONNX; "
-                        "nir: for neuromorphic simulators and hardware; "
+                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; "
+                        "onnx, onnx-int8: for what runs ONNX; nir: for neuromorphic simulators and hardware; "
                         "pretrained: a folder to share, which `mf.from_pretrained` reads")  # fmt: skip
     export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT and the format's ending)")
     export.add_argument("--step", action="store_true",
-                        help="onnx: one time step, with the state in and out, and not a whole sequence")  # fmt: skip
+                        help="onnx, onnx-int8: one time step, with the state in and out, not a sequence")  # fmt: skip
     export.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",
                         help="best or last (default: the one that summary.json's accuracy is of)")  # fmt: skip
     export.add_argument(
@@ -163,7 +163,12 @@ def _parser() -> _Parser:
     inspect = commands.add_parser(
         "inspect", help="say where a checkpoint or an exported file came from; check it whole"
     )
-    inspect.add_argument("file", type=Path, metavar="FILE", help="a run's checkpoint or an exported network")
+    inspect.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="a run's checkpoint, an exported file, or a folder that `--to pretrained` wrote",
+    )
     inspect.set_defaults(run=_inspect)
 
     recipes = commands.add_parser("recipes", help="list the recipes")
@@ -664,8 +669,8 @@ def _play(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.step and args.to != "onnx":
-        raise ValueError(f"--step is for --to onnx, not {args.to}")
+    if args.step and args.to not in ("onnx", "onnx-int8"):
+        raise ValueError(f"--step is for --to onnx and onnx-int8, not {args.to}")
     if args.to != "int8":
         return _export_graph(args)
     from multifire.export.int8 import export_run
@@ -680,16 +685,18 @@ def _export(args: argparse.Namespace) -> int:
 
 def _export_graph(args: argparse.Namespace) -> int:
     if args.measure or args.root:
-        raise ValueError("--measure and --root are for --to int8: this computes what `multifire eval RUN` scores")
+        raise ValueError("--measure and --root are for --to int8; `multifire eval RUN` scores the network itself")
     from multifire.export.files import write_run
 
     path = write_run(args.folder, args.to, args.out, args.checkpoint, args.step)
-    print(f"{args.to}: checked beside the network; written to {path}")
+    size = f"{path.stat().st_size / 1e6:,.2f} MB; " if path.is_file() else ""
+    print(f"{args.to}: {size}checked beside the network; written to {path}")
     return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from multifire.export.passport import describe, inspect
+    from multifire.export.inspection import inspect
+    from multifire.export.passport import describe
 
     what, passport = inspect(args.file)
     print(printable(f"{args.file}: whole; {what}"))

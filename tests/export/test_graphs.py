@@ -38,11 +38,11 @@ def test_onnx_graph_computes_the_network(name, options, step):
     pytest.importorskip("onnxruntime")
     from onnx.reference import ReferenceEvaluator
 
-    from multifire.export.onnx import _run, onnx_graph
+    from multifire.export.onnx import onnx_graph, run_frames
 
     model, x = trained(name, options)
     graph = onnx_graph(fold(model), SIZE, step=step, dtype=np.float64)
-    found = _run(ReferenceEvaluator(graph).run, graph, x.numpy(), step)
+    found = run_frames(ReferenceEvaluator(graph).run, graph, x.numpy(), step)
     np.testing.assert_allclose(found, model(x).detach().numpy(), atol=1e-8)
     assert {node.domain for node in graph.graph.node} == {""}
 

@@ -11,7 +11,10 @@ from multifire.checkpoint import Checkpoint, Position, digest_of, save_checkpoin
 from multifire.cli import main
 from multifire.config import DataConfig, ModelConfig, RunConfig
 from multifire.export import make_passport
-from multifire.export.passport import KINDS, inspect, read_passport
+from multifire.export.inspection import inspect
+from multifire.export.passport import KINDS, read_passport
+from multifire.export.pretrained import save_pretrained
+from multifire.export.sealed import seal
 from multifire.nn import model_from_config
 
 CONFIG = RunConfig(data=DataConfig(name="digits"), model=ModelConfig(name="ds_resnet8", width=2, in_channels=1))
@@ -81,9 +84,9 @@ def test_inspect_refuses_damaged_files(run, capsys):
 
 
 def test_inspect_refuses_what_is_no_file_of_ours(tmp_path):
-    with pytest.raises(ValueError, match="a folder, expected a file"):
+    with pytest.raises(ValueError, match="a folder, expected one"):
         inspect(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         inspect(tmp_path / "none.safetensors")
 
 
@@ -119,3 +122,160 @@ def test_what_a_file_says_cannot_drive_the_terminal(run, capsys):
     said = capsys.readouterr().out
     assert "\\x1b[2Jevil\\n" in said
     assert "\x1b" not in said
+
+
+FORMATS = {"onnx": "onnxruntime", "nir": "nir", "pretrained": "torch"}
+
+
+def exported(run, to):
+    pytest.importorskip(FORMATS[to])
+    from multifire.export.files import write_run
+
+    return write_run(run, to)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_inspect_shows_every_exported_format(run, to, capsys):
+    path = exported(run, to)
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{path}: whole; " in said
+    assert digest_of(run / "last.safetensors") in said
+    assert "ds_resnet8, width 2, K = 3" in said
+
+
+def test_inspect_notices_every_altered_byte_of_onnx(run):
+    path = exported(run, "onnx")
+    whole, chance = path.read_bytes(), random.Random(0)
+    for where in [*(chance.randrange(len(whole)) for _ in range(100)), *range(len(whole) - 80, len(whole))]:
+        altered = bytearray(whole)
+        altered[where] ^= 1 << chance.randrange(8)
+        path.write_bytes(altered)
+        with pytest.raises(ValueError, match=r"last\.onnx: "):
+            inspect(path)
+    for length in (0, 1, 76, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cut short"):
+            inspect(path)
+
+
+def test_a_sealed_onnx_file_is_the_same_model(run):
+    """The digest is one more pair among the metadata, and stays where it is when ONNX writes the file again."""
+    onnx = pytest.importorskip("onnx")
+    path = exported(run, "onnx")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [pair.key for pair in model.metadata_props][-1] == "digest"
+    onnx.save(model, path)
+    inspect(path)
+    model.producer_name = "another"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="does not match its digest"):
+        inspect(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x08\x09", "of version None"),
+        (b"\x08\x09" + b"\x72\x0b\x0a\x08passport\x12\x011", r"field beyond its end|not an ONNX"),
+        (b"\x08\x09" + b"\x72\x0d\x0a\x08passport\x12\x017", "of version None"),
+        (b"\x08\x09" + b"\x72\xff\xff\xff\xff\x0f", "field beyond its end"),
+        (b"\x08\x09" + b"\x08\x09" * 20_000, "more than 10,000 fields"),
+        (b"\x08\x09" + b"\x0b", "field of kind 3"),
+        (b"\x08" + b"\xff" * 20, "more than 64 bits"),
+        (b"\x08\x09" + b"\x72\x80\x80\x80\x10" + b"\0" * (32 << 20), "more than 16 MB of metadata"),
+    ],
+)
+def test_inspect_refuses_a_strangers_onnx(tmp_path, content, message):
+    """With a digest that fits, as anybody can compute one."""
+    (tmp_path / "a.onnx").write_bytes(seal(content))
+    with pytest.raises(ValueError, match=message):
+        inspect(tmp_path / "a.onnx")
+
+
+def test_inspect_refuses_altered_nir(run):
+    h5py = pytest.importorskip("h5py")
+    path = exported(run, "nir")
+    whole = path.read_bytes()
+    weight, edges = "node/nodes/stem_conv/weight", "node/edges"
+    for change, message in (
+        (lambda f: f[weight].__setitem__(0, 1), "does not match its digest"),
+        (lambda f: f[edges].__setitem__((0, 0), "another"), "does not match its digest"),
+        (lambda f: f.__setitem__("node/metadata/more", "x"), "does not match its digest"),
+        (lambda f: f["node/metadata/passport"].__setitem__((), "{}"), "does not match its digest"),
+        (lambda f: f.__delitem__(weight), "does not match its digest"),
+        (lambda f: f.__delitem__("node/metadata/digest"), "without passport or digest"),
+        (lambda f: f.__delitem__("node"), "without passport or digest"),
+        (lambda f: f.__setitem__("node/loop", f["node"]), "too deep or too many"),
+        (lambda f: f.__setitem__("node/away", h5py.ExternalLink("/etc/hostname", "/")), "link to elsewhere"),
+        (lambda f: f.create_dataset("big", (1 << 28,), "f4", compression="gzip"), "unpacks to more than"),
+        (lambda f: f.create_dataset("big", (1,), "f4", maxshape=(None,), chunks=(1 << 28,)), "unpacks to more than"),
+        (lambda f: _same_text(f, ("x" * 1000,) * 2, 50_000), "of text"),
+        (lambda f: _same_text(f, ("x",) * 3, 5), "expected pairs"),
+    ):
+        path.write_bytes(whole)
+        with h5py.File(path, "r+") as file:
+            change(file)
+        with pytest.raises(ValueError, match=message):
+            inspect(path)
+    for length in (0, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="damaged"):
+            inspect(path)
+    with h5py.File(path, "w") as file:
+        file["data"] = [1.0]
+    with pytest.raises(ValueError, match="without passport or digest"):
+        inspect(path)
+
+
+def _same_text(file, texts, times):
+    import h5py
+
+    rows = file.create_dataset("rows", (times, len(texts)), h5py.string_dtype(), compression="gzip")
+    rows[...] = [texts] * times
+
+
+def test_inspect_notices_damaged_bytes_of_nir(run):
+    """A byte that the file's format leaves unused may change; none that the passport or the graph is made of."""
+    path = exported(run, "nir")
+    whole, chance, said = path.read_bytes(), random.Random(0), inspect(path)
+    passport = range(whole.index(b'"recipe"'), whole.index(b'"versions"'))
+    for where in [*(chance.randrange(len(whole)) for _ in range(60)), *chance.sample(passport, 20)]:
+        altered = bytearray(whole)
+        altered[where] ^= 1 << chance.randrange(7)
+        path.write_bytes(altered)
+        try:
+            found = inspect(path)
+        except ValueError as error:
+            found = str(error)
+        assert (found == said and where not in passport) or found[: len(str(path))] == str(path)
+
+
+def test_inspect_refuses_altered_folders(run):
+    folder = exported(run, "pretrained")
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    described, held = config.read_bytes(), weights.read_bytes()
+    config.write_bytes(described.replace(b'"recipe": "digits"', b'"recipe": "cifar"'))
+    assert config.read_bytes() != described
+    with pytest.raises(ValueError, match="altered"):
+        inspect(folder)
+    config.write_bytes(described[: len(described) // 2])
+    with pytest.raises(ValueError, match="not the configuration"):
+        inspect(folder)
+    config.write_bytes(described)
+    weights.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+    with pytest.raises(ValueError, match="digest"):
+        inspect(folder)
+    weights.write_bytes(held[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        inspect(folder)
+    weights.write_bytes((run / "last.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="a multifire checkpoint"):
+        inspect(folder)
+    save_pretrained(model_from_config(CONFIG.model), folder)
+    with pytest.raises(ValueError, match="without a passport"):
+        inspect(folder)
+    config.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        inspect(folder)

@@ -2,14 +2,16 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 from multifire.checkpoint import load_model
 from multifire.datasets import get_info
+from multifire.export.int8 import quantise_network
 from multifire.export.passport import make_passport
 from multifire.export.pretrained import save_pretrained
 from multifire.runs import RunFolder
 
-ENDINGS = {"onnx": ".onnx", "nir": ".nir", "pretrained": "-pretrained"}
+ENDINGS = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "nir": ".nir", "pretrained": "-pretrained"}
 
 
 def write_run(folder: Path, to: str, out: Path | None = None, which: str | None = None, step: bool = False) -> Path:
@@ -23,17 +25,32 @@ def write_run(folder: Path, to: str, out: Path | None = None, which: str | None 
     which = which or run.headline()
     passport = make_passport(folder, which)
     model, cfg = load_model(run.checkpoint(which))
-    side = cfg.data.frame_size if get_info(cfg.data.name).events else get_info(cfg.data.name).size
+    info = get_info(cfg.data.name)
+    side = cfg.data.frame_size if info.events else info.size
     path = out or folder / f"{which}{'-step' if step else ''}{ENDINGS[to]}"
     if to == "pretrained":
         save_pretrained(model, path, passport)
         return path
-    try:
-        module = importlib.import_module(f"multifire.export.{to}")
-    except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; run `pip install 'multifire[{to}]'`") from None
+    module = import_format(to)
     if to == "onnx":
         module.write_onnx(path, model, (side, side), passport, step=step)
+    elif to == "onnx-int8":
+        network = quantise_network(model, cfg.model, info.events)
+        module.write_onnx_int8(path, model, network, (side, side), passport, step=step)
     else:
         module.write_nir(path, model, (side, side), passport)
     return path
+
+
+def import_format(to: str) -> ModuleType:
+    """The module of a format whose packages are an extra.
+
+    Raises:
+        ValueError: they are not installed.
+    """
+    try:
+        return importlib.import_module(f"multifire.export.{'onnx8' if to == 'onnx-int8' else to}")
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} is not installed; run `pip install 'multifire[{to.removesuffix('-int8')}]'`"
+        ) from None

@@ -12,10 +12,14 @@ over the frames is the reader's to take.
 Source: Pedersen et al., "Neuromorphic intermediate representation", Nature Communications 15 (2024), 8122; nir 1.0.8.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import io
 import json
+import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from torch import Tensor, nn
 from multifire.config import ModelConfig, model_config
 from multifire.export.fold import fold
 from multifire.export.graph import trace
+from multifire.export.sealed import MOST_TEXT
 from multifire.nn import MLF, ConvFire, SpikingResNet, config_of_model, model_from_config
 from multifire.recipes import count_parameters
 from multifire.runtime import write_atomic
@@ -39,6 +44,11 @@ DISCRETISATION = (
 )
 MOST_BYTES = 4 << 30
 """Of all arrays of a file, unpacked: a network of width 64 for 32 × 32 frames has 0.2 GB."""
+MOST_OF_ONE = 1 << 29
+"""Of one array."""
+MOST_OBJECTS = 100_000
+"""Nodes and their arrays, or edges: DS-ResNet254 has 7,670 arrays and 9,913 edges."""
+PASSPORT, DIGEST = "node/metadata/passport", "node/metadata/digest"
 KINDS = {"AvgPool2d", "Affine", "Conv2d", "Flatten", "Input", "LIF", "NIRGraph", "Output"}
 
 
@@ -122,6 +132,8 @@ def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], passport:
     graph = to_nir(model, size, {"passport": json.dumps(passport)})
     content = io.BytesIO()
     nir.write(content, graph)  # pyright: ignore[reportArgumentType] - it takes any binary file
+    with h5py.File(content, "r+") as file:
+        file[DIGEST] = _digest(_check_objects(file, str(path)))
     again = from_nir(read_nir(io.BytesIO(content.getvalue()), str(path))).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in from_nir(graph).state_dict().items())
     write_atomic(path, content.getvalue())
@@ -211,38 +223,107 @@ def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
     """
     if not isinstance(source, io.BytesIO) and not Path(source).is_file():
         raise FileNotFoundError(f"{name}: no such file")
-    try:
+    with _damage_named(name):
         with h5py.File(source, "r") as file:
             _check_objects(file, name)
         return nir.read(source)  # pyright: ignore[reportArgumentType] - h5py takes any binary file
-    except (OSError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, NotImplementedError) as error:
+
+
+def read_sealed(path: Path) -> tuple[str, str]:
+    """What a file that `write_nir` made holds, and its passport as text; its arrays are read one after the other.
+
+    Raises:
+        ValueError: damaged, altered, or another program's.
+    """
+    with _damage_named(str(path)), h5py.File(path, "r") as file:
+        arrays = _check_objects(file, str(path))
+        digest, passport = (str(arrays[key].asstr()[()]) if key in arrays else None for key in (DIGEST, PASSPORT))
+        if digest is None or passport is None:
+            raise ValueError(f"{path}: a file without passport or digest, not as multifire exports it")
+        if digest != _digest(arrays):
+            raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
+        nodes = {key.split("/")[2] for key in arrays if key.startswith("node/nodes/")}
+        return f"NIR graph, {len(nodes)} nodes, {path.stat().st_size:,} bytes", passport
+
+
+@contextlib.contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Whatever h5py and nir raise over a file's content, as a ValueError that names the file."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, UnicodeError) as error:
         raise ValueError(f"{name}: damaged, or not a file of NIR ({' '.join(str(error).split())[:200]})") from None
 
 
-def _check_objects(file: h5py.File, name: str) -> None:
-    """Raise a ValueError for links, storage elsewhere, filters other than gzip, kinds that are not ours, and size."""
+def _is_text(item: h5py.Dataset) -> bool:
+    return h5py.check_string_dtype(item.dtype) is not None
+
+
+def _digest(arrays: dict[str, h5py.Dataset]) -> str:
+    """Of all names, types, shapes and values but the digest's own; how the file packs them is left out."""
+    sha = hashlib.sha256()
+    for key, item in sorted(arrays.items()):
+        if key == DIGEST:
+            continue
+        text = json.dumps(np.asarray(item.asstr()[()]).tolist()) if _is_text(item) else None
+        kind = "text" if _is_text(item) else item.dtype
+        sha.update(f"{key} {kind} {item.shape} ".encode())
+        sha.update(np.ascontiguousarray(item[()]).reshape(-1).data if text is None else text.encode())
+    return sha.hexdigest()
+
+
+def _check_objects(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
+    """The arrays and texts by their paths.
+
+    Raises:
+        ValueError: links, storage elsewhere, filters other than gzip, kinds that are not ours, and size.
+    """
+    found: dict[str, h5py.Dataset] = {}
     left: list[tuple[h5py.Group, int]] = [(file, 0)]
-    total = 0
+    total = objects = 0
     while left:
         group, depth = left.pop()
-        for key in group:
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink) or depth > 5:
-                raise ValueError(f"{name}: {key} is a link to elsewhere, or lies too deep; not a file of ours")
+        for key in map(str, group):
+            objects += 1
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink) or depth > 5 or objects > MOST_OBJECTS:
+                raise ValueError(f"{name}: {key} is a link to elsewhere, too deep or too many; not a file of ours")
             item = group[key]
             if isinstance(item, h5py.Group):
                 left.append((item, depth + 1))
                 continue
             if not isinstance(item, h5py.Dataset):
                 raise ValueError(f"{name}: {key} is a type, expected numbers or text")
-            properties = item.id.get_create_plist()
-            filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
-            strings = h5py.check_string_dtype(item.dtype) is not None
-            if item.external or item.is_virtual or not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
-                raise ValueError(f"{name}: {key} is stored elsewhere or packed by another filter than gzip")
-            if not strings and item.dtype.kind not in "fiub":
-                raise ValueError(f"{name}: {key} is of {item.dtype}, expected numbers or text")
-            total += item.nbytes
+            _check_array(item, key, name)
+            total += item.nbytes + (_text_bytes(item, name) if _is_text(item) else 0)
             if total > MOST_BYTES:
                 raise ValueError(f"{name}: unpacks to more than {MOST_BYTES / 1e9:.0f} GB; not a network of ours")
-            if key == "type" and strings and (kind := item.asstr()[()]) not in KINDS:
-                raise ValueError(f"{name}: has a node of kind {kind!r}, which no network of ours has")
+            found[f"{group.name}/{key}".lstrip("/")] = item
+    return found
+
+
+def _check_array(item: h5py.Dataset, key: str, name: str) -> None:
+    properties = item.id.get_create_plist()
+    filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
+    if item.external or item.is_virtual or not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
+        raise ValueError(f"{name}: {key} is stored elsewhere or packed by another filter than gzip")
+    if not _is_text(item) and item.dtype.kind not in "fiub":
+        raise ValueError(f"{name}: {key} is of {item.dtype}, expected numbers or text")
+    unpacked = max(item.nbytes, math.prod(item.chunks or ()) * item.dtype.itemsize)  # a chunk is unpacked whole
+    if unpacked > MOST_OF_ONE:
+        raise ValueError(f"{name}: {key} unpacks to more than {MOST_OF_ONE / 1e9:.1f} GB; not a network of ours")
+    if key == "type" and _is_text(item) and (kind := item.asstr()[()]) not in KINDS:
+        raise ValueError(f"{name}: has a node of kind {kind!r}, which no network of ours has")
+
+
+def _text_bytes(item: h5py.Dataset, name: str) -> int:
+    """What a text or an array of them takes, read one by one: all of them may be one and the same in the file."""
+    if item.shape == ():
+        return len(item[()])
+    if item.shape[1:] != (2,) or len(item) > MOST_OBJECTS:
+        raise ValueError(f"{name}: {item.name} is text of shape {item.shape}, expected pairs of names")
+    total = 0
+    for pair in item:
+        total += sum(map(len, pair))
+        if total > MOST_TEXT:
+            raise ValueError(f"{name}: {item.name} unpacks to more than {MOST_TEXT >> 20} MB of text")
+    return total

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from multifire.export.fold import fold
 from multifire.export.graph import trace
+from multifire.export.sealed import seal
 from multifire.nn import MLF, SpikingResNet
 from multifire.runtime import write_atomic
 
@@ -104,10 +105,15 @@ def _element(dtype: type) -> int:
 
 
 def onnx_graph(
-    folded: SpikingResNet, size: tuple[int, int], *, step: bool = False, dtype: type = np.float32
+    folded: SpikingResNet,
+    size: tuple[int, int],
+    *,
+    step: bool = False,
+    dtype: type = np.float32,
+    target: OnnxStep | None = None,
 ) -> onnx.ModelProto:
     """The ONNX graph of a folded network for frames of H × W: of a sequence, or with `step` of one frame."""
-    target = OnnxStep(size, dtype)
+    target = target or OnnxStep(size, dtype)
     logits = trace(folded, "frame", target)
     element, frame = _element(dtype), ["N", folded.in_channels, *size]
     states = [
@@ -164,10 +170,14 @@ def write_onnx(
     """
     folded = fold(model).cpu().float()
     graph = onnx_graph(folded, size, step=step)
-    helper.set_model_props(graph, {"passport": json.dumps(passport), "kind": "step" if step else "sequence"})
+    helper.set_model_props(graph, metadata(passport, step, "float32"))
     content = graph.SerializeToString()
     check(content, folded, size, step=step)
-    write_atomic(path, content)
+    write_atomic(path, seal(content))
+
+
+def metadata(passport: dict[str, Any], step: bool, weights: str) -> dict[str, str]:
+    return {"passport": json.dumps(passport), "kind": "step" if step else "sequence", "weights": weights}
 
 
 @torch.no_grad()
@@ -187,29 +197,36 @@ def check(content: bytes, folded: SpikingResNet, size: tuple[int, int], *, step:
     noise = torch.Generator().manual_seed(0)
     x_TNCHW = torch.randn(3, 2, folded.in_channels, *size, generator=noise, dtype=torch.float64)
     double = onnx_graph(exact, size, step=step, dtype=np.float64)
-    found = _run(ReferenceEvaluator(double).run, double, x_TNCHW.numpy(), step)
+    found = run_frames(ReferenceEvaluator(double).run, double, x_TNCHW.numpy(), step)
     apart = np.abs(found - exact(x_TNCHW).numpy()).max()
     if not apart <= 1e-8:
         raise ValueError(f"the ONNX graph's logits are {apart:.2g} from the network's in float64; nothing is written")
     x_TNCHW = torch.randn(3, 16, folded.in_channels, *size, generator=noise)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = _run(session.run, onnx.load_from_string(content), x_TNCHW.numpy(), step)
+    found = run_frames(session.run, onnx.load_from_string(content), x_TNCHW.numpy(), step)
     share = (found.argmax(1) != folded(x_TNCHW).argmax(1).numpy()).mean()
     if share > LARGEST_SHARE_APART:
         raise ValueError(f"ONNX Runtime predicts {100 * share:.0f} % of the samples otherwise; nothing is written")
 
 
-def _run(run: Callable[..., Any], model: onnx.ModelProto, x_TNCHW: np.ndarray, step: bool) -> np.ndarray:
+def run_frames(run: Callable[..., Any], model: onnx.ModelProto, x_TNCHW: np.ndarray, step: bool) -> np.ndarray:
     """Mean logits [N, classes]."""
     if not step:
         return run(None, {"x": x_TNCHW})[0]
-    states = {
-        value.name: np.zeros([d.dim_value or x_TNCHW.shape[1] for d in value.type.tensor_type.shape.dim], x_TNCHW.dtype)
-        for value in model.graph.input[1:]
-    }
-    total = np.zeros(1, x_TNCHW.dtype)
+    states, total = zero_states(model, x_TNCHW.shape[1]), np.zeros(1, x_TNCHW.dtype)
     for frame_NCHW in x_TNCHW:
         logits, *after = run(None, {"frame": frame_NCHW, **states})
         states = dict(zip(states, after, strict=True))
         total = total + logits
     return total / len(x_TNCHW)
+
+
+def zero_states(model: onnx.ModelProto, samples: int) -> dict[str, np.ndarray]:
+    """The membranes before the first step, by the names of a step's inputs."""
+    tensors = {value.name: value.type.tensor_type for value in model.graph.input[1:]}
+    return {
+        name: np.zeros(
+            [d.dim_value or samples for d in tensor.shape.dim], helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        )
+        for name, tensor in tensors.items()
+    }

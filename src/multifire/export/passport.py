@@ -1,7 +1,7 @@
 """A model's passport: what an exported file says of its recipe, data, accuracy, versions and checkpoint.
 
-It is a JSON object. Files of multifire's own keep it in the safetensors header, under a digest over the whole file;
-other formats keep the same text among their metadata.
+It is a JSON object. Files of multifire's own keep it in the safetensors header, other formats keep the same text among
+their metadata; a digest over the whole content lies beside it.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from multifire import __version__
-from multifire.checkpoint import CHECKPOINT_VERSION, Checkpoint, digest_of, kind_of, load_checkpoint, read_tensors
+from multifire.checkpoint import CHECKPOINT_VERSION, Checkpoint, digest_of, load_checkpoint
 from multifire.config import RunConfig
 from multifire.datasets import get_info
 from multifire.runs import RunFolder
@@ -92,24 +92,6 @@ def read_passport(text: str, source: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{source}: its passport is malformed ({type(error).__name__}: {error})") from None
     return passport
-
-
-def inspect(path: Path) -> tuple[str, dict[str, Any]]:
-    """What a file holds, and its passport; the whole file is read, and its digest checked.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, or not a file that multifire wrote.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, expected a file such as {path.name}/last.safetensors")
-    header, tensors = read_tensors(path, KINDS)
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    what = f"{kind_of(header)}, {len(tensors)} tensors, {numbers:,} numbers"
-    if kind_of(header) != "checkpoint":
-        return what, read_passport(header.get("passport", "null"), str(path))
-    checkpoint = load_checkpoint(path)
-    return what, passport_of(path, checkpoint) | {"accuracy": measured_accuracy(path, checkpoint)}
 
 
 def describe(passport: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ The names are those that Hugging Face's hub expects. The weights carry a digest,
 """
 
 import dataclasses
+import hashlib
 import html
 import json
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from multifire.checkpoint import check_keys, read_tensors, write_tensors
-from multifire.config import model_config
+from multifire.config import ModelConfig, model_config
 from multifire.export.passport import describe, read_passport
+from multifire.export.sealed import MOST_TEXT
 from multifire.nn import SpikingResNet, config_of_model, model_from_config
 from multifire.recipes import count_parameters
 from multifire.runtime import write_atomic, write_json
@@ -33,9 +35,10 @@ def save_pretrained(model: SpikingResNet, folder: str | Path, passport: dict[str
     expected = {name: tensor.shape for name, tensor in model_from_config(cfg).state_dict().items()}
     check_keys(model.state_dict(), expected, "the network, which is to be shared as it was trained,")
     folder.mkdir(parents=True, exist_ok=True)
-    header = {"multifire": str(PRETRAINED_VERSION), "kind": KIND}
-    write_tensors(folder / "model.safetensors", model.state_dict(), header)
     write_json(folder / "config.json", {"model": dataclasses.asdict(cfg), "passport": passport})
+    described = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    header = {"multifire": str(PRETRAINED_VERSION), "kind": KIND, "config.json": described}
+    write_tensors(folder / "model.safetensors", model.state_dict(), header)
     write_atomic(folder / "README.md", _card(model, passport).encode())
 
 
@@ -48,16 +51,7 @@ def from_pretrained(folder: str | Path, backend: str = "auto") -> SpikingResNet:
     """
     folder = Path(folder)
     path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no config.json in it; expected a folder that save_pretrained wrote")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        described, passport = values["model"], values["passport"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not the configuration of a network ({error})") from None
-    cfg = model_config(described, str(path))
-    if passport is not None:
-        read_passport(json.dumps(passport), str(path))
+    cfg, _ = _read_config(path)
     weights = folder / "model.safetensors"
     _, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
     held = sum(tensor.numel() for tensor in tensors.values())
@@ -67,6 +61,43 @@ def from_pretrained(folder: str | Path, backend: str = "auto") -> SpikingResNet:
     check_keys(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, str(weights))
     model.to(tensors["voting.weight"].dtype).load_state_dict(tensors)
     return model.eval()
+
+
+def inspect_folder(folder: Path) -> tuple[str, dict[str, Any]]:
+    """What a folder holds, and its passport, where the digest in its weights is that of its weights and config.json.
+
+    Raises:
+        FileNotFoundError: a file is missing in it.
+        ValueError: damaged, altered, not such a folder, or saved without a passport.
+    """
+    path, weights = folder / "config.json", folder / "model.safetensors"
+    if not weights.is_file():
+        wanted = f"one that save_pretrained wrote, or a file such as {folder.name}/last.safetensors"
+        raise ValueError(f"{folder}: a folder, expected {wanted}")
+    cfg, passport = _read_config(path)
+    header, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
+    if header.get("config.json") != hashlib.sha256(path.read_bytes()).hexdigest():
+        raise ValueError(
+            f"{path}: altered: {weights.name} was saved with another one, or before it kept a digest of it"
+        )
+    if passport is None:
+        raise ValueError(f"{folder}: whole, but saved without a passport: {cfg.name}, it is not said where from")
+    return f"{KIND}, {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers", passport
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any] | None]:
+    """The network and the passport that config.json describes."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent}: no config.json in it; expected a folder that save_pretrained wrote")
+    if path.stat().st_size > MOST_TEXT:
+        raise ValueError(f"{path}: larger than {MOST_TEXT >> 20} MB, not the configuration of a network")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        described, passport = values["model"], values["passport"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not the configuration of a network ({error})") from None
+    cfg = model_config(described, str(path))
+    return cfg, None if passport is None else read_passport(json.dumps(passport), str(path))
 
 
 def _card(model: nn.Module, passport: dict[str, Any] | None) -> str:

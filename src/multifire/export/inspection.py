@@ -1,0 +1,58 @@
+"""What a file or a folder holds that multifire wrote, and where it came from."""
+
+from pathlib import Path
+from typing import Any
+
+from multifire.checkpoint import kind_of, load_checkpoint, read_tensors
+from multifire.export.files import import_format
+from multifire.export.passport import KINDS, measured_accuracy, passport_of, read_passport
+from multifire.export.pretrained import inspect_folder
+from multifire.export.sealed import read_sealed
+
+HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def inspect(path: Path) -> tuple[str, dict[str, Any]]:
+    """What a run's checkpoint or an exported file or folder holds, and its passport; all of it is read and checked.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, altered, or not what multifire wrote.
+    """
+    if path.is_dir():
+        return inspect_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return {"nir": _inspect_nir, "onnx": _inspect_onnx, "safetensors": _inspect_safetensors}[_format(path)](path)
+
+
+def _format(path: Path) -> str:
+    """Told by the first bytes, and for a file too damaged for that by its ending."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start.startswith(HDF5) or path.suffix == ".nir":
+        return "nir"
+    # safetensors: the length of a header in 8 bytes, and its brace; ONNX: its first field is number 1, a number
+    return "onnx" if start[8:] != b"{" and (start[:1] == b"\x08" or path.suffix == ".onnx") else "safetensors"
+
+
+def _inspect_nir(path: Path) -> tuple[str, dict[str, Any]]:
+    what, passport = import_format("nir").read_sealed(path)
+    return what, read_passport(passport, str(path))
+
+
+def _inspect_onnx(path: Path) -> tuple[str, dict[str, Any]]:
+    metadata = read_sealed(path)
+    passport = read_passport(metadata.get("passport", "null"), str(path))
+    what = f"ONNX {metadata.get('kind', 'model')}, weights in {metadata.get('weights', 'unknown')}"
+    return f"{what}, {path.stat().st_size:,} bytes", passport
+
+
+def _inspect_safetensors(path: Path) -> tuple[str, dict[str, Any]]:
+    header, tensors = read_tensors(path, KINDS)
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    what = f"{kind_of(header)}, {len(tensors)} tensors, {numbers:,} numbers"
+    if kind_of(header) != "checkpoint":
+        return what, read_passport(header.get("passport", "null"), str(path))
+    checkpoint = load_checkpoint(path)
+    return what, passport_of(path, checkpoint) | {"accuracy": measured_accuracy(path, checkpoint)}
