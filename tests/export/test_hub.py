@@ -39,7 +39,6 @@ class Hub(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     server: Hub
 
     def log_message(self, *args):
@@ -185,11 +184,14 @@ def test_what_the_hub_has_not_or_has_damaged(hub, shared):
 def test_what_was_fetched_is_there_without_the_hub(hub, shared):
     commit = push_to_hub(shared[0], NAME)
     from_pretrained(NAME)
-    hub.repositories.clear()
     hub.shutdown()
     hub.server_close()
     assert same(from_pretrained(NAME), from_pretrained(shared[0]))
     assert same(from_pretrained(NAME, revision=commit), from_pretrained(shared[0]))
+    with pytest.raises(FileNotFoundError):
+        from_pretrained("somebody/another")
+    with pytest.raises(ConnectionError, match=f"{NAME}: the hub was not reached"):
+        push_to_hub(shared[0], NAME)
 
 
 @needs_library

@@ -4,8 +4,10 @@ Why not its ModelHubMixin: the network would have to inherit from it, so that no
 hands a stranger's config.json to the constructor unread. Our folders have a reader that trusts nothing.
 """
 
+import contextlib
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ def download(name: str, revision: str | None) -> Path:
     """
     hub = _library(name)
     try:
-        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=NETWORK))
+        with _one_kind_of_error(name):
+            return Path(hub.snapshot_download(name, revision=revision, allow_patterns=NETWORK))
     except hub.errors.RevisionNotFoundError:
         raise FileNotFoundError(
             f"{name}: no revision {revision!r} on the hub; expected a branch, a tag or the whole hash of a commit"
@@ -47,11 +50,25 @@ def upload(folder: Path, name: str, private: bool) -> str:
         ValueError: no name, or huggingface_hub is not installed.
     """
     hub = _library(name)
-    hub.create_repo(name, private=private, exist_ok=True)
-    files = [*NETWORK, CARD]
-    return hub.upload_folder(
-        repo_id=name, folder_path=folder, allow_patterns=files, commit_message="Upload a network of multifire"
-    ).oid
+    with _one_kind_of_error(name):
+        hub.create_repo(name, private=private, exist_ok=True)
+        return hub.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            allow_patterns=[*NETWORK, CARD],
+            commit_message="Upload a network of multifire",
+        ).oid
+
+
+@contextlib.contextmanager
+def _one_kind_of_error(name: str) -> Iterator[None]:
+    """Errors of the HTTP client beneath, which one that is depends on the library's release, as OSError."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{name}: the hub was not reached ({type(error).__name__}: {error})") from error
 
 
 def _library(name: str) -> Any:
