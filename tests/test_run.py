@@ -6,20 +6,25 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from multifire import config as configs
-from multifire.checkpoint import Checkpoint, Position, save_checkpoint
+from multifire.checkpoint import Checkpoint, Position, load_model, save_checkpoint
 from multifire.cli import main
-from multifire.events import EVENT_DTYPE, FrameOptions, to_frames
+from multifire.datasets import get_info
+from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
 from multifire.events.live import LiveFrames, UdpRecords, packed_records
+from multifire.export import fold
 from multifire.nn import model_from_config
 from multifire.recipes import get_recipe
-from multifire.stream import classify, follow
+from multifire.stream import classify, follow, frames_of
 
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "dvs128-aedat2.zip"
 SENSOR = (128, 128)
 OPTIONS = FrameOptions(size=(16, 16), timesteps=4, duration_us=1000)
 
@@ -105,6 +110,69 @@ def test_running_prediction_equals_the_batch():
     with torch.no_grad():
         assert [seen[2].label, seen[5].label] == [int(model(part).argmax()) for part in (x[:3], x[3:])]
     assert all(one.final for one in classify(model, x[:, 0].numpy(), 3, margin=0.0))
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory):
+    """A recording of a DVS128, and the run of a narrow Gesture network (T = 40, 2×32×32) whose norms have seen it."""
+    if not SHARED.is_file():
+        pytest.skip("the shared recordings of a DVS128 are not here")
+    folder = tmp_path_factory.mktemp("camera")
+    with zipfile.ZipFile(SHARED) as file:
+        recording = Path(file.extract("clamp_right.aedat", folder))
+    recipe = get_recipe("dvs-gesture")
+    cfg = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name="ds_resnet8", width=4))
+    torch.manual_seed(0)
+    model = model_from_config(cfg.model)
+    for _ in range(3):
+        model(frames_of_camera(recording, cfg.data))
+    model.voting.weight.data *= 300  # margins as of a network that has learnt: they are thin at the start
+    save_checkpoint(folder / "last.safetensors", Checkpoint(cfg, Position(epoch=1), model.state_dict(), {}))
+    (folder / "config.json").write_text(configs.to_json(cfg))
+    return folder, recording
+
+
+def frames_of_camera(recording: Path, data: configs.DataConfig) -> torch.Tensor:
+    """Its first two samples [T, 2, C, H, W], cut from the whole recording at once."""
+    size = (data.frame_size, data.frame_size)
+    frames = to_frames(read_events(recording), SENSOR, size, data.duration_us, 2 * data.timesteps)
+    return torch.from_numpy(frames).float().unflatten(0, (2, data.timesteps)).transpose(0, 1)
+
+
+def running(model, x_TNCHW) -> list[tuple[int, float]]:
+    """Label and probability after each frame of one sample after the other, from one batch of them all."""
+    with torch.no_grad():
+        logits_TNK = model(x_TNCHW, per_step=True)
+    steps = torch.arange(1, len(logits_TNK) + 1)[:, None, None]
+    probability, label = (logits_TNK.cumsum(0) / steps).softmax(-1).max(-1)
+    return list(zip(label.T.flatten().tolist(), probability.T.flatten().tolist(), strict=True))
+
+
+def test_a_cameras_running_prediction_equals_the_batch_of_the_same_frames(camera):
+    """In float64, in which no spike flips by rounding; the probability is told in fp32."""
+    folder, recording = camera
+    model, cfg = load_model(folder / "last.safetensors")
+    model.double()
+    expected = running(model, frames_of_camera(recording, cfg.data).double())
+    played = classify(fold(model), frames_of(recording, cfg.data, get_info("dvs-gesture")), cfg.data.timesteps)
+    seen = [next(played) for _ in expected]
+    assert [one.step for one in seen] == [*range(1, 41)] * 2
+    assert [one.label for one in seen] == [label for label, _ in expected]
+    assert [one.probability for one in seen] == pytest.approx([p for _, p in expected], abs=1e-6)
+    assert len({round(one.probability, 2) for one in seen}) > 20, "a prediction that stands still shows nothing"
+
+
+def test_a_camera_through_the_command_equals_the_batch_as_far_as_fp32_goes(camera, capfd):
+    """A spike that flips by rounding, as the sums of one frame go in another order, moves a probability a little."""
+    folder, recording = camera
+    model, cfg = load_model(folder / "last.safetensors")
+    expected = running(model, frames_of_camera(recording, cfg.data))
+    assert main(["run", str(folder), str(recording), "--device", "cpu"]) == 0
+    found = re.findall(r"sample \d+, frame \d+/40: (.*) ([\d.]+) %, margin", capfd.readouterr().out)[: len(expected)]
+    assert [float(percent) / 100 for _, percent in found] == pytest.approx([p for _, p in expected], abs=0.02)
+    classes = get_info("dvs-gesture").classes
+    same = [name == classes[label] for (name, _), (label, _) in zip(found, expected, strict=True)]
+    assert sum(same) / len(same) > 0.95
 
 
 def test_recording_and_standard_input_give_the_same_lines(run_folder, tmp_path, capfd):

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from multifire import analysis, datasets, events, export, nn, ops
     from multifire.checkpoint import load_reference_checkpoint, to_reference_state_dict
     from multifire.export.int8 import load_int8
-    from multifire.export.pretrained import from_pretrained, save_pretrained
+    from multifire.export.pretrained import from_pretrained, push_to_hub, save_pretrained
     from multifire.nn import SpikingResNet, build_model
     from multifire.report import Run
 
@@ -24,6 +24,7 @@ _NAMES = {
     "from_pretrained": "multifire.export.pretrained",
     "load_int8": "multifire.export.int8",
     "load_reference_checkpoint": "multifire.checkpoint",
+    "push_to_hub": "multifire.export.pretrained",
     "save_pretrained": "multifire.export.pretrained",
     "to_reference_state_dict": "multifire.checkpoint",
 }
@@ -42,6 +43,7 @@ __all__ = [
     "load_reference_checkpoint",
     "nn",
     "ops",
+    "push_to_hub",
     "save_pretrained",
     "to_reference_state_dict",
 ]

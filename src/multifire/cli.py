@@ -148,7 +148,7 @@ def _parser() -> _Parser:
     export.add_argument("--to", choices=formats, metavar="format", required=True,
                         help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; "
                         "onnx, onnx-int8: for what runs ONNX; nir: for neuromorphic simulators and hardware; "
-                        "pretrained: a folder to share, which `mf.from_pretrained` reads")  # fmt: skip
+                        "pretrained: a folder to share, for `mf.from_pretrained` and `mf.push_to_hub`")  # fmt: skip
     export.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT and the format's ending)")
     export.add_argument("--step", action="store_true",
                         help="onnx, onnx-int8: one time step, with the state in and out, not a sequence")  # fmt: skip

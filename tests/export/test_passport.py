@@ -60,6 +60,26 @@ def test_accuracy_is_that_of_this_checkpoint(run):
     assert accuracy["on"] == "digits's test set, T = 4"
 
 
+def test_energy_is_that_of_this_checkpoint_and_says_how_it_was_counted(run, capsys):
+    energy = {"snn_pj": 510032.35, "synops": 419175.5, "macs": 28864.0, "ac_pj": 0.9, "mac_pj": 4.6}
+    analysis = {"split": "test", "checkpoint": "last", "samples": 32, "energy": {**energy, "connections": []}}
+    (run / "analysis.json").write_text(json.dumps(analysis))
+    assert make_passport(run)["energy"] is None, "no summary says that it is of this epoch"
+    summary = {"test_accuracy": 0.5, "test_accuracy_of": "last", "epochs": 3}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert make_passport(run)["energy"] == {**energy, "on": "32 test samples"}
+    assert main(["inspect", str(run / "last.safetensors")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0.51 µJ an inference of the checkpoint, counted" in said
+    assert "419,176 accumulates of 0.9 pJ and 28,864 multiply-accumulates of 4.6 pJ (45 nm), mean of 32 test" in said
+    for change in ({"checkpoint": "best by validation"}, {"energy": {**energy, "macs": None}}, {"energy": [1]}):
+        (run / "analysis.json").write_text(json.dumps(analysis | change))
+        assert make_passport(run)["energy"] is None
+    (run / "summary.json").write_text(json.dumps(summary | {"epochs": 2}))
+    (run / "analysis.json").write_text(json.dumps(analysis))
+    assert make_passport(run)["energy"] is None
+
+
 def test_inspect_shows_a_checkpoint(run, capsys):
     assert main(["inspect", str(run / "last.safetensors")]) == 0
     said = capsys.readouterr().out
@@ -111,6 +131,12 @@ def test_a_strangers_passport_is_refused(run, field, value):
     passport = make_passport(run) | {field: value}
     with pytest.raises(ValueError, match="malformed"):
         read_passport(json.dumps(passport), "x")
+
+
+@pytest.mark.parametrize("energy", [3, "x", [3], {}, {"snn_pj": "1"}])
+def test_a_strangers_energy_is_refused(run, energy):
+    with pytest.raises(ValueError, match="malformed"):
+        read_passport(json.dumps(make_passport(run) | {"energy": energy}), "x")
 
 
 def test_what_a_file_says_cannot_drive_the_terminal(run, capsys):

@@ -5,7 +5,7 @@ from typing import Any
 
 from multifire.checkpoint import kind_of, load_checkpoint, read_tensors
 from multifire.export.files import import_format
-from multifire.export.passport import KINDS, measured_accuracy, passport_of, read_passport
+from multifire.export.passport import KINDS, measured, passport_of, read_passport
 from multifire.export.pretrained import inspect_folder
 from multifire.export.sealed import read_sealed
 
@@ -55,4 +55,4 @@ def _inspect_safetensors(path: Path) -> tuple[str, dict[str, Any]]:
     if kind_of(header) != "checkpoint":
         return what, read_passport(header.get("passport", "null"), str(path))
     checkpoint = load_checkpoint(path)
-    return what, passport_of(path, checkpoint) | {"accuracy": measured_accuracy(path, checkpoint)}
+    return what, passport_of(path, checkpoint) | measured(path, checkpoint)

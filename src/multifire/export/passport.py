@@ -23,6 +23,9 @@ PASSPORT_VERSION = 1
 KINDS = {"checkpoint": CHECKPOINT_VERSION, "int8": 1}
 """What our own files may hold, and the version of each that is read."""
 
+ENERGY = ("snn_pj", "synops", "macs", "ac_pj", "mac_pj")
+"""What of an analysis's energy a passport says."""
+
 
 def make_passport(folder: Path, which: str | None = None) -> dict[str, Any]:
     """The passport of what is exported of a run's checkpoint, "best" or "last"; None is the one its summary quotes.
@@ -35,7 +38,7 @@ def make_passport(folder: Path, which: str | None = None) -> dict[str, Any]:
     which = which or run.headline()
     path = run.checkpoint(which)
     checkpoint = load_checkpoint(path)
-    return passport_of(path, checkpoint) | {"accuracy": measured_accuracy(path, checkpoint)}
+    return passport_of(path, checkpoint) | measured(path, checkpoint)
 
 
 def passport_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -53,16 +56,35 @@ def passport_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def measured_accuracy(path: Path, checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """What `multifire eval`, or else the run's summary, says of this very checkpoint; nothing where neither does."""
-    which = path.stem
-    scored, summary = _read_object(path.with_name(f"eval-{which}.json")), _read_object(path.with_name("summary.json"))
-    of_summary = ("best by validation" if which == "best" else which, checkpoint.position.epoch)
+def measured(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the files beside a checkpoint say of this very one: its accuracy, and its energy where it was analysed."""
+    summary = _read_object(path.with_name("summary.json"))
+    of = "best by validation" if path.stem == "best" else path.stem
+    summarised = (summary.get("test_accuracy_of"), summary.get("epochs")) == (of, checkpoint.position.epoch)
+    analysis = _read_object(path.with_name("analysis.json")) if summarised else {}
+    return {
+        "accuracy": measured_accuracy(path, checkpoint, summary if summarised else {}),
+        "energy": energy_record(analysis) if analysis.get("checkpoint") == of else None,
+    }
+
+
+def measured_accuracy(path: Path, checkpoint: Checkpoint, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """What `multifire eval`, or else the run's summary, says of this checkpoint; nothing where neither does."""
+    scored = _read_object(path.with_name(f"eval-{path.stem}.json"))
     if scored.get("digest") == digest_of(path):
         return [accuracy_record(scored["accuracy"], "the checkpoint", checkpoint.config, "multifire eval")]
-    if (summary.get("test_accuracy_of"), summary.get("epochs")) == of_summary:
+    if summary:
         return [accuracy_record(summary["test_accuracy"], "the checkpoint", checkpoint.config, "after training")]
     return []
+
+
+def energy_record(analysis: dict[str, Any]) -> dict[str, Any] | None:
+    """Of an analysis what a passport says of an inference's energy, in pJ, and of how it was counted."""
+    energy = analysis.get("energy")
+    kept = {name: energy.get(name) for name in ENERGY} if isinstance(energy, dict) else {}
+    if not kept or not all(type(value) in (int, float) for value in kept.values()):
+        return None
+    return kept | {"on": f"{analysis.get('samples')} {analysis.get('split')} samples"}
 
 
 def accuracy_record(share: float, of: str, cfg: RunConfig, how: str) -> dict[str, Any]:
@@ -100,15 +122,25 @@ def describe(passport: dict[str, Any]) -> list[tuple[str, str]]:
     accuracies = [
         f"{100 * one['value']:.2f} % of {one['of']} on {one['on']}; {one['how']}" for one in passport["accuracy"]
     ]
-    model = passport["config"]["model"]
+    model, energy = passport["config"]["model"], passport.get("energy")  # older passports say nothing of it
     return [
         ("recipe", str(passport["recipe"])),
         ("network", f"{model['name']}, width {model['width']}, K = {model['levels']}"),
         ("data", f"{data['name']}: {data['about']}"),
         *(("accuracy", line) for line in accuracies or ["not measured"]),
+        ("energy", _energy_line(energy) if energy is not None else "not analysed"),
         ("checkpoint", f"{checkpoint['file']} after {checkpoint['epochs']} epochs, sha256 {checkpoint['sha256']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
+
+
+def _energy_line(energy: dict[str, Any]) -> str:
+    accumulates = f"{energy['synops']:,.0f} accumulates of {energy['ac_pj']:.3g} pJ"
+    products = f"{energy['macs']:,.0f} multiply-accumulates of {energy['mac_pj']:.3g} pJ"
+    return (
+        f"{energy['snn_pj'] / 1e6:,.3g} µJ an inference of the checkpoint, counted and not metered: "
+        f"{accumulates} and {products} (45 nm), mean of {energy['on']}"
+    )
 
 
 def _read_object(path: Path) -> dict[str, Any]:

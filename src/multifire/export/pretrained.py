@@ -1,6 +1,7 @@
 """A network as a folder to share: model.safetensors, config.json and a model card, README.md.
 
-The names are those that Hugging Face's hub expects. The weights carry a digest, as every file of ours does.
+The names are those that Hugging Face's hub expects, to which `hub.py` carries the folder and from where it brings one.
+The weights carry a digest, as every file of ours does.
 """
 
 import dataclasses
@@ -14,14 +15,16 @@ from torch import nn
 
 from multifire.checkpoint import check_keys, read_tensors, write_tensors
 from multifire.config import ModelConfig, model_config
+from multifire.export import hub
 from multifire.export.passport import describe, read_passport
-from multifire.export.sealed import MOST_TEXT
 from multifire.nn import SpikingResNet, config_of_model, model_from_config
 from multifire.recipes import count_parameters
 from multifire.runtime import write_atomic, write_json
 
 PRETRAINED_VERSION = 1
 KIND = "pretrained"
+LARGEST_CONFIG = 1 << 20
+"""Bytes of a config.json that is read: JSON takes many times its size in memory."""
 
 
 def save_pretrained(model: SpikingResNet, folder: str | Path, passport: dict[str, Any] | None = None) -> None:
@@ -42,14 +45,18 @@ def save_pretrained(model: SpikingResNet, folder: str | Path, passport: dict[str
     write_atomic(folder / "README.md", _card(model, passport).encode())
 
 
-def from_pretrained(folder: str | Path, backend: str = "auto") -> SpikingResNet:
-    """The network that `save_pretrained` wrote, in evaluation mode.
+def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str | None = None) -> SpikingResNet:
+    """The network that `save_pretrained` wrote, in evaluation mode: of a folder, or "owner/name" on Hugging Face's hub.
+
+    A folder that is there comes before a network of that name on the hub. `revision` pins one there: a branch, a tag,
+    or a commit's hash, behind which nothing can change.
 
     Raises:
-        FileNotFoundError: no such folder, or a file is missing in it.
-        ValueError: damaged, or tensors that do not fit the configuration.
+        FileNotFoundError: no such folder, network or revision, or a file is missing in it.
+        ValueError: damaged, tensors that do not fit the configuration, or the extra `hub` is not installed.
     """
-    folder = Path(folder)
+    on_hub = revision is not None or (hub.is_name(source) and not Path(source).is_dir())
+    folder = hub.download(str(source), revision) if on_hub else Path(source)
     path = folder / "config.json"
     cfg, _ = _read_config(path)
     weights = folder / "model.safetensors"
@@ -89,8 +96,10 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any] | None]:
     """The network and the passport that config.json describes."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: no config.json in it; expected a folder that save_pretrained wrote")
-    if path.stat().st_size > MOST_TEXT:
-        raise ValueError(f"{path}: larger than {MOST_TEXT >> 20} MB, not the configuration of a network")
+    if path.stat().st_size > LARGEST_CONFIG:
+        raise ValueError(
+            f"{path}: has {path.stat().st_size:,} bytes, expected a configuration of {LARGEST_CONFIG:,} at most"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         described, passport = values["model"], values["passport"]
@@ -98,6 +107,20 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any] | None]:
         raise ValueError(f"{path}: not the configuration of a network ({error})") from None
     cfg = model_config(described, str(path))
     return cfg, None if passport is None else read_passport(json.dumps(passport), str(path))
+
+
+def push_to_hub(folder: str | Path, name: str, *, private: bool = False) -> str:
+    """Put a folder that `save_pretrained` wrote on Hugging Face's hub as "owner/name"; the commit's hash, to pin it by.
+
+    Weights, configuration and model card go up and nothing else; `private` counts where the repository is new.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file is missing in it.
+        OSError: the hub refuses, or is not reached.
+        ValueError: the folder is damaged, no such name can be, or the extra `hub` is not installed.
+    """
+    from_pretrained(Path(folder))  # nothing goes out that could not be read again
+    return hub.upload(Path(folder), name, private)
 
 
 def _card(model: nn.Module, passport: dict[str, Any] | None) -> str:
@@ -112,12 +135,11 @@ def _card(model: nn.Module, passport: dict[str, Any] | None) -> str:
         "",
         *(said or ["It is not said what it was trained on."]),
         f"- **parameters**: {numbers:,}",
-        "- **energy**: not measured",
         "",
         "```python",
         "import multifire as mf",
         "",
-        'model = mf.from_pretrained("this folder")',
+        'model = mf.from_pretrained("this folder, or its name on the hub")',
         "logits = model(frames)  # [T, N, C, H, W] -> [N, classes]",
         "```",
         "",
