@@ -201,8 +201,8 @@ _PEERS = """The same network, with the same weights and the same batch. "Ours" i
 times as long a run took as its. A first call includes the compiler's work where there is one. Processors without bf16
 convolutions have no bf16 lines."""
 
-_MALLOC = """What is alive at the peak of a step is much less than what the process holds: glibc's malloc (before 2.38)
-cannot put an aligned tensor into the hole that one of the same size left. tcmalloc can, at no cost in time:
+_MALLOC = """What is alive at the peak of a step is much less than what the process holds: glibc's malloc (2.36 here)
+leaves holes between tensors. tcmalloc leaves fewer, at no cost in time:
 `LD_PRELOAD=libtcmalloc_minimal.so.4 multifire train ...` (Debian and Ubuntu: `apt install libtcmalloc-minimal4`).
 × ours is to the first line here."""
 
