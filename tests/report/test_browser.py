@@ -1,14 +1,24 @@
 """The page as a person meets it: Chromium opens the file, at a desk and on a phone, in light and in dark."""
 
 import json
+import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
+from makers import nmnist_zip
+
+from multifire.datasets.prepare import prepare
 from multifire.report import write_report
+from multifire.train import train
+from tests.test_events_training import tiny
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -40,6 +50,18 @@ def page(runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("page") / "report.html"
     write_report(runs, out)
     return out
+
+
+@pytest.fixture(scope="module")
+def events_page(tmp_path_factory):
+    """Of a network that saw recordings for one epoch."""
+    root = tmp_path_factory.mktemp("events")
+    nmnist_zip(root / "nmnist" / "n.zip", train=40, test=20)
+    cfg = tiny(root)
+    prepare(cfg.data, root, workers=1)
+    train(replace(cfg, optim=replace(cfg.optim, epochs=1)), root / "run")
+    write_report([root / "run"], root / "report.html")
+    return root / "report.html"
 
 
 @contextmanager
@@ -183,3 +205,45 @@ def test_a_strangers_page_runs_nothing_of_theirs(browser, stranger, tmp_path):
             wait(shown, "return arguments[0].querySelector('.main-svg')", card)
         assert shown.execute_script("return window.pwned") is None
         assert shown.execute_script("return document.querySelectorAll('[onerror], [onmouseover], svg a').length") == 0
+
+
+def test_recordings_play_and_show_the_running_prediction(browser, events_page):
+    """By themselves, and held, and stepped through: the frame and the bars are those of the time step on the slider."""
+    state = """
+        const player = document.querySelector(".player");
+        player.scrollIntoView({block: "center", behavior: "instant"});
+        const rows = [...player.querySelectorAll(".vote")];
+        return {
+            step: Number(player.querySelector("input").value), said: player.querySelector("output").textContent,
+            place: player.querySelector(".screen").style.backgroundPositionX,
+            names: rows.map((row) => row.firstChild.textContent), shares: rows.map((row) => row.lastChild.textContent),
+            label: player.querySelector(".vote.true").firstChild.textContent,
+        }"""
+    with opened(browser, events_page) as shown:
+        recordings = shown.execute_script("return report.recordings")
+        assert len(recordings) == len(shown.find_elements("css selector", ".player")) > 0
+        seen = {shown.execute_script(state)["step"] for _ in range(60) if not time.sleep(0.1)}
+        assert seen == {0, 1, 2}
+
+        player = shown.find_element("css selector", ".player")
+        button = player.find_element("css selector", "button")
+        button.click()
+        assert button.get_attribute("aria-label") == "play"
+        held = shown.execute_script(state)["step"]
+        time.sleep(1.5)
+        assert shown.execute_script(state)["step"] == held
+
+        first = recordings[0]
+        for step, running in enumerate(first["running"]):
+            shown.execute_script(
+                "const s = document.querySelector('.player input'); s.value = arguments[0];"
+                "s.dispatchEvent(new Event('input'))",
+                step,
+            )
+            now = shown.execute_script(state)
+            assert (now["said"], now["place"]) == (f"{step + 1} / 3", f"{50 * step}%")
+            assert now["label"] == first["names"][first["label"]]
+            for name, share in zip(now["names"], now["shares"], strict=True):
+                expected = 100 * running[first["names"].index(name)]
+                assert abs(int(re.sub(r"\D", "", share)) - expected) <= 0.5 + 1e-9
+        assert sum(first["running"][0]) == pytest.approx(1.0, abs=1e-2)
