@@ -96,16 +96,17 @@ def test_a_budget_becomes_epochs():
         replace(cell, cfg=override(cell.cfg, optim={"epochs": 30, "step_epochs": 10, "warmup_epochs": 3.0}))
         for cell in cells()
     ]
-    times = {1: 10.0, 2: 20.0}
+    times = {1: (2.0, 10.0), 2: (4.0, 20.0)}
 
     def seconds(cfg):
         return times[cfg.model.levels]
 
     assert sweep.epochs_within(sweep.parse_budget("5 epochs"), two, seconds)[0] == 5
-    assert sweep.epochs_within(sweep.parse_budget("5m"), two, seconds)[0] == 10
+    assert sweep.epochs_within(sweep.parse_budget("5m"), two, seconds)[0] == 9
+    assert sweep.epochs_within(sweep.parse_budget("307s"), two, seconds)[0] == 10
     assert sweep.epochs_within(sweep.parse_budget("4h"), two, seconds)[0] == 30
-    with pytest.raises(ValueError, match=r"takes about 0:00:30, more than the budget of 15s; a --data.limit of 50\.0%"):
-        sweep.epochs_within(sweep.parse_budget("15s"), two, seconds)
+    with pytest.raises(ValueError, match="0:00:06 to start and 0:00:30 for an epoch of each, more than is left"):
+        sweep.epochs_within(sweep.parse_budget("35s"), two, seconds)
     scaled = sweep.scaled(two[0].cfg, 10).optim
     assert (scaled.epochs, scaled.step_epochs, scaled.warmup_epochs) == (10, 3, 1.0)
 
@@ -113,12 +114,22 @@ def test_a_budget_becomes_epochs():
 def test_a_budget_is_kept_when_a_sweep_goes_on(tmp_path):
     said = []
     record = tmp_path / "sweep.json"
-    first = sweep.within_budget(cells(), record, sweep.parse_budget("2 epochs"), lambda cfg: 1.0, said.append)
+    first = sweep.within_budget(cells(), record, sweep.parse_budget("2 epochs"), lambda cfg: (0, 1), said.append)
     again = sweep.within_budget(cells(), record, sweep.parse_budget("2 epochs"), lambda cfg: 1 / 0, said.append)
     assert [cell.cfg.optim.epochs for cell in (*first, *again)] == [2, 2, 2, 2]
     assert "epochs of a run: 2 in place of 3" in said[0]
     with pytest.raises(ValueError, match="began with a budget of 2 epochs, not 5m"):
-        sweep.within_budget(cells(), record, sweep.parse_budget("5m"), lambda cfg: 1.0, said.append)
+        sweep.within_budget(cells(), record, sweep.parse_budget("5m"), lambda cfg: (0, 1), said.append)
+
+
+def test_a_budget_of_time_from_the_command_line(tmp_path, capsys):
+    """More than enough here, so that it takes nothing away; and what is told of it is written down."""
+    args = ["sweep", "grid", "digits", *QUICK, "--vary", "model.levels=1", "--out", str(tmp_path / "sweep")]
+    assert main([*args, "--budget", "1s"]) == 2
+    assert "1 runs take about" in capsys.readouterr().err
+    assert main([*args, "--budget", "1h"]) == 0
+    assert "budget 1h: epochs of a run: 1 in place of 1, about 0:0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["epochs"] == 1
 
 
 def test_tables(tmp_path):

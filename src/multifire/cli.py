@@ -323,9 +323,7 @@ def _sweep(rest: Sequence[str]) -> int:
         print(f"{len(cells)} runs; nothing was written")
         return 0
     _prepare_all(cells)
-    outcomes, stopped = sweep.sweep(
-        cells, out, budget=options.budget, jobs=options.jobs, seconds_per_epoch=_seconds_per_epoch, say=print
-    )
+    outcomes, stopped = sweep.sweep(cells, out, budget=options.budget, jobs=options.jobs, cost=_cost, say=print)
     return _finish_sweep(outcomes, stopped, out)
 
 
@@ -338,10 +336,11 @@ def _prepare_all(cells: Sequence[Any]) -> None:
             _prepare(data)
 
 
-def _seconds_per_epoch(cfg: RunConfig) -> float:
+def _cost(cfg: RunConfig) -> tuple[float, float]:
     from multifire.plan import plan
 
-    return plan(cfg).epoch_seconds
+    found = plan(cfg)
+    return found.start_seconds, found.epoch_seconds
 
 
 def _finish_sweep(outcomes: Sequence[Any], stopped: int, out: Path) -> int:
@@ -399,7 +398,7 @@ def _dry_run(cfg: RunConfig) -> int:
         f"{cfg.model.name}, {found.parameters:,} parameters; {cfg.data.name}, batches of {cfg.optim.batch_size}",
         f"a training step: {1e3 * found.step_seconds:,.0f} ms, peak memory {peak} over the interpreter's, "
         f"of which {found.kept_bytes / 1e6:,.0f} MB wait for the backward pass",
-        f"an epoch: {found.steps_per_epoch:,} steps, about {format_seconds(found.epoch_seconds)} and its evaluation",
+        f"an epoch: {found.steps_per_epoch:,} steps, about {format_seconds(found.epoch_seconds)} with its evaluation",
         f"the run: {cfg.optim.epochs} epochs, about {format_seconds(found.run_seconds)}",
         f"a checkpoint: {found.checkpoint_bytes / 1e6:,.1f} MB",
         "nothing was written",

@@ -128,6 +128,10 @@ class Budget:
     seconds: float | None = None
 
 
+Cost = tuple[float, float]
+"""Seconds that a run takes to start, and for an epoch."""
+
+
 def parse_budget(text: str) -> Budget:
     """`5 epochs`, or a time such as 30m.
 
@@ -143,10 +147,11 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(f"budget is {text!r}, expected a number of epochs ('5 epochs') or a time (30m)") from None
 
 
-def epochs_within(
-    budget: Budget, cells: Sequence[Cell], seconds_per_epoch: Callable[[RunConfig], float]
-) -> tuple[int, str]:
+def epochs_within(budget: Budget, cells: Sequence[Cell], cost: Callable[[RunConfig], Cost]) -> tuple[int, str]:
     """So many epochs for each run that the budget is kept, at most the recipe's, and a sentence that says so.
+
+    Runs side by side share the cores, so they are reckoned as if one came after the other. What the reckoning itself
+    takes comes off the budget.
 
     Raises:
         ValueError: not even one epoch fits; says what would.
@@ -156,19 +161,20 @@ def epochs_within(
         epochs = min(budget.epochs, full)
         return epochs, f"epochs of a run: {epochs} in place of {full}"
     assert budget.seconds is not None
-    timed: dict[str, float] = {}
+    began, costs = time.monotonic(), {}
     for cell in cells:
         key = repr(replace(cell.cfg, seed=0))
-        if key not in timed:
-            timed[key] = seconds_per_epoch(cell.cfg)
-    each = sum(timed[repr(replace(cell.cfg, seed=0))] for cell in cells)  # jobs share the cores, so they gain little
-    epochs = min(int(budget.seconds / each), full)
+        if key not in costs:
+            costs[key] = cost(cell.cfg)
+    start, each = (sum(costs[repr(replace(cell.cfg, seed=0))][i] for cell in cells) for i in (0, 1))
+    left = budget.seconds - (time.monotonic() - began) - start
+    epochs = min(int(left / each), full)
     if epochs < 1:
         raise ValueError(
-            f"one epoch of each of the {len(cells)} runs takes about {format_seconds(each)}, more than the budget of "
-            f"{budget.text}; a --data.limit of {budget.seconds / each:.1%} of the training samples would fit"
+            f"the {len(cells)} runs take about {format_seconds(start)} to start and {format_seconds(each)} for an "
+            f"epoch of each, more than is left of the budget of {budget.text}; give fewer runs, or a --data.limit"
         )
-    whole = format_seconds(epochs * each)
+    whole = format_seconds(start + epochs * each)
     return (
         epochs,
         f"epochs of a run: {epochs} in place of {full}, about {whole} for all, by a few steps of each network",
@@ -295,7 +301,7 @@ def _line(outcome: Outcome, done: int, total: int) -> str:
 
 def sweep(
     cells: list[Cell], out: Path, *, budget: str | None, jobs: int,
-    seconds_per_epoch: Callable[[RunConfig], float], say: Callable[[str], None],
+    cost: Callable[[RunConfig], Cost], say: Callable[[str], None],
 ) -> tuple[list[Outcome], int]:  # fmt: skip
     """Carry out the runs in the folder `out`; what became of each, and the signal that stopped it, or 0.
 
@@ -308,7 +314,7 @@ def sweep(
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         if budget is not None:
-            cells = within_budget(cells, out / "sweep.json", parse_budget(budget), seconds_per_epoch, say)
+            cells = within_budget(cells, out / "sweep.json", parse_budget(budget), cost, say)
         return carry_out(cells, jobs, out / "logs")
 
 
@@ -327,9 +333,8 @@ def finish(outcomes: Sequence[Outcome], out: Path, with_report: bool) -> tuple[l
 
 
 def within_budget(
-    cells: list[Cell], record: Path, budget: Budget, seconds_per_epoch: Callable[[RunConfig], float],
-    say: Callable[[str], None],
-) -> list[Cell]:  # fmt: skip
+    cells: list[Cell], record: Path, budget: Budget, cost: Callable[[RunConfig], Cost], say: Callable[[str], None]
+) -> list[Cell]:
     """The cells with as many epochs as the budget allows or, of a sweep that goes on, allowed when it began."""
     if record.is_file():
         try:
@@ -345,7 +350,7 @@ def within_budget(
             )
         told = f"epochs of a run: {epochs}, as when the sweep began"
     else:
-        epochs, told = epochs_within(budget, cells, seconds_per_epoch)
+        epochs, told = epochs_within(budget, cells, cost)
         write_json(record, {"budget": budget.text, "epochs": epochs, "told": told})
     say(f"budget {budget.text}: {told}; the schedule's epochs are scaled likewise")
     return [replace(cell, cfg=scaled(cell.cfg, epochs)) for cell in cells]
