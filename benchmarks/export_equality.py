@@ -2,8 +2,9 @@
 
     python -m benchmarks.export_equality RUN [--limit N]
 
-A spike on its threshold may fall either way when sums are taken in another order, and others after it. The floor is
-the same network with its convolutions' weights in another memory layout (rows before channels).
+A spike on its threshold may fall either way when sums are taken in another order, and others after it. There are two
+floors: the same network with its input and its convolutions' weights in another memory layout (rows before channels),
+for which oneDNN may still take every sum in the same order, and with torch's own convolutions instead of oneDNN's.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
@@ -41,31 +41,41 @@ def main() -> None:
     program = torch.export.export(fold(load_model(run.checkpoint(run.headline()), "reference")[0]), (x,)).module()
 
     def other_layout(x: Tensor) -> Tensor:
-        return folded_rows(x.contiguous())
+        return rows(x.contiguous())
 
-    folded_rows = load_model(run.checkpoint(run.headline()))[0]
-    for module in folded_rows.modules():
+    def other_convolutions(x: Tensor) -> Tensor:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return model(x)
+
+    rows = load_model(run.checkpoint(run.headline()))[0]
+    for module in rows.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.weight.data = module.weight.data.contiguous()
     networks: dict[str, Callable[[Tensor], Tensor]] = {
         "evaluation": model,
         "evaluation, other memory layout": other_layout,
+        "evaluation, oneDNN off": other_convolutions,
         "folded": folded,
         "torch.export": program,
         "ONNX Runtime": lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]),
     }
-    predictions, labels = {name: [] for name in networks}, []
+    outputs, labels = {name: [] for name in networks}, []
     with torch.no_grad():
         for x, y in itertools.islice(batches.epoch(0), args.limit // size):
             labels.append(y)
             for name, network in networks.items():
-                predictions[name].append(network(x).argmax(1))
-    truth, first = torch.cat(labels), torch.cat(predictions["evaluation"])
+                outputs[name].append(network(x))
+    truth, first = torch.cat(labels), torch.cat(outputs["evaluation"])
     print(f"{cfg.recipe}, {len(truth)} test samples; {describe_machine(torch.device('cpu'))}")
-    for name, found in predictions.items():
+    for name, found in outputs.items():
         mine = torch.cat(found)
-        print(f"{name}: same prediction {100 * np.mean((mine == first).numpy()):.2f} %, "
-              f"accuracy {100 * np.mean((mine == truth).numpy()):.2f} %")  # fmt: skip
+        print(f"{name}: same prediction {percent(mine.argmax(1) == first.argmax(1))}, "
+              f"other logits {percent((mine != first).any(1))}, furthest {(mine - first).abs().max():.3f}, "
+              f"accuracy {percent(mine.argmax(1) == truth)}")  # fmt: skip
+
+
+def percent(where: Tensor) -> str:
+    return f"{100 * where.double().mean():.2f} %"
 
 
 if __name__ == "__main__":

@@ -117,8 +117,10 @@ def tell(workers: list[subprocess.Popen], steps: int) -> dict[str, Any]:
     """Have them train so many steps; what the first of them answers."""
     for worker in workers:
         print(steps, file=worker.stdin, flush=True)
-    answers = [json.loads(worker.stdout.readline()) for worker in workers]  # pyright: ignore[reportOptionalMemberAccess]
-    return answers[0]
+    answers = [worker.stdout.readline() for worker in workers]  # pyright: ignore[reportOptionalMemberAccess]
+    if not all(answers):
+        raise SystemExit("a worker ended before it answered; the lines above say why")
+    return json.loads(answers[0])
 
 
 def throughput(root: str, rounds: int, steps: int) -> list[dict[str, Any]]:
