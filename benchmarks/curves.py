@@ -5,7 +5,8 @@ usage: python -m benchmarks.curves [--root data] [--seeds 0 1 2] [--epochs 3] [-
 
 A fifth of the `limit` training images is held out and scored after each epoch; of the test set the first 500 images
 are kept. Writes curves.csv (every epoch of every run) and curves.png, and prints for each epoch how far the backends
-are apart at the same seed, beside how far the seeds of the reference are apart.
+are apart at the same seed, beside how far two seeds of the reference are. docs/benchmarks.md shows them; its picture
+is a copy in docs/images.
 """
 
 import argparse
@@ -13,7 +14,6 @@ import contextlib
 import io
 import itertools
 import json
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from benchmarks.results import write_csv
+from benchmarks.results import curves_apart, write_csv
 from multifire import datasets, train
 from multifire.config import TrainOptions
 from multifire.recipes import get_recipe
@@ -64,20 +64,6 @@ def cut_test_set() -> None:
     datasets.load = loaded
 
 
-def apart(rows: Sequence[dict[str, Any]], seeds: Sequence[int], what: str) -> list[tuple[float, float]]:
-    """For each epoch: mean distance of the backends at the same seed, and of two seeds on the reference."""
-    value = {(row["backend"], row["seed"], row["epoch"]): row[what] for row in rows}
-    epochs = sorted({row["epoch"] for row in rows})
-    pairs = list(itertools.combinations(seeds, 2))
-    return [
-        (
-            statistics.mean(abs(value["cpu", s, e] - value["reference", s, e]) for s in seeds),
-            statistics.mean(abs(value["reference", a, e] - value["reference", b, e]) for a, b in pairs),
-        )
-        for e in epochs
-    ]
-
-
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
@@ -104,6 +90,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=2000)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if len(args.seeds) < 2:
+        parser.error(f"--seeds is {args.seeds}, expected two or more: their spread is the measure")
     cut_test_set()
     rows = []
     for backend in BACKENDS:
@@ -113,9 +101,7 @@ def main() -> None:
             print(f"{backend}, seed {seed}: {rows[-1]}", flush=True)
             write_csv(args.out / "curves.csv", COLUMNS, rows)
     draw(rows, args.out / "curves.png")
-    for what in ("train_loss", "validation_accuracy"):
-        for epoch, (backends, seeds) in enumerate(apart(rows, args.seeds, what), 1):
-            print(f"epoch {epoch}: {what}: backends apart by {backends:.4f}, seeds by {seeds:.4f}")
+    print(curves_apart(rows))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """How far exported networks are from the evaluation network in fp32, beside how far it is from itself.
 
-    python -m benchmarks.export_equality RUN [--limit N]
+    python -m benchmarks.export_equality RUN [--split train] [--limit N]
 
 A spike on its threshold may fall either way when sums are taken in another order, and others after it. There are two
 floors: the same network with its input and its convolutions' weights in another memory layout (rows before channels),
 for which oneDNN may still take every sum in the same order, and with torch's own convolutions instead of oneDNN's.
+int8 is another network, with rounded weights, and stands beside them for comparison.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from torch import Tensor
 from multifire import datasets
 from multifire.checkpoint import load_model
 from multifire.datasets.loader import make_batches
-from multifire.export import fold
+from multifire.export import fold, quantise_network
 from multifire.export.onnx import onnx_graph
 from multifire.runs import RunFolder
 from multifire.runtime import describe_machine
@@ -28,13 +29,15 @@ from multifire.runtime import describe_machine
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--limit", type=int, default=10_000, help="test samples")
+    parser.add_argument("--split", choices=("test", "train"), default="test")
+    parser.add_argument("--limit", type=int, default=10_000, help="samples")
     args = parser.parse_args()
     run = RunFolder(args.run)
     model, cfg = load_model(run.checkpoint(run.headline()))
     data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
     size = 50
-    batches = make_batches(data.test, data.info, cfg.data, batch_size=size, device=torch.device("cpu"), shuffle=False)
+    samples = data.test if args.split == "test" else data.train
+    batches = make_batches(samples, data.info, cfg.data, batch_size=size, device=torch.device("cpu"), shuffle=False)
     folded = fold(model)
     x = next(iter(batches.epoch(0)))[0]
     session = onnxruntime.InferenceSession(onnx_graph(folded, (x.shape[3], x.shape[4])).SerializeToString())
@@ -58,6 +61,7 @@ def main() -> None:
         "folded": folded,
         "torch.export": program,
         "ONNX Runtime": lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]),
+        "int8": quantise_network(model, cfg.model, data.info.events),
     }
     outputs, labels = {name: [] for name in networks}, []
     with torch.no_grad():
@@ -66,7 +70,7 @@ def main() -> None:
             for name, network in networks.items():
                 outputs[name].append(network(x))
     truth, first = torch.cat(labels), torch.cat(outputs["evaluation"])
-    print(f"{cfg.recipe}, {len(truth)} test samples; {describe_machine(torch.device('cpu'))}")
+    print(f"{cfg.recipe}, {len(truth)} {args.split} samples; {describe_machine(torch.device('cpu'))}")
     for name, found in outputs.items():
         mine = torch.cat(found)
         print(f"{name}: same prediction {percent(mine.argmax(1) == first.argmax(1))}, "

@@ -38,6 +38,26 @@ def test_runs_alternate_and_the_first_ones_do_not_count(tmp_path):
     assert first == [(9, 0.5), (7, 0.5)]
 
 
+def test_curves_are_apart_by_backend_and_by_seed(tmp_path):
+    losses = {("cpu", 0): 2.5, ("reference", 0): 2.25, ("cpu", 1): 1.0, ("reference", 1): 1.75}
+    rows = [
+        {
+            "backend": backend,
+            "seed": seed,
+            "epoch": 1,
+            "train_loss": loss,
+            "validation_accuracy": loss / 10,
+            "processor": "a processor",
+        }
+        for (backend, seed), loss in losses.items()
+    ]
+    line = "| 1 | 0.5000 | 0.5000 | 5.00 | 5.00 |"
+    assert line in results.curves_apart(rows)
+    rows[1]["train_loss"] = 2.75
+    results.write_csv(tmp_path / "curves.csv", list(rows[0]), rows)
+    assert "| 1 | 0.5000 | 1.0000 | 5.00 | 5.00 |" in results.page(tmp_path)
+
+
 def test_a_ratio_is_of_neighbours():
     # The machine got ten times slower after the first turn: the medians' ratio would say 5, the neighbours' say 2.
     row = results.summary([2.0, 20.0, 20.0], [1.0, 10.0, 4.0])
