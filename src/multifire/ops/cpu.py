@@ -25,9 +25,9 @@ _INTEGERS = (
     "timesteps", "outer", "channels", "inner", "shared_input", "bf16", "training", "threads",
     "levels", "surrogate", "detach_reset",
 )  # fmt: skip
-_FLOATS = ("decay", "width", "eps")
+_FLOATS = ("decay", "width", "eps", "scale")
 _POINTERS = (
-    "x", "mean", "var", "factor", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
+    "x", "mean", "var", "root", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
     "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state", "sums",
 )  # fmt: skip
 _FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "shared_input", "levels", "threads")
@@ -148,8 +148,7 @@ def _forward(call: Call, out: Tensor, state: Tensor | None) -> None:
     args = _args(kept, call)
     args.add_after = kept.pointer(call.add_after, call.channels_last)
     args.out, args.state_out = out.data_ptr(), None if state is None else state.data_ptr()
-    if call.norm:
-        args.factor = kept.pointer(call.factor(), False)
+    args.root = kept.pointer(call.root(), False)
     _LIBRARY.multifire_forward(ctypes.byref(args))
 
 
@@ -160,7 +159,7 @@ def _backward(
     kept = _Kept()
     args = _args(kept, call)
     if call.norm:
-        args.factor, args.sums = kept.pointer(call.factor(), False), sums.data_ptr()
+        args.root, args.sums = kept.pointer(call.root(), False), sums.data_ptr()
     args.grad_out = kept.pointer(grad_out, call.channels_last)
     if grad_state is not None:
         args.grad_state_out = kept.pointer(grad_state.float(), call.channels_last)
@@ -203,6 +202,7 @@ def _args(kept: _Kept, call: Call) -> Args:
         decay=call.decay,
         width=call.width,
         eps=call.eps,
+        scale=call.scale,
         thresholds=(ctypes.c_double * MAX_LEVELS)(*call.thresholds),
         mean=call.mean.data_ptr() if call.norm else None,
         var=call.var.data_ptr() if call.norm else None,

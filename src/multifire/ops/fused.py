@@ -24,7 +24,7 @@ class Call:
     weight: Tensor | None
     bias: Tensor | None
     mean: Tensor
-    """Mean and variance [C] of the norm; empty where there is none. Forward in training they are still to be filled."""
+    """Mean and variance [C] of the norm, contiguous; empty where there is none; to be filled forward in training."""
     var: Tensor
     add_before: Tensor | None
     add_after: Tensor | None
@@ -60,9 +60,13 @@ class Call:
         """Values per channel of this process's x, with a still x counted at each of its time steps."""
         return self.timesteps * self.x.shape[1] * self.x.shape[3] * self.x.shape[4]
 
-    def factor(self) -> Tensor:
-        """scale / (sqrt(σ²) + ε) per channel."""
-        return reference.norm_factor(self.var, self.eps, self.scale)
+    def root(self) -> Tensor | None:
+        """sqrt(σ²) per channel; None where there is no norm."""
+        return reference.norm_root(self.var) if self.norm else None
+
+    def factor(self) -> Tensor | None:
+        """scale / (sqrt(σ²) + ε) per channel; None where there is no norm."""
+        return reference.norm_factor(self.var, self.eps, self.scale) if self.norm else None
 
 
 class Gradients(NamedTuple):
@@ -165,7 +169,7 @@ class FusedOps:
             x, add_before, add_after = x.float(), _float(add_before), _float(add_after)
         out, new_state, mean, var, values = self.op(
             x, _float(weight), _float(bias),
-            None if training else _float(running_mean), None if training else _float(running_var),
+            None if training else _row(running_mean), None if training else _row(running_var),
             add_before, add_after, _float(state), timesteps, training, sync, eps, scale,
             thresholds, decay, surrogate, width, detach_reset, return_state,
         )  # fmt: skip
@@ -175,14 +179,17 @@ class FusedOps:
 
 
 def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float()
+    return x if x is None or x.dtype == torch.float32 else x.float()
+
+
+def _row(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float().contiguous()
 
 
 def _register(name: str, backend: Backend, device_types: str | None) -> Any:
-    """The custom op multifire::NAME, differentiable, and visible to torch.compile and torch.export."""
+    """The op multifire::NAME, differentiable, and visible to torch.compile and torch.export."""
 
-    @torch.library.custom_op(f"multifire::{name}", mutates_args=(), device_types=device_types)
-    def op(
+    def forward(
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -203,35 +210,30 @@ def _register(name: str, backend: Backend, device_types: str | None) -> Any:
         detach_reset: bool,
         return_state: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Spikes, state, mean, variance, and of how many values per channel; of use where they are computed.
+        """Spikes, and the state if it is asked for; in training the mean and variance of x, and of how many values.
 
-        Training takes the mean and variance of x itself, evaluation those given; neither means no norm.
+        What is not asked for is empty. Evaluation takes the mean and variance given; neither means no norm.
         """
-        out, new_state, used_mean, used_var, values = _outputs(x, mean, timesteps, training, thresholds, return_state)
-        if mean is not None and var is not None:
-            used_mean.copy_(mean)
-            used_var.copy_(var)
+        outputs = out, new_state, own_mean, own_var, values = _outputs(x, timesteps, training, thresholds, return_state)
         call = Call(
-            x, weight, bias, used_mean, used_var, add_before, add_after, state, timesteps, training, sync, eps, scale,
-            thresholds, decay, surrogate, width, detach_reset,
+            x, weight, bias, own_mean if mean is None else mean, own_var if var is None else var, add_before, add_after,
+            state, timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset,
         )  # fmt: skip
         if training:
             values.fill_(call.values)
             backend.measure(call)
             if sync:
-                collective.pool_statistics(used_mean, used_var, values)
+                collective.pool_statistics(own_mean, own_var, values)
         backend.forward(call, out, new_state if return_state else None)
-        return out, new_state, used_mean, used_var, values
+        return outputs
 
-    @op.register_fake
-    def _(
+    def fake_forward(
         x, weight, bias, mean, var, add_before, add_after, state, timesteps, training, sync, eps, scale,
         thresholds, decay, surrogate, width, detach_reset, return_state,
     ):  # fmt: skip
-        return _outputs(x, mean, timesteps, training, thresholds, return_state)
+        return _outputs(x, timesteps, training, thresholds, return_state)
 
-    @torch.library.custom_op(f"multifire::{name}_backward", mutates_args=(), device_types=device_types)
-    def op_backward(
+    def backward(
         grad_out: Tensor | None,
         grad_state: Tensor | None,
         x: Tensor,
@@ -274,18 +276,18 @@ def _register(name: str, backend: Backend, device_types: str | None) -> Any:
             backend.finish(call, filled, sums, values, left)
         return grads
 
-    @op_backward.register_fake
-    def _(
+    def fake_backward(
         grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, sync, eps, scale,
         thresholds, decay, surrogate, width, detach_reset, needs,
     ):  # fmt: skip
         return _gradients(x, timesteps, thresholds, needs)
 
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, _, _, add_before, _, state, *options, _ = inputs
-        _, _, mean, var, values = output
+        x, weight, bias, mean, var, add_before, _, state, *options, _ = inputs
+        _, _, own_mean, own_var, values = output
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(mean, var, values)
+        ctx.mark_non_differentiable(own_mean, own_var, values)
+        mean, var = own_mean if mean is None else mean, own_var if var is None else var
         ctx.save_for_backward(x, weight, bias, mean, var, add_before, state)
         ctx.options = options
 
@@ -301,8 +303,23 @@ def _register(name: str, backend: Backend, device_types: str | None) -> Any:
             grad_out if need_after else None, grad_initial, *[None] * len(rest),
         )  # fmt: skip
 
-    op.register_autograd(differentiate, setup_context=setup_context)
+    op = _define(name, forward, fake_forward, device_types)
+    op_backward = _define(f"{name}_backward", backward, fake_backward, device_types)
+    torch.library.register_autograd(f"multifire::{name}", differentiate, setup_context=setup_context)
     return op
+
+
+def _define(name: str, body: Callable, fake: Callable, device_types: str | None) -> Any:
+    """The op multifire::NAME of an annotated function; `fake` gives what it returns, unfilled.
+
+    These are torch.library.custom_op's own parts, without the checks in Python that it wraps around every call.
+    """
+    qualified = f"multifire::{name}"
+    schema = torch.library.infer_schema(body, mutates_args=())
+    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(qualified, device_types or "default", body)
+    torch.library.register_fake(qualified, fake)
+    return getattr(torch.ops.multifire, name).default
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -324,16 +341,15 @@ def _empty(x: Tensor, leading: int, dtype: torch.dtype) -> Tensor:
 
 
 def _outputs(
-    x: Tensor, mean: Tensor | None, timesteps: int, training: bool, thresholds: Sequence[float], return_state: bool
+    x: Tensor, timesteps: int, training: bool, thresholds: Sequence[float], return_state: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    channels = x.shape[2] if training or mean is not None else 0
-    state = _empty(x, len(thresholds), torch.float32) if return_state else x.new_empty(0, dtype=torch.float32)
+    channels = x.shape[2] if training else 0
     return (
         _empty(x, timesteps, x.dtype),
-        state,
+        _empty(x, len(thresholds), torch.float32) if return_state else x.new_empty(0, dtype=torch.float32),
         x.new_empty(channels, dtype=torch.float32),
         x.new_empty(channels, dtype=torch.float32),
-        x.new_zeros((), dtype=torch.float64),
+        x.new_empty(() if training else 0, dtype=torch.float64),
     )
 
 

@@ -158,8 +158,13 @@ def fire_bytes(
 
 def norm_factor(var: Tensor, eps: float, scale: float) -> Tensor:
     """scale / (sqrt(σ²) + ε)."""
+    return scale / (norm_root(var) + eps)
+
+
+def norm_root(var: Tensor) -> Tensor:
+    """sqrt(σ²)."""
     # The root has no derivative at 0, where a channel is constant; the clamp makes it 0 and changes no value.
-    return scale / (var.clamp_min(torch.finfo(var.dtype).tiny).sqrt() + eps)
+    return var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()
 
 
 def _wide(x: Tensor) -> Tensor:

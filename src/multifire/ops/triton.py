@@ -65,7 +65,7 @@ def _power_of_2(n: int) -> int:
 def _forward_pass(call: Call, out: Tensor, state: Tensor | None) -> None:
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
-    factor = call.factor() if call.norm else None
+    factor = call.factor()
     _kernels().forward[grid.tiles](
         x, call.mean, factor, call.weight, call.bias, grid.place(call.add_before), grid.place(call.add_after),
         grid.place(call.state), _thresholds(tuple(call.thresholds), grid.slots, x.device), out, state,
@@ -101,7 +101,7 @@ def _backward_pass(
 ) -> tuple[Tensor, "_Grid", Tensor | None, Tensor]:
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
-    factor = call.factor() if call.norm else None
+    factor = call.factor()
     programs = grid.programs(call.timesteps, grid.slots)
     slot_size = grid.slots * _kernels().MOST_TILE
     scratch = x.new_empty(programs[0] * programs[1] * call.timesteps * slot_size, dtype=torch.float32)

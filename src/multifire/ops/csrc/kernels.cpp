@@ -256,26 +256,24 @@ class Sums {
     memory.assign(2 * size, 0.0);
     body(memory.data(), memory.data() + size);
     double* part = parts_.data() + 2 * unit * period;
-    for (int64_t i = 0; i < size; ++i) {
-      part[i % period] += memory[i];
-      part[period + i % period] += memory[size + i];
+    for (const double* from : {memory.data(), memory.data() + size}) {
+      std::copy(from, from + period, part);
+      for (int64_t i = period; i < size; ++i) part[i % period] += from[i];  // a tile may reach past the period's end
+      part += period;
     }
   }
 
-  void of_channel(int64_t channel, double& first, double& second) const {
-    first = second = 0;
+  // The first sum of every channel, then the second.
+  std::vector<double> totals() const {
     const int64_t period = g_.period();
-    const auto add = [&](int64_t unit, int64_t entry) {
-      first += parts_[2 * unit * period + entry];
-      second += parts_[2 * unit * period + period + entry];
-    };
-    if (g_.flat) {
-      for (int64_t u = 0; u < g_.units; ++u) add(u, channel);
-      return;
+    std::vector<double> totals(2 * g_.channels);
+    const double* part = parts_.data();
+    for (int64_t unit = 0; unit < g_.units; ++unit) {
+      const int64_t channel = g_.flat ? 0 : unit / g_.segments % g_.channels;
+      for (double* to : {totals.data() + channel, totals.data() + g_.channels + channel})
+        for (int64_t i = 0; i < period; ++i) to[i] += *part++;
     }
-    const int64_t stride = g_.channels * g_.segments;
-    for (int64_t o = 0; o < g_.units; o += stride)
-      for (int64_t s = 0; s < g_.segments; ++s) add(o + channel * g_.segments + s, 0);
+    return totals;
   }
 
  private:
@@ -368,20 +366,19 @@ void stats(const Args& a) {
     });
   });
   const double n = static_cast<double>(timesteps) * a.outer * a.inner;
+  const std::vector<double> totals = sums.totals();
   for (int64_t c = 0; c < a.channels; ++c) {
-    double sum, square;
-    sums.of_channel(c, sum, square);
+    const double sum = totals[c], square = totals[a.channels + c];
     a.mean[c] = static_cast<float>(as_float(x[c * a.inner]) + sum / n);
     const double var = (square - sum * sum / n) / n;
     a.var[c] = static_cast<float>(var < 0 ? 0 : var);
   }
 }
 
-float std_of(const Args& a, int64_t c) {
-  return std::sqrt(std::max(a.var[c], std::numeric_limits<float>::min()));
+// scale / (sqrt(var) + eps), which torch computes as a reciprocal and a product.
+float factor_of(const Args& a, int64_t c) {
+  return a.root ? 1 / (a.root[c] + static_cast<float>(a.eps)) * static_cast<float>(a.scale) : 1.0f;
 }
-
-float factor_of(const Args& a, int64_t c) { return a.factor ? a.factor[c] : 1.0f; }
 
 struct NormTables {
   Table<float> mean, factor, weight, bias;
@@ -418,6 +415,50 @@ struct Neurons {
   int levels() const { return K == kAnyLevels ? runtime_levels : K; }
 };
 
+// The lanes whose membrane did not fire. On AVX-512 they are a mask, under which the reset costs the leak nothing.
+#if defined(__AVX512F__)
+typedef __mmask16 Silent;
+constexpr Silent kAllSilent = 0xffff;
+inline Silent not_above(Vec u, float threshold) { return _mm512_cmp_ps_mask(u, splat(threshold), _CMP_NGT_UQ); }
+inline Vec reset(Vec u, Silent silent) { return _mm512_maskz_mov_ps(silent, u); }
+inline Vec leak(Vec u, Silent silent, float decay) { return _mm512_maskz_mul_ps(silent, splat(decay), u); }
+inline Vec less_one(Vec count, Silent silent) { return _mm512_mask_sub_ps(count, silent, count, splat(1)); }
+inline Mask less_one(Mask count, Silent silent) {
+  return (Mask)_mm512_mask_sub_epi32((__m512i)count, silent, (__m512i)count, _mm512_set1_epi32(1));
+}
+#else
+typedef Mask Silent;
+constexpr Silent kAllSilent = Silent{} - 1;
+inline Silent not_above(Vec u, float threshold) { return ~(u > threshold); }
+inline Vec reset(Vec u, Silent silent) { return (Vec)((Mask)u & silent); }
+inline Vec leak(Vec u, Silent silent, float decay) { return decay * reset(u, silent); }
+inline Vec less_one(Vec count, Silent silent) { return count - reset(splat(1), silent); }
+inline Mask less_one(Mask count, Silent silent) { return count + silent; }
+#endif
+
+// One level's membranes of a tile, before the reset.
+struct Membranes {
+  Vec u[kVecs];
+  Silent silent[kVecs];
+
+  void start(const Tile& state) {
+    for (int i = 0; i < kVecs; ++i) {
+      u[i] = state.v[i];
+      silent[i] = kAllSilent;
+    }
+  }
+  // One time step: u = decay·u·(1 - s) + y, s = u > θ.
+  void step(int i, float decay, Vec y, float threshold) {
+    u[i] = leak(u[i], silent[i], decay) + y;
+    silent[i] = not_above(u[i], threshold);
+  }
+  Tile state() const {
+    Tile state;
+    for (int i = 0; i < kVecs; ++i) state.v[i] = reset(u[i], silent[i]);
+    return state;
+  }
+};
+
 template <class S>
 struct Tensors {
   const S *x, *before, *after, *grad;
@@ -438,24 +479,24 @@ struct Tensors {
 template <int K, bool Full, class S>
 inline void forward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& neurons, const TileNorm& norm, int64_t step,
                          int64_t at, int count) {
-  Tile carry[Neurons<K>::kStored];
-  for (int k = 0; k < neurons.levels(); ++k)
-    carry[k] = a.state ? load_tile<Full>(a.state + k * step + at, count) : zeros();
+  const int levels = neurons.levels();
+  Membranes membranes[Neurons<K>::kStored];
+  for (int k = 0; k < levels; ++k)
+    membranes[k].start(a.state ? load_tile<Full>(a.state + k * step + at, count) : zeros());
   for (int64_t t = 0; t < a.timesteps; ++t) {
     const int64_t here = t * step + at;
-    Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count), fired = zeros();
+    Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count), fired;
     for (int i = 0; i < kVecs; ++i)
       y.v[i] = (y.v[i] - norm.mean.v[i]) * norm.factor.v[i] * norm.weight.v[i] + norm.bias.v[i];
     if (s.before) {
       const Tile add = load_tile<Full>(s.before + here, count);
       for (int i = 0; i < kVecs; ++i) y.v[i] = y.v[i] + add.v[i];
     }
-    for (int k = 0; k < neurons.levels(); ++k) {
+    for (int i = 0; i < kVecs; ++i) fired.v[i] = splat(static_cast<float>(levels));
+    for (int k = 0; k < levels; ++k) {
       for (int i = 0; i < kVecs; ++i) {
-        const Vec u = neurons.decay * carry[k].v[i] + y.v[i];
-        const Mask fires = u > neurons.thresholds[k];
-        fired.v[i] += fires ? splat(1) : splat(0);
-        carry[k].v[i] = fires ? splat(0) : u;
+        membranes[k].step(i, neurons.decay, y.v[i], neurons.thresholds[k]);
+        fired.v[i] = less_one(fired.v[i], membranes[k].silent[i]);
       }
     }
     if (K == 0) fired = y;
@@ -466,23 +507,24 @@ inline void forward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& n
     store_tile<Full>(s.out + here, fired, count);
   }
   if (a.state_out)
-    for (int k = 0; k < neurons.levels(); ++k) store_tile<Full>(a.state_out + k * step + at, carry[k], count);
+    for (int k = 0; k < levels; ++k) store_tile<Full>(a.state_out + k * step + at, membranes[k].state(), count);
 }
 
 template <int K, class S>
 void forward(const Args& a) {
   const Grid g(a);
   const NormTables tables(a, g);
-  const Neurons<K> neurons(a);
-  const Tensors<S> tensors(a, g);
   in_parallel(g.units, a.threads, [&](int64_t index) {
+    const Args own = a;  // nothing that is stored can change these, so that they may stay in registers
+    const Neurons<K> neurons(own);
+    const Tensors<S> tensors(own, g);
     const Unit unit = unit_at(g, index);
     each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
       const TileNorm norm(tables, unit, c);
       if (count == kTile)
-        forward_tile<K, true>(a, tensors, neurons, norm, g.step, at, count);
+        forward_tile<K, true>(own, tensors, neurons, norm, g.step, at, count);
       else
-        forward_tile<K, false>(a, tensors, neurons, norm, g.step, at, count);
+        forward_tile<K, false>(own, tensors, neurons, norm, g.step, at, count);
     });
   });
 }
@@ -527,8 +569,9 @@ inline void backward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& 
                           double* product) {
   const int levels = neurons.levels();
   const int64_t slot = (levels + 1) * kTile;  // x - μ, then u_k, of one time step
-  Tile delta[Neurons<K>::kStored];            // forward: the carried membrane; backward: ∂L/∂carry
-  for (int k = 0; k < levels; ++k) delta[k] = a.state ? load_tile<Full>(a.state + k * step + at, count) : zeros();
+  Membranes membranes[Neurons<K>::kStored];
+  for (int k = 0; k < levels; ++k)
+    membranes[k].start(a.state ? load_tile<Full>(a.state + k * step + at, count) : zeros());
   for (int64_t t = 0; t < a.timesteps; ++t) {
     const int64_t here = t * step + at;
     Tile y = load_tile<Full>(s.x + t * s.x_stride + at, count);
@@ -543,27 +586,27 @@ inline void backward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& 
     }
     for (int k = 0; k < levels; ++k) {
       for (int i = 0; i < kVecs; ++i) {
-        const Vec u = neurons.decay * delta[k].v[i] + y.v[i];
-        store(memory + t * slot + (k + 1) * kTile + i * kLanes, u);
-        delta[k].v[i] = u > neurons.thresholds[k] ? splat(0) : u;
+        membranes[k].step(i, neurons.decay, y.v[i], neurons.thresholds[k]);
+        store(memory + t * slot + (k + 1) * kTile + i * kLanes, membranes[k].u[i]);
       }
     }
   }
 
+  Tile delta[Neurons<K>::kStored];  // ∂L/∂carry
   for (int k = 0; k < levels; ++k)
     delta[k] = a.grad_state_out ? load_tile<Full>(a.grad_state_out + k * step + at, count) : zeros();
   Tile sums = zeros(), products = zeros();
   for (int64_t t = a.timesteps - 1; t >= 0; --t) {
     const int64_t here = t * step + at;
     const Tile grad = load_tile<Full>(s.grad + here, count);
-    Tile dy = K == 0 ? grad : zeros();
+    Tile dy = grad;
     for (int k = 0; k < levels; ++k) {
       for (int i = 0; i < kVecs; ++i) {
         const Vec u = load(memory + t * slot + (k + 1) * kTile + i * kLanes), v = u - neurons.thresholds[k];
         const Vec carried = delta[k].v[i], kept = v > 0 ? splat(0) : carried;
         const Vec pull = Reset ? fused(-u, carried, grad.v[i]) : grad.v[i];
         const Vec d = surrogate(v, pull, kept);
-        dy.v[i] += d;
+        dy.v[i] = k == 0 ? d : dy.v[i] + d;
         delta[k].v[i] = neurons.decay * d;
       }
     }
@@ -620,7 +663,7 @@ void finish(const Args& a) {
   std::vector<float> offsets(a.channels), tilts(a.channels);
   for (int64_t c = 0; c < a.channels; ++c) {
     const double sum = a.sums[c], product = a.sums[a.channels + c];
-    const double std = std_of(a, c);
+    const double std = a.root[c];
     const bool constant = a.var[c] < std::numeric_limits<float>::min();
     offsets[c] = static_cast<float>(-steps * slope_of(c) * sum / n);
     tilts[c] = constant ? 0.0f : static_cast<float>(-steps * slope_of(c) * product / ((std + a.eps) * n * std));
@@ -646,28 +689,30 @@ template <int K, class S, class Surrogate, bool Reset>
 void backward_pass(const Args& a) {
   const Grid g(a);
   const NormTables tables(a, g);
-  const Neurons<K> neurons(a);
-  const Tensors<S> tensors(a, g);
-  const Surrogate surrogate(a.width);
   Sums sums(g);
   in_parallel(g.units, a.threads, [&](int64_t index) {
+    const Args own = a;  // as in `forward`
+    const Neurons<K> neurons(own);
+    const Tensors<S> tensors(own, g);
+    const Surrogate surrogate(own.width);
     const Unit unit = unit_at(g, index);
     float* memory = scratch(a.timesteps * (a.levels + 1) * kTile);
     sums.gather(index, [&](double* sum, double* product) {
       each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
         const TileNorm norm(tables, unit, c);
         if (count == kTile)
-          backward_tile<K, true, Reset>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
+          backward_tile<K, true, Reset>(own, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
         else
-          backward_tile<K, false, Reset>(a, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
+          backward_tile<K, false, Reset>(own, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
       });
     });
   });
-  for (int64_t c = 0; c < a.channels && a.sums; ++c) {
-    double &sum = a.sums[c], &product = a.sums[a.channels + c];
-    sums.of_channel(c, sum, product);
-    if (a.grad_weight) a.grad_weight[c] = static_cast<float>(product * factor_of(a, c));
-    if (a.grad_bias) a.grad_bias[c] = static_cast<float>(sum);
+  if (!a.sums) return;
+  const std::vector<double> totals = sums.totals();
+  std::copy(totals.begin(), totals.end(), a.sums);
+  for (int64_t c = 0; c < a.channels; ++c) {
+    if (a.grad_weight) a.grad_weight[c] = static_cast<float>(totals[a.channels + c] * factor_of(a, c));
+    if (a.grad_bias) a.grad_bias[c] = static_cast<float>(totals[c]);
   }
 }
 
@@ -780,20 +825,22 @@ inline void fire_tile(const FireArgs& a, const Neurons<K>& neurons, const float*
   const Tile scale = load_tile<true>(scales, kTile), bias = load_tile<true>(biases, kTile);
   const int64_t stride = a.shared_input ? 0 : a.values;
   const int bytes = Full ? kTile : count;
-  Tile carry[Neurons<K>::kStored];
-  for (int k = 0; k < neurons.levels(); ++k)
-    carry[k] = a.state ? load_tile<Full>(a.state + k * a.values + at, count) : zeros();
+  const int levels = neurons.levels();
+  Membranes membranes[Neurons<K>::kStored];
+  for (int k = 0; k < levels; ++k)
+    membranes[k].start(a.state ? load_tile<Full>(a.state + k * a.values + at, count) : zeros());
   for (int64_t t = 0; t < a.timesteps; ++t) {
     const int64_t here = t * a.values + at;
     Tile y = load_tile<Full>(a.sums + t * stride + at, count);
-    Mask fired[kVecs] = {};
-    for (int i = 0; i < kVecs; ++i) y.v[i] = y.v[i] * scale.v[i] + bias.v[i];
-    for (int k = 0; k < neurons.levels(); ++k) {
+    Mask fired[kVecs];
+    for (int i = 0; i < kVecs; ++i) {
+      y.v[i] = y.v[i] * scale.v[i] + bias.v[i];
+      fired[i] = Mask{} + levels;
+    }
+    for (int k = 0; k < levels; ++k) {
       for (int i = 0; i < kVecs; ++i) {
-        const Vec u = neurons.decay * carry[k].v[i] + y.v[i];
-        const Mask fires = u > neurons.thresholds[k];
-        fired[i] -= fires;
-        carry[k].v[i] = fires ? splat(0) : u;
+        membranes[k].step(i, neurons.decay, y.v[i], neurons.thresholds[k]);
+        fired[i] = less_one(fired[i], membranes[k].silent[i]);
       }
     }
     TileBytes spikes = narrow(fired);
@@ -801,7 +848,7 @@ inline void fire_tile(const FireArgs& a, const Neurons<K>& neurons, const float*
     std::memcpy(a.out + here, &spikes, bytes);
   }
   if (a.state_out)
-    for (int k = 0; k < neurons.levels(); ++k) store_tile<Full>(a.state_out + k * a.values + at, carry[k], count);
+    for (int k = 0; k < levels; ++k) store_tile<Full>(a.state_out + k * a.values + at, membranes[k].state(), count);
 }
 
 constexpr int64_t kFireJob = 1 << 12;  // a multiple of kTile

@@ -17,12 +17,12 @@ struct Args {
   int64_t shared_input;  // x holds one time step, which stands for all of them
   int64_t bf16, training, threads;
   int64_t levels, surrogate, detach_reset;  // levels = 0: the norm alone
-  double decay, width, eps;
+  double decay, width, eps, scale;
   double thresholds[kMaxLevels];
 
   const void* x;
-  float *mean, *var;                     // written by `stats`, read by the others; null: no norm
-  const float *factor, *weight, *bias;  // factor = scale / (sqrt(var) + eps), as torch rounds it: its roots are not IEEE's
+  float *mean, *var;                   // written by `stats`, read by the others; null: no norm
+  const float *root, *weight, *bias;  // root = sqrt(var), as torch rounds it, which is not IEEE's way
   const void *add_before, *add_after;
   const float* state;
   void* out;
