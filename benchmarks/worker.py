@@ -106,6 +106,9 @@ class _Desk:
     def __init__(self, contestant: Any, threads: int, precise: bool):
         import torch
 
+        from multifire.runtime import keep_freed_memory
+
+        keep_freed_memory()  # for every contestant, as the command line of multifire does
         torch.set_num_threads(threads)
         from benchmarks import contestants
 

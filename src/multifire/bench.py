@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from multifire import datasets, ops
 from multifire.config import RunConfig, from_json, to_json
 from multifire.nn import kept_for_backward, model_from_config
-from multifire.runtime import autocast, describe_machine, peak_resident, pick_device
+from multifire.runtime import autocast, describe_machine, keep_freed_memory, peak_resident, pick_device
 from multifire.train import make_optimizer, train_step
 
 KINDS = {
@@ -220,4 +220,5 @@ def _print_peak() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     _print_peak()

@@ -20,6 +20,7 @@ from multifire import __version__
 from multifire.config import DataConfig, RunConfig, TrainOptions, nearest, parse_model_name, unknown
 from multifire.progress import CONSOLE, Bar
 from multifire.recipes import RECIPES, count_parameters, get_recipe
+from multifire.runtime import keep_freed_memory
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_log()
     argv = sys.argv[1:] if argv is None else list(argv)
     _share_the_cores()
+    keep_freed_memory()
     try:
         overridable = {"train": _train, "bench": _bench, "sweep": _sweep}
         if argv and argv[0] in overridable:  # their overrides are tyro's to parse

@@ -249,6 +249,22 @@ def peak_resident() -> int:
     return int(status["VmHWM"].split()[0]) * 1024
 
 
+def keep_freed_memory() -> None:
+    """Have malloc keep what tensors free for the next ones, where it is glibc's and the user has not set it up.
+
+    Left alone it gives tensors of some megabytes back to the system and asks for them anew, in every step, and the
+    system clears every page: of a training step of dvs-gesture in bf16 that took a fifth (two cores).
+    """
+    theirs = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"}
+    if theirs & os.environ.keys() or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        malloc_option = ctypes.CDLL(None).mallopt
+        malloc_option(mmap_threshold, 32 << 20)  # the most that glibc allows
+        malloc_option(trim_threshold, 2**31 - 1)
+
+
 def give_back_memory() -> None:
     """Return what malloc keeps free to the system, where that is glibc's; it keeps more with every change of sizes."""
     with contextlib.suppress(OSError, AttributeError):

@@ -1,0 +1,41 @@
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import resource
+import sys
+from multifire.runtime import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def use():
+    held = [b"1" * (8 << 20) for _ in range(6)]  # as a step's tensors, freed at its end
+for _ in range(3):
+    use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PAGES = 5 * (48 << 20) // 4096
+
+
+def faults(mode: str, **env: str) -> int:
+    """Pages that the system had to hand out while 48 MiB were used five times, after a warm-up."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, mode], env=clean | env, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set up")
+def test_freed_memory_is_used_again_unless_the_user_has_set_malloc_up():
+    mapped = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+    assert faults("leave") > PAGES / 2
+    assert faults("keep", **mapped) > PAGES / 2
+    assert faults("keep") < PAGES / 100
