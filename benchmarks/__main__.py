@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,10 +207,14 @@ def cifar10(part: str, args) -> tuple[Sequence[str], list[dict]]:
 
 
 def everybody(case: Case, args) -> list[Contestant]:
-    """Ours first, then the floor, both in every precision, then the reference and the peers."""
+    """Ours first, then the floor, both in every precision, then the reference and the peers.
+
+    All keep freed memory, for which only multifire's command line sees to it; the fastest peer also stands as it comes.
+    """
     ours = [Contestant(name, case, precision) for precision in precisions() for name in ("multifire", "floor")]
     peers = installed()
     jelly = [fastest_spikingjelly(case, args)] if "spikingjelly" in peers else []
+    jelly += [replace(each, note="malloc as it comes", keeps_memory=False) for each in jelly]
     torch_ = [Contestant("snntorch", case)] if "snntorch" in peers else []
     compiled = [Contestant("reference", case, precision, compiled=True) for precision in precisions()]
     return [*ours, Contestant("reference", case), *compiled, *jelly, *torch_]

@@ -29,6 +29,8 @@ class Contestant:
     note: str = ""
     preload: str = ""
     """A library to load before all others: another malloc."""
+    keeps_memory: bool = True
+    """Whether malloc keeps what is freed, as it does under the command line of multifire."""
 
     @property
     def settings(self) -> str:

@@ -41,7 +41,10 @@ def main() -> None:
     folded = fold(model)
     x = next(iter(batches.epoch(0)))[0]
     session = onnxruntime.InferenceSession(onnx_graph(folded, (x.shape[3], x.shape[4])).SerializeToString())
-    program = torch.export.export(fold(load_model(run.checkpoint(run.headline()), "reference")[0]), (x,)).module()
+    program = torch.export.export(model, (x,)).module()
+    folded_program = torch.export.export(
+        fold(load_model(run.checkpoint(run.headline()), "reference")[0]), (x,)
+    ).module()
 
     def other_layout(x: Tensor) -> Tensor:
         return rows(x.contiguous())
@@ -58,8 +61,9 @@ def main() -> None:
         "evaluation": model,
         "evaluation, other memory layout": other_layout,
         "evaluation, oneDNN off": other_convolutions,
-        "folded": folded,
         "torch.export": program,
+        "folded": folded,
+        "torch.export, folded, reference backend": folded_program,
         "ONNX Runtime": lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0]),
         "int8": quantise_network(model, cfg.model, data.info.events),
     }

@@ -108,7 +108,8 @@ class _Desk:
 
         from multifire.runtime import keep_freed_memory
 
-        keep_freed_memory()  # for every contestant, as the command line of multifire does
+        if contestant.keeps_memory:
+            keep_freed_memory()
         torch.set_num_threads(threads)
         from benchmarks import contestants
 
