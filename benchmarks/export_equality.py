@@ -10,6 +10,7 @@ int8 is another network, with rounded weights, and stands beside them for compar
 
 import argparse
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def main() -> None:
     run = RunFolder(args.run)
     model, cfg = load_model(run.checkpoint(run.headline()))
     data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
-    size = 50
     samples = data.test if args.split == "test" else data.train
+    size = math.gcd(min(len(samples), args.limit), 50)  # whole batches: torch.export's programs take one size
     batches = make_batches(samples, data.info, cfg.data, batch_size=size, device=torch.device("cpu"), shuffle=False)
     folded = fold(model)
     x = next(iter(batches.epoch(0)))[0]

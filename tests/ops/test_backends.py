@@ -1,5 +1,6 @@
 """Every fused backend equals the reference: outputs to the last bit on a dyadic grid, gradients to 1e-5."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -248,3 +249,41 @@ def test_results_repeat(backend):
     first, second = run(case, backend), run(case, backend)
     for name, grad in first.grads.items():
         assert torch.equal(grad, second.grads[name]), name
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_statistics_that_move_before_the_gradients_are_asked_for(backend, inference):
+    """As where a loss takes an evaluation and a training pass through the same norm."""
+
+    def gradient(backend: str) -> torch.Tensor:
+        x, weight, bias = grid(3, 2, 5, 4, 4).requires_grad_(), torch.rand(5), torch.rand(5)
+        with torch.inference_mode(inference):  # statistics of which autograd may keep nothing
+            mean, var = torch.zeros(5), torch.ones(5)
+        out, _ = ops.tdbn_mlf(x, weight, bias, mean, var, training=False, backend=backend)
+        with torch.inference_mode(inference):
+            mean.add_(1.0)
+            var.mul_(2.0)
+        out.sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    torch.manual_seed(0)
+    want = gradient("reference")
+    torch.manual_seed(0)
+    assert torch.allclose(gradient(backend), want, rtol=1e-5, atol=1e-6)
+    assert want.any()
+
+
+def test_a_second_derivative_is_refused_and_not_taken_for_zero(backend):
+    x = grid(3, 2, 5, 4, 4).requires_grad_()
+    out, _ = ops.mlf(x, surrogate="atan", backend=backend)
+    (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="reference"):
+        slope.square().sum().backward()
+
+
+def test_a_module_that_is_loaded_again_replaces_its_op(backend):
+    x = grid(3, 4)
+    again = importlib.reload(ops.BACKENDS[backend])
+    out, _ = again.mlf(x, (0.5,), 0.25, surrogate="rect", width=1.0, detach_reset=False, state=None)
+    assert torch.equal(out, ops.mlf(x, (0.5,), 0.25, backend="reference")[0])

@@ -287,7 +287,8 @@ def _register(name: str, backend: Backend, device_types: str | None) -> Any:
         _, _, own_mean, own_var, values = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(own_mean, own_var, values)
-        mean, var = own_mean if mean is None else mean, own_var if var is None else var
+        # Running statistics may move before the gradients are asked for, hence the copies.
+        mean, var = own_mean if mean is None else mean.clone(), own_var if var is None else var.clone()
         ctx.save_for_backward(x, weight, bias, mean, var, add_before, state)
         ctx.options = options
 
@@ -303,22 +304,39 @@ def _register(name: str, backend: Backend, device_types: str | None) -> Any:
             grad_out if need_after else None, grad_initial, *[None] * len(rest),
         )  # fmt: skip
 
-    op = _define(name, forward, fake_forward, device_types)
-    op_backward = _define(f"{name}_backward", backward, fake_backward, device_types)
-    torch.library.register_autograd(f"multifire::{name}", differentiate, setup_context=setup_context)
+    def refuse(ctx, *_):
+        raise NotImplementedError('the fused backends have no second derivatives; compute with backend="reference"')
+
+    op = _define(name, forward, fake_forward, device_types, differentiate, setup_context)
+    op_backward = _define(f"{name}_backward", backward, fake_backward, device_types, refuse)
     return op
 
 
-def _define(name: str, body: Callable, fake: Callable, device_types: str | None) -> Any:
+# Kept where torch keeps the ops, so that a module that is loaded again replaces its own.
+_libraries: dict[str, torch.library.Library] = vars(torch.ops.multifire).setdefault("_libraries", {})
+
+
+def _define(
+    name: str,
+    body: Callable,
+    fake: Callable,
+    device_types: str | None,
+    differentiate: Callable,
+    setup_context: Callable | None = None,
+) -> Any:
     """The op multifire::NAME of an annotated function; `fake` gives what it returns, unfilled.
 
     These are torch.library.custom_op's own parts, without the checks in Python that it wraps around every call.
     """
+    _libraries.pop(name, None)
+    library = _libraries[name] = torch.library.Library("multifire", "FRAGMENT")
     qualified = f"multifire::{name}"
-    schema = torch.library.infer_schema(body, mutates_args=())
-    torch.library.define(qualified, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(qualified, device_types or "default", body)
-    torch.library.register_fake(qualified, fake)
+    torch.library.define(
+        qualified, torch.library.infer_schema(body, mutates_args=()), lib=library, tags=torch.Tag.pt2_compliant_tag
+    )
+    torch.library.impl(qualified, device_types or "default", body, lib=library)
+    torch.library.register_fake(qualified, fake, lib=library)
+    torch.library.register_autograd(qualified, differentiate, setup_context=setup_context, lib=library)
     return getattr(torch.ops.multifire, name).default
 
 
