@@ -331,10 +331,8 @@ def _define(
     _libraries.pop(name, None)
     library = _libraries[name] = torch.library.Library("multifire", "FRAGMENT")
     qualified = f"multifire::{name}"
-    torch.library.define(
-        qualified, torch.library.infer_schema(body, mutates_args=()), lib=library, tags=torch.Tag.pt2_compliant_tag
-    )
-    torch.library.impl(qualified, device_types or "default", body, lib=library)
+    library.define(name + torch.library.infer_schema(body, mutates_args=()), tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, body, "CompositeExplicitAutograd" if device_types is None else device_types.upper())
     torch.library.register_fake(qualified, fake, lib=library)
     torch.library.register_autograd(qualified, differentiate, setup_context=setup_context, lib=library)
     return getattr(torch.ops.multifire, name).default
