@@ -209,7 +209,7 @@ def cifar10(part: str, args) -> tuple[Sequence[str], list[dict]]:
 def everybody(case: Case, args) -> list[Contestant]:
     """Ours first, then the floor, both in every precision, then the reference and the peers.
 
-    All keep freed memory, for which only multifire's command line sees to it; the fastest peer also stands as it comes.
+    All keep freed memory, to which only multifire's command line sees; the fastest peer also stands as it comes.
     """
     ours = [Contestant(name, case, precision) for precision in precisions() for name in ("multifire", "floor")]
     peers = installed()

@@ -223,8 +223,9 @@ the worst of all parameters' gradients. The kernels themselves take no float64; 
 reference, bit for bit."""
 
 _PEERS = """The same network, with the same weights and the same batch. "Ours" is multifire in fp32; × ours is how many
-times as long a run took as its. A first call includes the compiler's work where there is one. Processors without bf16
-convolutions have no bf16 lines."""
+times as long a run took as its. Every process keeps the memory that it frees, to which only multifire's command line
+sees by itself; SpikingJelly also stands with malloc as it comes. A first call includes the compiler's work where there
+is one. Processors without bf16 convolutions have no bf16 lines."""
 
 _MALLOC = """What is alive at the peak of a step is much less than what the process holds: glibc's malloc (2.36 here)
 leaves holes between tensors: for aligned memory it looks for a place 96 bytes larger than what it then takes, so that a

@@ -1,9 +1,9 @@
 // The kernels, written on the compiler's portable vectors and compiled once for each instruction set (see CMakeLists.txt):
 // MULTIFIRE_ISA names the build, MULTIFIRE_LANES is its number of floats in a register.
 //
-// Memory traffic is what costs, so each pass takes a tile of kTile neighbouring values (one or two cache lines) through all
-// time steps with the membranes in registers. Nothing here may be contracted to a fused multiply-add: a spike is a step, and
-// it must fall where the reference's falls.
+// Every pass over memory costs, and so does the arithmetic of K levels: each pass takes a tile of kTile neighbouring values
+// (one or two cache lines) through all time steps with the membranes in registers. Nothing here may be contracted to a fused
+// multiply-add: a spike is a step, and it must fall where the reference's falls.
 
 #include <algorithm>
 #include <atomic>
