@@ -282,6 +282,22 @@ def test_a_second_derivative_is_refused_and_not_taken_for_zero(backend):
         slope.square().sum().backward()
 
 
+@pytest.mark.parametrize("tangent_of", ["x", "weight", "add_after", "state"])
+def test_a_forward_mode_derivative_is_refused_and_not_taken_for_zero(backend, tangent_of):
+    given = {name: grid(3, 2, 5, 4, 4) for name in ("x", "add_after", "state")} | {"weight": torch.ones(5)}
+
+    def spikes(moved):
+        tensors = {**given, tangent_of: moved}
+        x, weight = tensors.pop("x"), tensors.pop("weight")
+        out, _ = ops.tdbn_mlf(
+            x, weight, None, torch.zeros(5), torch.ones(5), training=False, backend=backend, **tensors
+        )
+        return out
+
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(spikes, (given[tangent_of],), (torch.ones_like(given[tangent_of]),))
+
+
 def test_a_module_that_is_loaded_again_replaces_its_op(backend):
     x = grid(3, 4)
     again = importlib.reload(ops.BACKENDS[backend])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from multifire.ops import collective, reference
 
@@ -111,6 +112,7 @@ class FusedOps:
         state: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Multi-level firing over time; see `multifire.ops.mlf`."""
+        _refuse_tangents(x, state)
         out, last, *_ = self.op(
             x, None, None, None, None, None, None, _float(state), x.shape[0], False, False, 0.0, 1.0,
             thresholds, decay, surrogate, width, detach_reset, True,
@@ -164,6 +166,7 @@ class FusedOps:
         timesteps: int,
     ) -> tuple[Tensor, Tensor | None]:
         """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
+        _refuse_tangents(x, weight, bias, add_before, add_after, state)
         dtype = x.dtype
         if any(add is not None and add.dtype != dtype for add in (add_before, add_after)):
             x, add_before, add_after = x.float(), _float(add_before), _float(add_after)
@@ -176,6 +179,17 @@ class FusedOps:
         if training and running_mean is not None and running_var is not None:
             reference.move_running(running_mean, running_var, mean, var, values, momentum)
         return out.to(dtype), new_state if return_state else None
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """torch would lose them at a custom op without a word, and a derivative come out as zero."""
+    if torch.compiler.is_compiling():  # which has no forward mode
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "the fused backends have no forward-mode derivatives (torch.func.jvp, jacfwd); use backward, or for tdbn "
+            'alone backend="reference"'
+        )
 
 
 def _float(x: Tensor | None) -> Tensor | None:
