@@ -229,7 +229,7 @@ class Peer(nn.Module):
         if self.input_norm is not None:
             x_TNCHW = self.v_threshold * self.input_norm(x_TNCHW)
         x_TNCHW = self.stages(self.stem(x_TNCHW, still=self.still))
-        logits_TNK = self.voting(x_TNCHW.mean((3, 4)))
+        logits_TNK = self.voting(x_TNCHW.permute(0, 1, 3, 4, 2).mean((2, 3)))  # its gradient channels-last, as in ours
         return logits_TNK if per_step else logits_TNK.mean(0)
 
 

@@ -100,7 +100,12 @@ class SpikingResNet(nn.Module):
                 x_TNCHW = checkpoint(_run_stage, stage, x_TNCHW, None, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportAssignmentType]
             else:
                 x_TNCHW = _run_stage(stage, x_TNCHW, stream)
-        return self.voting(x_TNCHW.mean((3, 4)))
+        return self.voting(_pool(x_TNCHW))
+
+
+def _pool(x_TNCHW: Tensor) -> Tensor:
+    """The mean over rows and columns, whose gradient comes channels-last, as the convolutions' outputs are."""
+    return x_TNCHW.permute(0, 1, 3, 4, 2).mean((2, 3))
 
 
 def _run_stage(stage: nn.Module, x_TNCHW: Tensor, stream: Stream | None) -> Tensor:

@@ -74,6 +74,27 @@ inline HalfBits narrow(Bits bits) {
 #endif
 }
 
+// The low bytes of integers.
+inline Bytes narrow(Mask whole) {
+#if defined(__AVX512F__)
+  return (Bytes)_mm512_cvtepi32_epi8((__m512i)whole);
+#else
+  return __builtin_convertvector(whole, Bytes);
+#endif
+}
+
+inline bool any(Mask lanes) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)lanes, (__m512i)lanes) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)lanes, (__m256i)lanes);
+#else
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (lanes[lane]) return true;
+  return false;
+#endif
+}
+
 // a·b + c, rounded once where the processor can. For gradients and sums alone: spikes must round as the reference does.
 inline Vec fused(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
@@ -765,12 +786,10 @@ bool pack(const S* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
         wrong |= (__builtin_convertvector(whole, Vec) != value) | ((whole & ~P::kMost) != 0);
         held |= whole << (way * kBits);
       }
-      const Bytes narrow = __builtin_convertvector(held, Bytes);
-      std::memcpy(bytes + byte + lane, &narrow, sizeof narrow);
+      const Bytes low = narrow(held);
+      std::memcpy(bytes + byte + lane, &low, sizeof low);
     }
-    bool any = false;
-    for (int lane = 0; lane < kLanes; ++lane) any |= wrong[lane] != 0;
-    if (any) exact = false;
+    if (any(wrong)) exact = false;
   });
   return exact;
 }
@@ -782,9 +801,9 @@ void unpack(const uint8_t* bytes, S* spikes, int64_t count, int64_t threads) {
     S padded[P::kBlock];
     S* to = values < P::kBlock ? padded : spikes + at;
     for (int lane = 0; lane < kGroup; lane += kLanes) {
-      Bytes narrow;
-      std::memcpy(&narrow, bytes + byte + lane, sizeof narrow);
-      const Mask held = widen(narrow);
+      Bytes low;
+      std::memcpy(&low, bytes + byte + lane, sizeof low);
+      const Mask held = widen(low);
       for (int way = 0; way < P::kWays; ++way)
         store(to + way * kGroup + lane, __builtin_convertvector(held >> (way * kBits) & P::kMost, Vec));
     }
@@ -799,7 +818,7 @@ inline TileBytes narrow(const Mask (&tile)[kVecs]) {
   TileBytes bytes;
 #if defined(__AVX512F__)
   for (int i = 0; i < kVecs; ++i) {
-    const __m128i part = _mm512_cvtepi32_epi8((__m512i)tile[i]);
+    const Bytes part = narrow(tile[i]);
     std::memcpy(reinterpret_cast<char*>(&bytes) + i * kLanes, &part, kLanes);
   }
 #elif defined(__AVX2__)
