@@ -44,6 +44,17 @@ def test_reference_keeps_many_more_bytes():
     assert kept.bytes_per_neuron_step > 20
 
 
+def spiking_and_plain(kernel: int, stride, largest: float) -> tuple[SpikeConv2d, torch.nn.Conv2d, Tensor]:
+    """A spiking and a plain convolution of the same weights, and spikes for them, one of which is `largest`."""
+    torch.manual_seed(0)
+    x = torch.randint(0, 4, (3, 5, 9, 7)).double()
+    x[0, 0, 0, 0] = largest
+    conv = SpikeConv2d(5, 6, kernel, stride, padding=kernel // 2, bias=False).to(memory_format=torch.channels_last)
+    plain = torch.nn.Conv2d(5, 6, kernel, stride, padding=kernel // 2, bias=False)
+    plain.weight = conv.weight
+    return conv, plain, x
+
+
 def conv_gradients(conv: torch.nn.Conv2d, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
     x = x.to(dtype).to(memory_format=torch.channels_last).requires_grad_()
     weight = conv.weight.to(dtype)
@@ -57,12 +68,7 @@ def conv_gradients(conv: torch.nn.Conv2d, x: Tensor, dtype: torch.dtype) -> list
 @pytest.mark.parametrize("largest", [3, 15, 255, 256, 0.5])
 def test_packed_convolution_has_the_plain_gradients(dtype, stride, largest):
     """256 and 0.5 do not fit a byte: the input is then kept as it is."""
-    torch.manual_seed(0)
-    x = torch.randint(0, 4, (3, 5, 9, 7)).double()
-    x[0, 0, 0, 0] = largest
-    conv = SpikeConv2d(5, 6, 3, stride, padding=1, bias=False).to(memory_format=torch.channels_last)
-    plain = torch.nn.Conv2d(5, 6, 3, stride, padding=1, bias=False)
-    plain.weight = conv.weight
+    conv, plain, x = spiking_and_plain(3, stride, largest)
     for got, want in zip(conv_gradients(conv, x, dtype), conv_gradients(plain, x, dtype), strict=True):
         assert torch.equal(got, want)
 
@@ -71,12 +77,7 @@ def test_packed_convolution_has_the_plain_gradients(dtype, stride, largest):
 @pytest.mark.parametrize("stride", [2, 3, (2, 1)])
 @pytest.mark.parametrize("largest", [3, 0.5])
 def test_strided_pointwise_convolution_has_the_plain_gradients(dtype, stride, largest):
-    torch.manual_seed(0)
-    x = torch.randint(0, 4, (3, 5, 9, 7)).double()
-    x[0, 0, 0, 0] = largest
-    conv = SpikeConv2d(5, 6, 1, stride, bias=False).to(memory_format=torch.channels_last)
-    plain = torch.nn.Conv2d(5, 6, 1, stride, bias=False)
-    plain.weight = conv.weight
+    conv, plain, x = spiking_and_plain(1, stride, largest)
     want = conv_gradients(plain, x, torch.float64)  # in float32 the plain one may write past its memory, see nn/conv.py
     for got, wanted in zip(conv_gradients(conv, x, dtype), want, strict=True):
         torch.testing.assert_close(got, wanted, check_dtype=False, rtol=1e-5, atol=1e-5)

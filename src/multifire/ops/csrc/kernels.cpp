@@ -816,18 +816,16 @@ typedef uint8_t TileBytes __attribute__((vector_size(kTile)));
 // The low bytes of a tile of integers.
 inline TileBytes narrow(const Mask (&tile)[kVecs]) {
   TileBytes bytes;
-#if defined(__AVX512F__)
-  for (int i = 0; i < kVecs; ++i) {
-    const Bytes part = narrow(tile[i]);
-    std::memcpy(reinterpret_cast<char*>(&bytes) + i * kLanes, &part, kLanes);
-  }
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
   const __m256i low = _mm256_packs_epi32((__m256i)tile[0], (__m256i)tile[1]);
   const __m256i high = _mm256_packs_epi32((__m256i)tile[2], (__m256i)tile[3]);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing works within each half of a register
   bytes = (TileBytes)_mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
 #else
-  for (int i = 0; i < kTile; ++i) bytes[i] = static_cast<uint8_t>(tile[i / kLanes][i % kLanes]);
+  for (int i = 0; i < kVecs; ++i) {
+    const Bytes part = narrow(tile[i]);
+    std::memcpy(reinterpret_cast<char*>(&bytes) + i * kLanes, &part, sizeof part);
+  }
 #endif
   return bytes;
 }
