@@ -109,7 +109,7 @@ class _Desk:
         from multifire.runtime import keep_freed_memory
 
         if contestant.keeps_memory:
-            keep_freed_memory()
+            keep_freed_memory(after_first_step=True)
         torch.set_num_threads(threads)
         from benchmarks import contestants
 

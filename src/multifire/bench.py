@@ -220,5 +220,5 @@ def _print_peak() -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
+    keep_freed_memory(after_first_step=True)
     _print_peak()

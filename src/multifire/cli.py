@@ -525,6 +525,7 @@ def _run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
     info = get_info(cfg.data.name)
     if info.events:
         _prepare(cfg.data)
+    keep_freed_memory(after_first_step=True)
     summary = train(cfg, out, options)
     if CONSOLE.quiet:
         return 0

@@ -31,6 +31,7 @@ from multifire.config import DataConfig, OptimConfig, RunConfig, TrainOptions, s
 from multifire.datasets.loader import Batches, EventBatches, make_batches
 from multifire.evaluate import Evaluation, evaluate
 from multifire.nn import SpikingResNet, TdBatchNorm2d, model_from_config
+from multifire.optim import SGD
 from multifire.processes import ALONE, Processes, device_name, joined, restarted
 from multifire.progress import Bar, format_seconds
 from multifire.runs import RunFolder
@@ -46,6 +47,7 @@ from multifire.runtime import (
     log,
     pick_device,
     ran_out,
+    step_done,
 )
 from multifire.schedule import learning_rate
 
@@ -136,7 +138,7 @@ def set_up(cfg: RunConfig, run: RunFolder, options: TrainOptions, processes: Pro
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """SGD over the model's parameters."""
     groups = parameter_groups(model, optim)
-    return torch.optim.SGD(groups, optim.lr, optim.momentum, weight_decay=optim.weight_decay, fused=True)
+    return SGD(groups, optim.lr, optim.momentum, optim.weight_decay)
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -307,6 +309,7 @@ def train_step(
     else:
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)
+    step_done()
     return Step(sums, norms)
 
 

@@ -18,7 +18,9 @@ MakeNeuron = Callable[[], MLF]
 
 def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
     """The convolution at every time step, T folded into the batch."""
-    return conv(x_TNCHW.flatten(0, 1)).unflatten(0, x_TNCHW.shape[:2])
+    T, N, *shape = x_TNCHW.shape
+    out = conv(x_TNCHW.reshape(T * N, *shape))
+    return out.reshape(T, N, *out.shape[1:])
 
 
 def stands_still(x_TNCHW: Tensor) -> bool:

@@ -19,7 +19,6 @@ from multifire.ops import cpu, reference, triton
 
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
-_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 
 _log = logging.getLogger("multifire")
 _used: dict[str, None] = {}
@@ -38,14 +37,14 @@ def choose_backend(backend: str, x: Tensor, levels: int = 1) -> ModuleType:
     """
     name = os.environ.get("MULTIFIRE_BACKEND", "auto") if backend == "auto" else backend
     if name == "auto":
-        fastest_first = _AUTO.get(x.device.type, ("reference",))
-        name = next(name for name in fastest_first if BACKENDS[name].why_not(x, levels) is None)
+        fastest = "cpu" if x.is_cpu else "triton" if x.is_cuda else "reference"
+        name = fastest if BACKENDS[fastest].why_not(x, levels) is None else "reference"
     elif name not in BACKENDS:
         raise unknown("backend", name, ["auto", *BACKENDS])
     elif (reason := BACKENDS[name].why_not(x, levels)) is not None:
         raise ValueError(f"backend {name!r} cannot run here: {reason}")
     if name not in _used:
-        _announce(name, backend == "auto" and x.device.type == "cpu")
+        _announce(name, backend == "auto" and x.is_cpu)
     return BACKENDS[name]
 
 

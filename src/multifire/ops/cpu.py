@@ -5,6 +5,7 @@ Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
 """
 
 import ctypes
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ _INTEGERS = (
 )  # fmt: skip
 _FLOATS = ("decay", "width", "eps", "scale")
 _POINTERS = (
-    "x", "mean", "var", "root", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
+    "x", "mean", "var", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
     "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state", "sums",
 )  # fmt: skip
 _FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "shared_input", "levels", "threads")
@@ -62,11 +63,14 @@ def _load() -> ctypes.CDLL | None:
     if not LIBRARY.exists():
         return None
     library = ctypes.CDLL(str(LIBRARY))
-    assert hasattr(library, "multifire_fire_args_size"), f"{LIBRARY} is of an older multifire; reinstall it"
+    assert hasattr(library, "multifire_move_running"), f"{LIBRARY} is of an older multifire; reinstall it"
     for name in ("multifire_args_size", "multifire_fire_args_size"):
         getattr(library, name).restype = ctypes.c_int64
     library.multifire_isa.restype = ctypes.c_char_p
     library.multifire_use_isa.restype = ctypes.c_bool
+    library.multifire_move_running.argtypes = [
+        *[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_double, ctypes.c_double,
+    ]  # fmt: skip
     library.multifire_pack.restype = ctypes.c_bool
     for name in ("multifire_pack", "multifire_unpack"):
         getattr(library, name).argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_bool, ctypes.c_int64]
@@ -89,7 +93,7 @@ def why_not(x: Tensor, levels: int) -> str | None:
     """Why the kernel cannot compute for `x` with so many levels, or None where it can."""
     if not is_built():
         return NOT_BUILT
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x lies on {x.device.type}"
     if x.dtype not in DTYPES:
         return f"x is of {x.dtype}, expected float32 or bfloat16"
@@ -130,25 +134,25 @@ class _Kept:
     def pointer(self, x: Tensor | None, channels_last: bool) -> int | None:
         if x is None:
             return None
+        if not x.is_cpu:
+            raise ValueError(f"a tensor lies on {x.device}, expected on the CPU, where x lies")
         self._tensors.append(in_order(x, channels_last))
         return self._tensors[-1].data_ptr()
 
 
-def _measure(call: Call) -> None:
-    if call.x.shape[1] == 0:  # a process without a sample in this batch
-        return
+def _measure(call: Call) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
-    kept = _Kept()
-    _LIBRARY.multifire_stats(ctypes.byref(_args(kept, call)))
+    kept, args = _args(call)
+    if call.x.shape[1] > 0:  # else a process without a sample in this batch
+        _LIBRARY.multifire_stats(ctypes.byref(args))
+    return kept, args
 
 
-def _forward(call: Call, out: Tensor, state: Tensor | None) -> None:
+def _forward(call: Call, out: Tensor, state: Tensor | None, left: tuple[_Kept, Args] | None) -> None:
     assert _LIBRARY is not None
-    kept = _Kept()
-    args = _args(kept, call)
+    kept, args = left or _args(call)
     args.add_after = kept.pointer(call.add_after, call.channels_last)
     args.out, args.state_out = out.data_ptr(), None if state is None else state.data_ptr()
-    args.root = kept.pointer(call.root(), False)
     _LIBRARY.multifire_forward(ctypes.byref(args))
 
 
@@ -156,10 +160,9 @@ def _backward(
     call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, sums: Tensor
 ) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
-    kept = _Kept()
-    args = _args(kept, call)
+    kept, args = _args(call)
     if call.norm:
-        args.root, args.sums = kept.pointer(call.root(), False), sums.data_ptr()
+        args.sums = sums.data_ptr()
     args.grad_out = kept.pointer(grad_out, call.channels_last)
     if grad_state is not None:
         args.grad_state_out = kept.pointer(grad_state.float(), call.channels_last)
@@ -177,17 +180,33 @@ def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tup
     _LIBRARY.multifire_finish(ctypes.byref(args))
 
 
-_ops = FusedOps("tdbn_mlf_cpu", Backend(_measure, _forward, _backward, _finish), device_types="cpu")
+def _move_running(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, values: int | Tensor, momentum: float
+) -> None:
+    assert _LIBRARY is not None
+    running = (running_mean, running_var)
+    if isinstance(values, Tensor) or any(
+        not r.is_cpu or r.dtype != torch.float32 or not r.is_contiguous() for r in running
+    ):
+        reference.move_running(*running, mean, var, values, momentum)
+        return
+    tensors = (*running, mean, var)
+    unbias = values / (values - 1)
+    _LIBRARY.multifire_move_running(*(x.data_ptr() for x in tensors), mean.numel(), unbias, momentum)
+    torch.autograd.graph.increment_version(running)
+
+
+_ops = FusedOps("tdbn_mlf_cpu", Backend(_measure, _forward, _backward, _finish, _move_running), device_types="cpu")
 mlf, tdbn, tdbn_mlf = _ops.mlf, _ops.tdbn, _ops.tdbn_mlf
 
 
-def _args(kept: _Kept, call: Call) -> Args:
+def _args(call: Call) -> tuple[_Kept, Args]:
     """What forward and backward have in common."""
-    x, order = call.x, call.channels_last
-    step = x[0].numel()
+    kept, x, order = _Kept(), call.x, call.channels_last
+    step = math.prod(x.shape[1:])
     channels = x.shape[2] if call.norm else 1
     inner = x.shape[3] * x.shape[4] if call.norm and not order else 1
-    return Args(
+    return kept, Args(
         timesteps=call.timesteps,
         outer=step // max(1, channels * inner),
         channels=channels,
@@ -204,8 +223,8 @@ def _args(kept: _Kept, call: Call) -> Args:
         eps=call.eps,
         scale=call.scale,
         thresholds=(ctypes.c_double * MAX_LEVELS)(*call.thresholds),
-        mean=call.mean.data_ptr() if call.norm else None,
-        var=call.var.data_ptr() if call.norm else None,
+        mean=kept.pointer(call.mean, False) if call.norm else None,
+        var=kept.pointer(call.var, False) if call.norm else None,
         x=kept.pointer(x, order),
         weight=kept.pointer(call.weight, False),
         bias=kept.pointer(call.bias, False),
@@ -222,7 +241,7 @@ def pack(spikes: Tensor, bits: int) -> Tensor | None:
     """Integers below 2^bits, 8/bits of them to a byte, in their order in memory; None where some value is none."""
     assert _LIBRARY is not None
     blocks = -(-spikes.numel() * bits // (8 * _GROUP))
-    packed = torch.empty(blocks * _GROUP, dtype=torch.uint8)
+    packed = spikes.new_empty(blocks * _GROUP, dtype=torch.uint8)
     half, threads = spikes.dtype == torch.bfloat16, torch.get_num_threads()
     exact = _LIBRARY.multifire_pack(spikes.data_ptr(), packed.data_ptr(), spikes.numel(), bits, half, threads)
     return packed if exact else None

@@ -62,7 +62,7 @@ def _power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def _forward_pass(call: Call, out: Tensor, state: Tensor | None) -> None:
+def _forward_pass(call: Call, out: Tensor, state: Tensor | None, _left: None) -> None:
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
     factor = call.factor()
@@ -154,7 +154,7 @@ def _input_gradient(
         return
     slope = factor.double() * (1 if call.weight is None else call.weight)
     tiny = torch.finfo(torch.float32).tiny
-    std = call.var.clamp_min(tiny).sqrt().double()
+    std = reference.norm_root(call.var).double()
     offset = -steps * slope * sums[0] / values
     tilt = torch.where(call.var < tiny, 0.0, -steps * slope * sums[1] / ((std + call.eps) * values * std))
     _kernels().finish[grid.tiles](

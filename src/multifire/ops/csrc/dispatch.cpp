@@ -1,5 +1,6 @@
 // The functions that Python calls, and the choice among the builds of kernels.cpp: the widest that this processor runs.
 
+#include <cmath>
 #include <cstring>
 
 #include "mlf.h"
@@ -57,6 +58,19 @@ void multifire_forward(const multifire::Args* a) { multifire::chosen()->forward(
 void multifire_backward(const multifire::Args* a) { multifire::chosen()->backward(*a); }
 void multifire_finish(const multifire::Args* a) { multifire::chosen()->finish(*a); }
 void multifire_fire(const multifire::FireArgs* a) { multifire::chosen()->fire(*a); }
+
+// Moves running means and variances by `momentum` towards those of a batch, as torch's lerp rounds it; `unbias` = n / (n - 1).
+void multifire_move_running(float* mean_to, float* var_to, const float* mean, const float* var, int64_t channels,
+                            double unbias, double momentum) {
+  const float weight = static_cast<float>(momentum);
+  const auto move = [weight](float from, float to) {
+    return std::fabs(weight) < 0.5f ? std::fma(weight, to - from, from) : std::fma(weight - 1, to - from, to);
+  };
+  for (int64_t c = 0; c < channels; ++c) {
+    mean_to[c] = move(mean_to[c], mean[c]);
+    var_to[c] = move(var_to[c], var[c] * static_cast<float>(unbias));
+  }
+}
 
 bool multifire_pack(const void* spikes, uint8_t* bytes, int64_t count, int64_t bits, bool bf16, int64_t threads) {
   return multifire::chosen()->pack(spikes, bytes, count, bits, bf16, threads);

@@ -396,9 +396,14 @@ void stats(const Args& a) {
   }
 }
 
+bool constant(const Args& a, int64_t c) { return a.var[c] < std::numeric_limits<float>::min(); }
+
+// sqrt(var), of which a constant channel's is not quite 0.
+float root_of(const Args& a, int64_t c) { return std::sqrt(constant(a, c) ? std::numeric_limits<float>::min() : a.var[c]); }
+
 // scale / (sqrt(var) + eps), which torch computes as a reciprocal and a product.
 float factor_of(const Args& a, int64_t c) {
-  return a.root ? 1 / (a.root[c] + static_cast<float>(a.eps)) * static_cast<float>(a.scale) : 1.0f;
+  return a.var ? 1 / (root_of(a, c) + static_cast<float>(a.eps)) * static_cast<float>(a.scale) : 1.0f;
 }
 
 struct NormTables {
@@ -684,10 +689,9 @@ void finish(const Args& a) {
   std::vector<float> offsets(a.channels), tilts(a.channels);
   for (int64_t c = 0; c < a.channels; ++c) {
     const double sum = a.sums[c], product = a.sums[a.channels + c];
-    const double std = a.root[c];
-    const bool constant = a.var[c] < std::numeric_limits<float>::min();
+    const double std = root_of(a, c);
     offsets[c] = static_cast<float>(-steps * slope_of(c) * sum / n);
-    tilts[c] = constant ? 0.0f : static_cast<float>(-steps * slope_of(c) * product / ((std + a.eps) * n * std));
+    tilts[c] = constant(a, c) ? 0.0f : static_cast<float>(-steps * slope_of(c) * product / ((std + a.eps) * n * std));
   }
   const Table<float> offset(g, [&](int64_t c) { return offsets[c]; });
   const Table<float> tilt(g, [&](int64_t c) { return tilts[c]; });

@@ -21,8 +21,8 @@ struct Args {
   double thresholds[kMaxLevels];
 
   const void* x;
-  float *mean, *var;                   // written by `stats`, read by the others; null: no norm
-  const float *root, *weight, *bias;  // root = sqrt(var), as torch rounds it, which is not IEEE's way
+  float *mean, *var;  // written by `stats`, read by the others; null: no norm
+  const float *weight, *bias;
   const void *add_before, *add_after;
   const float* state;
   void* out;
