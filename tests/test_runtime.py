@@ -8,10 +8,12 @@ import pytest
 PROBE = """
 import resource
 import sys
-from multifire.runtime import keep_freed_memory
+from multifire.runtime import keep_freed_memory, step_done
 
-if sys.argv[1] == "keep":
-    keep_freed_memory()
+if sys.argv[1] != "leave":
+    keep_freed_memory(after_first_step=sys.argv[1] != "keep")
+if sys.argv[1] == "a step was done":
+    step_done()
 def use():
     held = [b"1" * (8 << 20) for _ in range(6)]  # as a step's tensors, freed at its end
 for _ in range(3):
@@ -41,3 +43,5 @@ def test_freed_memory_is_used_again_unless_the_user_has_set_malloc_up():
         pytest.skip("this system hands out memory in huge pages, so there is little to save")
     assert faults("keep", **mapped) > PAGES / 2
     assert faults("keep") < PAGES / 100
+    assert faults("no step was done") > PAGES / 2
+    assert faults("a step was done") < PAGES / 100

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import Case, assert_close_grads, assert_same_outputs, channels_last, grid, run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from multifire import ops
 from multifire.ops import cpu
@@ -81,6 +82,56 @@ def test_opcheck(training, affine, return_state):
 def test_opcheck_of_the_neuron_alone():
     args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
     torch.library.opcheck(torch.ops.multifire.tdbn_mlf_cpu.default, args)
+
+
+class Ops(TorchDispatchMode):
+    """Notes which of our ops are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "multifire":
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_who_looks_at_ops_sees_them_and_gets_the_same(training):
+    case = Case(4, 17, 3, training=training, before=True, after=True, state=True)
+    direct = run(case, "cpu")
+    with Ops() as looking:
+        seen = run(case, "cpu")
+    assert looking.seen == ["multifire::tdbn_mlf_cpu", "multifire::tdbn_mlf_cpu_backward"]
+    assert_same_outputs(direct, seen)
+    for name, grad in seen.grads.items():
+        assert torch.equal(direct.grads[name], grad), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var", "add_before", "add_after", "state"])
+def test_a_tensor_on_another_device_is_refused(name, training):
+    tensors = {key: torch.ones(5) for key in ("weight", "bias", "running_mean", "running_var")}
+    tensors |= {key: torch.ones(2, 3, 5, 4, 4) for key in ("add_before", "add_after")}
+    tensors["state"] = torch.ones(3, 3, 5, 4, 4)
+    tensors[name] = tensors[name].to("meta")
+    with pytest.raises((ValueError, RuntimeError), match="meta"):
+        ops.tdbn_mlf(torch.ones(2, 3, 5, 4, 4), **tensors, training=training, backend="cpu")
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.75])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_running_statistics_move_as_the_references_and_autograd_knows(stride, momentum):
+    x = torch.randn(3, 4, 17, 5, 5)
+    moved = {}
+    for backend in ("cpu", "reference"):
+        mean, var = (torch.linspace(low, 2, 17 * stride)[::stride] for low in (-1, 0.5))
+        ops.tdbn_mlf(x, None, None, mean, var, training=True, momentum=momentum, backend=backend)
+        assert mean._version > 0
+        assert var._version > 0
+        moved[backend] = mean, var
+    torch.testing.assert_close(moved["cpu"], moved["reference"], rtol=1e-6, atol=1e-7)
 
 
 def test_auto_takes_the_kernel_and_says_so_once(caplog, monkeypatch):

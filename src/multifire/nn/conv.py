@@ -25,17 +25,19 @@ class SpikeConv2d(nn.Conv2d):
             bias is None and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         )
         learns = torch.is_grad_enabled() and weight.requires_grad
-        if not (simple and learns) or torch.compiler.is_compiling():  # a compiled graph decides itself what to keep
+        autocast = torch.is_autocast_enabled(input.device.type)
+        fits = autocast or input.dtype == weight.dtype
+        # A compiled graph decides itself what to keep; and torch says what is wrong with types that do not fit.
+        if not (simple and learns and fits) or torch.compiler.is_compiling():
             return super()._conv_forward(input, weight, bias)
-        if torch.is_autocast_enabled(input.device.type):
-            dtype = torch.get_autocast_dtype(input.device.type)
-            input, weight = input.to(dtype), weight.to(dtype)
+        if autocast:
+            input = input.to(torch.get_autocast_dtype(input.device.type))
         stride = self.stride
         if self.kernel_size == (1, 1) and self.padding == (0, 0) and stride != (1, 1):
             input, stride = cast(Tensor, _PickPixels.apply(input, stride)), (1, 1)
         packed = _memo.pack(input, self.bits)
         if packed is None:
-            return F.conv2d(input, weight, None, stride, self.padding, self.dilation)
+            return F.conv2d(input, weight.to(input.dtype), None, stride, self.padding, self.dilation)
         self.bits = packed.bits
         return _Convolve.apply(input, weight, packed, stride, self.padding, self.dilation)
 
@@ -71,14 +73,14 @@ def _order(x: Tensor) -> torch.memory_format:
 
 
 class _Convolve(torch.autograd.Function):
-    """The convolution of `x`, which keeps `packed` in its stead."""
+    """The convolution of `x`, which keeps `packed` in its stead, and the weight as it is, not in the type of x."""
 
     @staticmethod
     def forward(ctx, x, weight, packed, stride, padding, dilation):
         ctx.save_for_backward(packed.bytes, weight)
         ctx.packed = packed._replace(bytes=None)
         ctx.dtype, ctx.options = x.dtype, (stride, padding, dilation)
-        return F.conv2d(x, weight, None, stride, padding, dilation)
+        return F.conv2d(x, weight.to(x.dtype), None, stride, padding, dilation)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -87,9 +89,9 @@ class _Convolve(torch.autograd.Function):
         need_x, need_weight, *_ = ctx.needs_input_grad
         x = ops.unpack_spikes(ctx.packed._replace(bytes=packed), ctx.dtype)
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grads[0], x, weight, None, *ctx.options, False, (0, 0), 1, (need_x, need_weight, False)
+            grads[0], x, weight.to(x.dtype), None, *ctx.options, False, (0, 0), 1, (need_x, need_weight, False)
         )
-        return grad_x, grad_weight, None, None, None, None
+        return grad_x, grad_weight.to(weight.dtype) if need_weight else None, None, None, None, None
 
 
 class _Memo(threading.local):
