@@ -126,7 +126,11 @@ class _Desk:
         return self._made
 
     def step(self) -> tuple[float, float]:
-        return self._contestants.timed(self._player.step)
+        from multifire.runtime import step_done
+
+        took = self._contestants.timed(self._player.step)
+        step_done()  # the floor's steps are none of training's
+        return took
 
     def evaluate(self) -> tuple[float, float]:
         return self._contestants.timed(self._player.evaluate)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -107,6 +108,29 @@ def test_who_looks_at_ops_sees_them_and_gets_the_same(training):
     assert_same_outputs(direct, seen)
     for name, grad in seen.grads.items():
         assert torch.equal(direct.grads[name], grad), name
+
+
+class Noting(torch.Tensor):
+    """A tensor of somebody's own kind, which is told what is done with it."""
+
+    seen: ClassVar[list[str]] = []
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "add_after"])
+def test_a_tensor_of_another_kind_meets_the_op(name):
+    tensors = {"x": torch.rand(2, 3, 5, 4, 4), "weight": torch.rand(5), "add_after": torch.ones(2, 3, 5, 4, 4)}
+    rest = {"bias": None, "running_mean": torch.zeros(5), "running_var": torch.ones(5), "training": False}
+    want, _ = ops.tdbn_mlf(**tensors, **rest, backend="cpu")
+    tensors[name] = tensors[name].as_subclass(Noting)
+    Noting.seen.clear()
+    got, _ = ops.tdbn_mlf(**tensors, **rest, backend="cpu")
+    assert "multifire.tdbn_mlf_cpu.default" in Noting.seen
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("training", [True, False])

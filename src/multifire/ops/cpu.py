@@ -23,7 +23,7 @@ LIBRARY = Path(os.environ.get("MULTIFIRE_LIBRARY", Path(__file__).with_name("_ml
 NOT_BUILT = "it was not built when multifire was installed; install a C++ compiler, then multifire again"
 
 _INTEGERS = (
-    "timesteps", "outer", "channels", "inner", "shared_input", "bf16", "training", "threads",
+    "timesteps", "outer", "channels", "inner", "shared_input", "bf16", "training", "threads", "whole",
     "levels", "surrogate", "detach_reset",
 )  # fmt: skip
 _FLOATS = ("decay", "width", "eps", "scale")
@@ -143,7 +143,7 @@ class _Kept:
 def _measure(call: Call) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
     kept, args = _args(call)
-    if call.x.shape[1] > 0:  # else a process without a sample in this batch
+    if call.sync and call.x.shape[1] > 0:  # a process may have no sample in this batch
         _LIBRARY.multifire_stats(ctypes.byref(args))
     return kept, args
 
@@ -162,7 +162,7 @@ def _backward(
     assert _LIBRARY is not None
     kept, args = _args(call)
     if call.norm:
-        args.sums = sums.data_ptr()
+        args.sums, args.values = sums.data_ptr(), call.values
     args.grad_out = kept.pointer(grad_out, call.channels_last)
     if grad_state is not None:
         args.grad_state_out = kept.pointer(grad_state.float(), call.channels_last)
@@ -177,7 +177,8 @@ def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tup
     assert _LIBRARY is not None
     _, args = left
     args.values = values
-    _LIBRARY.multifire_finish(ctypes.byref(args))
+    if call.sync:
+        _LIBRARY.multifire_finish(ctypes.byref(args))
 
 
 def _move_running(
@@ -215,6 +216,7 @@ def _args(call: Call) -> tuple[_Kept, Args]:
         bf16=x.dtype == torch.bfloat16,
         training=call.training,
         threads=torch.get_num_threads(),
+        whole=not call.sync,  # nothing happens between the passes, so that one call makes two of them
         levels=len(call.thresholds),
         surrogate=SURROGATE_CODES[call.surrogate],
         detach_reset=call.detach_reset,

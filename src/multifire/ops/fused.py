@@ -7,10 +7,11 @@ Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
 """
 
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from multifire.ops import collective, reference
@@ -78,12 +79,13 @@ class Backend(NamedTuple):
     """The four passes over the data that make a fused backend, and what moves a norm's running statistics."""
 
     measure: Callable[[Call], Any]
-    """Fills the call's mean and variance with those of its x."""
+    """Fills the call's mean and variance with those of its x, or without `sync` may leave it to `forward`."""
     forward: Callable[[Call, Tensor, Tensor | None, Any], None]
     """Fills out [T, N, C, H, W] and, if asked for, the state [K, N, C, H, W], given what `measure` returned."""
     backward: Callable[[Call, Tensor, Tensor | None, Gradients, Tensor], Any]
     """Fills the gradients, given those of out and, if there is one, of the state; and sums [2, C] float64 with Σ dy and
-    Σ dy·(x - μ), where there is a norm. In training that of x is left to `finish`, which is given what this returns."""
+    Σ dy·(x - μ), where there is a norm. In training it may leave that of x to `finish`, and with `sync` must, which is
+    given what this returns."""
     finish: Callable[[Call, Gradients, Tensor, float, Any], None]
     """In training: fills the gradient of x, given the sums, and over how many values per channel they are."""
     move_running: Callable[[Tensor, Tensor, Tensor, Tensor, int | Tensor, float], None] = reference.move_running
@@ -102,7 +104,7 @@ class FusedOps:
 
         The way through it costs 0.2 to 0.5 ms a call between convolutions, which leave nothing of it in the caches.
         """
-        if _looked_at(x):
+        if _looked_at(x, *args[:TENSORS]):
             return self._op(x, *args)
         return self._eager(x, *args) if torch.is_grad_enabled() else self._body(x, *args)
 
@@ -189,11 +191,15 @@ class FusedOps:
         return out.to(dtype), new_state if return_state else None
 
 
-def _looked_at(x: Tensor) -> bool:
-    """Whether something records, replaces or transforms the ops that are called."""
+TENSORS = 7
+"""Arguments after x that are tensors or None."""
+
+
+def _looked_at(*tensors: Tensor | None) -> bool:
+    """Whether something records, replaces or transforms the ops that are called with them."""
     return (
         torch.compiler.is_compiling()
-        or type(x) is not Tensor
+        or any(type(x) not in (Tensor, nn.Parameter, NoneType) for x in tensors)
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()

@@ -164,7 +164,8 @@ def norm_factor(var: Tensor, eps: float, scale: float) -> Tensor:
 def norm_root(var: Tensor) -> Tensor:
     """sqrt(σ²), rounded correctly: torch's own root of floats may be off by the last bit, a processor's is not."""
     # The root has no derivative at 0, where a channel is constant; the clamp makes it 0 and changes no value.
-    return var.clamp_min(torch.finfo(var.dtype).tiny).double().sqrt().to(var.dtype)
+    clamped = var.clamp_min(torch.finfo(var.dtype).tiny)
+    return clamped.sqrt() if var.is_mps else clamped.double().sqrt().to(var.dtype)  # MPS has no doubles
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -10,6 +10,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
+#include <thread>
 #include <vector>
 
 #if defined(__AVX2__)
@@ -221,7 +223,9 @@ class Table {
  public:
   template <class F>
   Table(const Grid& g, F value_of) : values_(g.table_size()), flat_(g.flat) {
-    for (size_t i = 0; i < values_.size(); ++i) values_[i] = value_of(flat_ ? i % g.channels : i / kTile);
+    const size_t repeat = flat_ ? 1 : kTile;
+    for (int64_t c = 0; c < g.channels; ++c) std::fill_n(values_.begin() + c * repeat, repeat, static_cast<T>(value_of(c)));
+    for (size_t i = g.channels * repeat; i < values_.size(); ++i) values_[i] = values_[i - g.channels];
   }
   const T* at(const Unit& unit) const { return values_.data() + (flat_ ? 0 : unit.channel * kTile); }
 
@@ -253,6 +257,25 @@ void in_parallel(int64_t jobs, int64_t threads, F f) {
   if (team <= 1) return work();
 #pragma omp parallel num_threads(team)
   work();
+}
+
+// Two passes by one team, for to wake a thread takes as long as a small pass: `between` runs once, after the last job of the
+// first pass and before any of the second.
+template <class F, class B, class G>
+void in_two_passes(int64_t jobs, int64_t threads, F first, B between, G second) {
+  std::atomic<int64_t> done{0};
+  std::atomic<bool> ready{false};
+  in_parallel(2 * jobs, threads, [&](int64_t job) {
+    if (job < jobs) {
+      first(job);
+      if (done.fetch_add(1) + 1 < jobs) return;
+      between();
+      ready = true;
+    } else {
+      while (!ready) std::this_thread::yield();
+      second(job - jobs);
+    }
+  });
 }
 
 // This thread's scratch memory, on a cache line's boundary: registers that straddle two lines cost twice.
@@ -368,32 +391,56 @@ inline void stats_tile(const S* x, int64_t stride, int64_t timesteps, const doub
 // Mean and biased variance per channel. The sums are taken about the channel's first value, so that a nearly constant channel
 // with a large mean keeps its variance.
 template <class S>
-void stats(const Args& a) {
-  const Grid g(a);
-  const S* x = static_cast<const S*>(a.x);
-  const int64_t timesteps = a.shared_input ? 1 : a.timesteps;
-  const Table<double> shift(g, [&](int64_t c) { return double{as_float(x[c * a.inner])}; });
-  Sums sums(g);
-  in_parallel(g.units, a.threads, [&](int64_t index) {
-    const Unit unit = unit_at(g, index);
-    const double* shifts = shift.at(unit);
-    sums.gather(index, [&](double* sum, double* square) {
-      each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
+class Stats {
+ public:
+  Stats(const Args& a, const Grid& g)
+      : a_(a),
+        g_(g),
+        x_(static_cast<const S*>(a.x)),
+        timesteps_(a.shared_input ? 1 : a.timesteps),
+        shift_(g, [&](int64_t c) { return double{as_float(x_[c * a.inner])}; }),
+        sums_(g) {}
+
+  void gather(int64_t index) {
+    const Unit unit = unit_at(g_, index);
+    const double* shifts = shift_.at(unit);
+    sums_.gather(index, [&](double* sum, double* square) {
+      each_tile(g_, unit, [&](int64_t at, int64_t c, int count) {
         if (count == kTile)
-          stats_tile<true>(x + at, g.step, timesteps, shifts + c, count, sum + c, square + c);
+          stats_tile<true>(x_ + at, g_.step, timesteps_, shifts + c, count, sum + c, square + c);
         else
-          stats_tile<false>(x + at, g.step, timesteps, shifts + c, count, sum + c, square + c);
+          stats_tile<false>(x_ + at, g_.step, timesteps_, shifts + c, count, sum + c, square + c);
       });
     });
-  });
-  const double n = static_cast<double>(timesteps) * a.outer * a.inner;
-  const std::vector<double> totals = sums.totals();
-  for (int64_t c = 0; c < a.channels; ++c) {
-    const double sum = totals[c], square = totals[a.channels + c];
-    a.mean[c] = static_cast<float>(as_float(x[c * a.inner]) + sum / n);
-    const double var = (square - sum * sum / n) / n;
-    a.var[c] = static_cast<float>(var < 0 ? 0 : var);
   }
+
+  // Once all units are gathered.
+  void write() const {
+    const double n = static_cast<double>(timesteps_) * a_.outer * a_.inner;
+    const std::vector<double> totals = sums_.totals();
+    for (int64_t c = 0; c < a_.channels; ++c) {
+      const double sum = totals[c], square = totals[a_.channels + c];
+      a_.mean[c] = static_cast<float>(as_float(x_[c * a_.inner]) + sum / n);
+      const double var = (square - sum * sum / n) / n;
+      a_.var[c] = static_cast<float>(var < 0 ? 0 : var);
+    }
+  }
+
+ private:
+  const Args& a_;
+  const Grid& g_;
+  const S* x_;
+  int64_t timesteps_;
+  Table<double> shift_;
+  Sums sums_;
+};
+
+template <class S>
+void stats(const Args& a) {
+  const Grid g(a);
+  Stats<S> stats(a, g);
+  in_parallel(g.units, a.threads, [&](int64_t index) { stats.gather(index); });
+  stats.write();
 }
 
 bool constant(const Args& a, int64_t c) { return a.var[c] < std::numeric_limits<float>::min(); }
@@ -539,8 +586,9 @@ inline void forward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& n
 template <int K, class S>
 void forward(const Args& a) {
   const Grid g(a);
-  const NormTables tables(a, g);
-  in_parallel(g.units, a.threads, [&](int64_t index) {
+  std::optional<NormTables> norm_tables;
+  const auto fire = [&](int64_t index) {
+    const NormTables& tables = *norm_tables;
     const Args own = a;  // nothing that is stored can change these, so that they may stay in registers
     const Neurons<K> neurons(own);
     const Tensors<S> tensors(own, g);
@@ -552,7 +600,15 @@ void forward(const Args& a) {
       else
         forward_tile<K, false>(own, tensors, neurons, norm, g.step, at, count);
     });
-  });
+  };
+  const auto make_tables = [&] { norm_tables.emplace(a, g); };
+  if (!a.whole || !a.training) {
+    make_tables();
+    return in_parallel(g.units, a.threads, fire);
+  }
+  Stats<S> stats(a, g);
+  const auto gather = [&](int64_t index) { stats.gather(index); };
+  in_two_passes(g.units, a.threads, gather, [&] { stats.write(); make_tables(); }, fire);
 }
 
 // Surrogates, in the order of reference.SURROGATES: kept + h(v)·pull, h the derivative at v = u - θ.
@@ -677,37 +733,56 @@ inline void finish_tile(const S* dy, const S* x, S* dx, int64_t stride, int64_t 
   }
 }
 
+// The second pass, given the sums.
+template <class S>
+class Finish {
+ public:
+  Finish(const Args& a, const Grid& g)
+      : g_(g),
+        tensors_(a, g),
+        timesteps_(a.shared_input ? 1 : a.timesteps),
+        steps_(a.shared_input ? static_cast<double>(a.timesteps) : 1),
+        mean_(g, [&](int64_t c) { return a.mean[c]; }),
+        slope_(g, [&](int64_t c) { return static_cast<float>(slope_of(a, c)); }),
+        offset_(g, [&](int64_t c) { return static_cast<float>(-steps_ * slope_of(a, c) * a.sums[c] / a.values); }),
+        tilt_(g, [&](int64_t c) { return tilt_of(a, c); }) {
+    dy_ = tensors_.grad_before && !a.shared_input ? tensors_.grad_before : tensors_.grad_x;
+  }
+
+  void operator()(int64_t index) const {
+    const Unit unit = unit_at(g_, index);
+    const Tensors<S>& s = tensors_;
+    each_tile(g_, unit, [&](int64_t at, int64_t c, int count) {
+      const auto tile = [&](const Table<float>& table) { return load_tile<true>(table.at(unit) + c, kTile); };
+      const Tile mean = tile(mean_), slope = tile(slope_), offset = tile(offset_), tilt = tile(tilt_);
+      if (count == kTile)
+        finish_tile<true>(dy_ + at, s.x + at, s.grad_x + at, g_.step, timesteps_, mean, slope, offset, tilt, count);
+      else
+        finish_tile<false>(dy_ + at, s.x + at, s.grad_x + at, g_.step, timesteps_, mean, slope, offset, tilt, count);
+    });
+  }
+
+ private:
+  static double slope_of(const Args& a, int64_t c) { return double{factor_of(a, c)} * (a.weight ? a.weight[c] : 1.0f); }
+
+  float tilt_of(const Args& a, int64_t c) const {
+    const double std = root_of(a, c), product = a.sums[a.channels + c];
+    return constant(a, c) ? 0.0f : static_cast<float>(-steps_ * slope_of(a, c) * product / ((std + a.eps) * a.values * std));
+  }
+
+  const Grid& g_;
+  Tensors<S> tensors_;
+  int64_t timesteps_;
+  double steps_;  // of dx that fall on one value of x
+  Table<float> mean_, slope_, offset_, tilt_;
+  const S* dy_;
+};
+
 template <class S>
 void finish(const Args& a) {
   const Grid g(a);
-  const NormTables norm(a, g);
-  const Tensors<S> s(a, g);
-  const double n = a.values;
-  const double steps = a.shared_input ? static_cast<double>(a.timesteps) : 1;  // of dx that fall on one value of x
-  const auto slope_of = [&](int64_t c) { return double{factor_of(a, c)} * (a.weight ? a.weight[c] : 1.0f); };
-  const Table<float> slope(g, [&](int64_t c) { return static_cast<float>(slope_of(c)); });
-  std::vector<float> offsets(a.channels), tilts(a.channels);
-  for (int64_t c = 0; c < a.channels; ++c) {
-    const double sum = a.sums[c], product = a.sums[a.channels + c];
-    const double std = root_of(a, c);
-    offsets[c] = static_cast<float>(-steps * slope_of(c) * sum / n);
-    tilts[c] = constant(a, c) ? 0.0f : static_cast<float>(-steps * slope_of(c) * product / ((std + a.eps) * n * std));
-  }
-  const Table<float> offset(g, [&](int64_t c) { return offsets[c]; });
-  const Table<float> tilt(g, [&](int64_t c) { return tilts[c]; });
-  const S* dy = s.grad_before && !a.shared_input ? s.grad_before : s.grad_x;
-  const int64_t timesteps = a.shared_input ? 1 : a.timesteps;
-  in_parallel(g.units, a.threads, [&](int64_t index) {
-    const Unit unit = unit_at(g, index);
-    each_tile(g, unit, [&](int64_t at, int64_t c, int count) {
-      const auto tile = [&](const Table<float>& table) { return load_tile<true>(table.at(unit) + c, kTile); };
-      const Tile mean = tile(norm.mean), slopes = tile(slope), shifts = tile(offset), tilts_ = tile(tilt);
-      if (count == kTile)
-        finish_tile<true>(dy + at, s.x + at, s.grad_x + at, g.step, timesteps, mean, slopes, shifts, tilts_, count);
-      else
-        finish_tile<false>(dy + at, s.x + at, s.grad_x + at, g.step, timesteps, mean, slopes, shifts, tilts_, count);
-    });
-  });
+  const Finish<S> finish(a, g);
+  in_parallel(g.units, a.threads, finish);
 }
 
 template <int K, class S, class Surrogate, bool Reset>
@@ -715,7 +790,7 @@ void backward_pass(const Args& a) {
   const Grid g(a);
   const NormTables tables(a, g);
   Sums sums(g);
-  in_parallel(g.units, a.threads, [&](int64_t index) {
+  const auto first = [&](int64_t index) {
     const Args own = a;  // as in `forward`
     const Neurons<K> neurons(own);
     const Tensors<S> tensors(own, g);
@@ -731,14 +806,22 @@ void backward_pass(const Args& a) {
           backward_tile<K, false, Reset>(own, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
       });
     });
-  });
-  if (!a.sums) return;
-  const std::vector<double> totals = sums.totals();
-  std::copy(totals.begin(), totals.end(), a.sums);
-  for (int64_t c = 0; c < a.channels; ++c) {
-    if (a.grad_weight) a.grad_weight[c] = static_cast<float>(totals[a.channels + c] * factor_of(a, c));
-    if (a.grad_bias) a.grad_bias[c] = static_cast<float>(totals[c]);
+  };
+  const auto write_sums = [&] {
+    if (!a.sums) return;
+    const std::vector<double> totals = sums.totals();
+    std::copy(totals.begin(), totals.end(), a.sums);
+    for (int64_t c = 0; c < a.channels; ++c) {
+      if (a.grad_weight) a.grad_weight[c] = static_cast<float>(totals[a.channels + c] * factor_of(a, c));
+      if (a.grad_bias) a.grad_bias[c] = static_cast<float>(totals[c]);
+    }
+  };
+  if (!a.whole || !a.training) {
+    in_parallel(g.units, a.threads, first);
+    return write_sums();
   }
+  std::optional<Finish<S>> finish;
+  in_two_passes(g.units, a.threads, first, [&] { write_sums(); finish.emplace(a, g); }, [&](int64_t unit) { (*finish)(unit); });
 }
 
 template <int K, class S, class Surrogate>
