@@ -186,7 +186,8 @@ class FusedOps:
         )  # fmt: skip
         if training and running_mean is not None and running_var is not None:
             n = values if sync else timesteps * x.shape[1] * x.shape[3] * x.shape[4]
-            move = reference.move_running if _looked_at(x) else self._move_running
+            looked_at = _looked_at(x, running_mean, running_var)
+            move = reference.move_running if looked_at else self._move_running
             move(running_mean, running_var, mean, var, n, momentum)
         return out.to(dtype), new_state if return_state else None
 
