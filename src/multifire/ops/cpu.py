@@ -176,8 +176,8 @@ def _backward(
 def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[_Kept, Args]) -> None:
     assert _LIBRARY is not None
     _, args = left
-    args.values = values
-    if call.sync:
+    if call.sync:  # else `backward` has done it
+        args.values = values
         _LIBRARY.multifire_finish(ctypes.byref(args))
 
 
@@ -216,7 +216,7 @@ def _args(call: Call) -> tuple[_Kept, Args]:
         bf16=x.dtype == torch.bfloat16,
         training=call.training,
         threads=torch.get_num_threads(),
-        whole=not call.sync,  # nothing happens between the passes, so that one call makes two of them
+        whole=call.training and not call.sync,  # nothing happens between the passes, so that one call makes two of them
         levels=len(call.thresholds),
         surrogate=SURROGATE_CODES[call.surrogate],
         detach_reset=call.detach_reset,

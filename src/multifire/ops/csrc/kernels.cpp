@@ -602,7 +602,7 @@ void forward(const Args& a) {
     });
   };
   const auto make_tables = [&] { norm_tables.emplace(a, g); };
-  if (!a.whole || !a.training) {
+  if (!a.whole) {
     make_tables();
     return in_parallel(g.units, a.threads, fire);
   }
@@ -743,8 +743,8 @@ class Finish {
         timesteps_(a.shared_input ? 1 : a.timesteps),
         steps_(a.shared_input ? static_cast<double>(a.timesteps) : 1),
         mean_(g, [&](int64_t c) { return a.mean[c]; }),
-        slope_(g, [&](int64_t c) { return static_cast<float>(slope_of(a, c)); }),
-        offset_(g, [&](int64_t c) { return static_cast<float>(-steps_ * slope_of(a, c) * a.sums[c] / a.values); }),
+        slope_(g, [&](int64_t c) { return slope_of(a, c); }),
+        offset_(g, [&](int64_t c) { return -steps_ * slope_of(a, c) * a.sums[c] / a.values; }),
         tilt_(g, [&](int64_t c) { return tilt_of(a, c); }) {
     dy_ = tensors_.grad_before && !a.shared_input ? tensors_.grad_before : tensors_.grad_x;
   }
@@ -765,9 +765,9 @@ class Finish {
  private:
   static double slope_of(const Args& a, int64_t c) { return double{factor_of(a, c)} * (a.weight ? a.weight[c] : 1.0f); }
 
-  float tilt_of(const Args& a, int64_t c) const {
+  double tilt_of(const Args& a, int64_t c) const {
     const double std = root_of(a, c), product = a.sums[a.channels + c];
-    return constant(a, c) ? 0.0f : static_cast<float>(-steps_ * slope_of(a, c) * product / ((std + a.eps) * a.values * std));
+    return constant(a, c) ? 0 : -steps_ * slope_of(a, c) * product / ((std + a.eps) * a.values * std);
   }
 
   const Grid& g_;
@@ -816,7 +816,7 @@ void backward_pass(const Args& a) {
       if (a.grad_bias) a.grad_bias[c] = static_cast<float>(totals[c]);
     }
   };
-  if (!a.whole || !a.training) {
+  if (!a.whole) {
     in_parallel(g.units, a.threads, first);
     return write_sums();
   }

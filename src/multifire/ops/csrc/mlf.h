@@ -16,7 +16,7 @@ struct Args {
   int64_t timesteps, outer, channels, inner;
   int64_t shared_input;  // x holds one time step, which stands for all of them
   int64_t bf16, training, threads;
-  int64_t whole;  // in training: `forward` begins with what `stats` does, and `backward` ends with what `finish` does
+  int64_t whole;  // `forward` begins with what `stats` does, and `backward` ends with what `finish` does
   int64_t levels, surrogate, detach_reset;  // levels = 0: the norm alone
   double decay, width, eps, scale;
   double thresholds[kMaxLevels];
