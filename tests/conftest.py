@@ -1,23 +1,24 @@
 import os
 from pathlib import Path
 
-# Read when multifire is imported: without a GPU, Triton's kernels are run step by step by its interpreter.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import numpy as np
 import pytest
 import torch
+
+# Read when multifire is imported: without a GPU, Triton's kernels are run step by step by its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """Arrays that the authors' published code computed: `golden("tdbn")["weight"]`."""
+    """Arrays that the authors' published code computed, on the default device: `golden("tdbn")["weight"]`."""
 
     def load(name: str) -> dict[str, torch.Tensor]:
         with np.load(GOLDEN / f"{name}.npz") as arrays:
-            return {key: torch.from_numpy(arrays[key]) for key in arrays.files if arrays[key].dtype.kind in "fiub"}
+            return {key: torch.tensor(arrays[key]) for key in arrays.files if arrays[key].dtype.kind in "fiub"}
 
     return load
 

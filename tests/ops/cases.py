@@ -9,6 +9,24 @@ import multifire as mf
 from multifire import ops
 
 
+def home(backend: str) -> torch.device:
+    """Where a backend's tests make their tensors."""
+    on_gpu = backend == "triton" and torch.cuda.is_available() and not ops.triton.INTERPRETED
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def take_block_size(monkeypatch, shape: int) -> None:
+    """Leave tuning one of the block sizes to choose from."""
+    import triton
+
+    from multifire.ops import triton_kernels as kernels
+
+    tile, warps = kernels.SHAPES[shape]
+    for kernel in (kernels.stats, kernels.forward, kernels.backward, kernels.finish):
+        monkeypatch.setattr(kernel, "configs", [triton.Config({"TILE": tile}, num_warps=warps)])
+        monkeypatch.setattr(kernel, "cache", {})
+
+
 def grid(*shape: int, low: int = -256, high: int = 384) -> Tensor:
     """Multiples of 1/128: sums and products with simple numbers are exact, whatever their order."""
     return torch.randint(low, high, shape).float() / 128

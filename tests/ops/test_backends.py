@@ -303,3 +303,26 @@ def test_a_module_that_is_loaded_again_replaces_its_op(backend):
     again = importlib.reload(ops.BACKENDS[backend])
     out, _ = again.mlf(x, (0.5,), 0.25, surrogate="rect", width=1.0, detach_reset=False, state=None)
     assert torch.equal(out, ops.mlf(x, (0.5,), 0.25, backend="reference")[0])
+
+
+def op_of(backend: str):
+    return getattr(torch.ops.multifire, f"tdbn_mlf_{backend}").default
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("return_state", [True, False])
+def test_opcheck(backend, training, affine, return_state):
+    x = channels_last(grid(3, 2, 5, 4, 4)).requires_grad_()
+    weight, bias = (torch.rand(5, requires_grad=True) if affine else None for _ in range(2))
+    mean, var = (None, None) if training else (torch.zeros(5), torch.ones(5))
+    add_before, add_after = grid(3, 2, 5, 4, 4).requires_grad_(), grid(3, 2, 5, 4, 4).requires_grad_()
+    state = grid(2, 2, 5, 4, 4).requires_grad_() if return_state else None
+    args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, False, 1e-5, 0.6,
+            [0.6, 1.6], 0.25, "rect", 1.0, False, return_state)  # fmt: skip
+    torch.library.opcheck(op_of(backend), args)
+
+
+def test_opcheck_of_the_neuron_alone(backend):
+    args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
+    torch.library.opcheck(op_of(backend), args)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from cases import Case, assert_close_grads, assert_same_outputs, channels_last, grid, run
+from cases import Case, assert_close_grads, assert_same_outputs, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multifire import ops
@@ -64,25 +64,6 @@ def test_results_do_not_depend_on_the_number_of_threads(layout):
         assert_same_outputs(other, results[0])
         for name, grad in results[0].grads.items():
             assert torch.equal(other.grads[name], grad), name
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("return_state", [True, False])
-def test_opcheck(training, affine, return_state):
-    x = channels_last(grid(3, 2, 5, 4, 4)).requires_grad_()
-    weight, bias = (torch.rand(5, requires_grad=True) if affine else None for _ in range(2))
-    mean, var = (None, None) if training else (torch.zeros(5), torch.ones(5))
-    add_before, add_after = grid(3, 2, 5, 4, 4).requires_grad_(), grid(3, 2, 5, 4, 4).requires_grad_()
-    state = grid(2, 2, 5, 4, 4).requires_grad_() if return_state else None
-    args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, False, 1e-5, 0.6,
-            [0.6, 1.6], 0.25, "rect", 1.0, False, return_state)  # fmt: skip
-    torch.library.opcheck(torch.ops.multifire.tdbn_mlf_cpu.default, args)
-
-
-def test_opcheck_of_the_neuron_alone():
-    args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
-    torch.library.opcheck(torch.ops.multifire.tdbn_mlf_cpu.default, args)
 
 
 class Ops(TorchDispatchMode):

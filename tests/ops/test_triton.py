@@ -1,16 +1,25 @@
-"""A few cases of the Triton kernel under its interpreter; `make test-slow` runs the whole of test_backends.py on it."""
+"""A few cases of the Triton kernel, under its interpreter where there is no GPU, and what is Triton's alone.
+
+The whole of test_backends.py runs on a GPU where there is one, and else in `make test-slow`.
+"""
 
 import subprocess
 import sys
 
 import pytest
 import torch
-from cases import Case, assert_close_grads, assert_same_outputs, run
+from cases import Case, assert_close_grads, assert_same_outputs, home, run, take_block_size
 
 from multifire import ops
 
-REASON = ops.triton.why_not(torch.zeros(1), 1)
+REASON = ops.triton.why_not(torch.zeros(1, device=home("triton")), 1)
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+@pytest.fixture(autouse=True)
+def on_its_device():
+    with home("triton"):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -30,6 +39,17 @@ def test_equals_the_reference(case):
     assert_close_grads(got, want)
 
 
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+@pytest.mark.parametrize("shape", range(4))  # of triton_kernels.SHAPES
+def test_every_block_size_that_tuning_may_choose(monkeypatch, shape, layout):
+    """Tuning times all and checks none."""
+    take_block_size(monkeypatch, shape)
+    case = Case(3, 17, layout=layout, before=True, after=True, state=True, size=(2, 9, 11))
+    got, want = run(case, "triton"), run(case, "reference")
+    assert_same_outputs(got, want)
+    assert_close_grads(got, want)
+
+
 def test_refuses_a_cpu_without_the_interpreter():
     program = (
         "import os; os.environ.pop('TRITON_INTERPRET', None)\n"
@@ -42,4 +62,4 @@ def test_refuses_a_cpu_without_the_interpreter():
 
 
 def test_a_cpu_tensor_is_not_given_to_the_interpreter():
-    assert ops.choose_backend("auto", torch.zeros(1)) is not ops.triton
+    assert ops.choose_backend("auto", torch.zeros(1, device="cpu")) is not ops.triton

@@ -43,8 +43,7 @@ def choose_backend(backend: str, x: Tensor, levels: int = 1) -> ModuleType:
         raise unknown("backend", name, ["auto", *BACKENDS])
     elif (reason := BACKENDS[name].why_not(x, levels)) is not None:
         raise ValueError(f"backend {name!r} cannot run here: {reason}")
-    if name not in _used:
-        _announce(name, backend == "auto" and x.is_cpu)
+    _announce(name, backend == "auto" and x.is_cpu)
     return BACKENDS[name]
 
 
@@ -55,6 +54,8 @@ def backends_used() -> list[str]:
 
 @torch.compiler.assume_constant_result  # torch.compile runs it once, while tracing, and leaves the log out of the graph
 def _announce(name: str, wanted_cpu: bool) -> None:
+    if name in _used:  # asked in here, where torch.compile does not guard on what the next line changes
+        return
     _used[name] = None
     _log.info("neurons run on the %s backend", name)
     if name == "reference" and wanted_cpu and not cpu.is_built():

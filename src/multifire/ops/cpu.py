@@ -197,7 +197,8 @@ def _move_running(
     torch.autograd.graph.increment_version(running)
 
 
-_ops = FusedOps("tdbn_mlf_cpu", Backend(_measure, _forward, _backward, _finish, _move_running), device_types="cpu")
+_backend = Backend(_measure, _forward, _backward, _finish, _move_running, in_place=True)
+_ops = FusedOps("tdbn_mlf_cpu", _backend, device_types="cpu")
 mlf, tdbn, tdbn_mlf = _ops.mlf, _ops.tdbn, _ops.tdbn_mlf
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from multifire.ops import collective, reference
+from multifire.ops import collective, ownership, reference
 
 
 class Call(NamedTuple):
@@ -90,6 +90,8 @@ class Backend(NamedTuple):
     """In training: fills the gradient of x, given the sums, and over how many values per channel they are."""
     move_running: Callable[[Tensor, Tensor, Tensor, Tensor, int | Tensor, float], None] = reference.move_running
     """As the reference's. Called where nothing looks at torch's ops."""
+    in_place: bool = False
+    """Whether the gradient of x may stand where that of out did."""
 
 
 class FusedOps:
@@ -298,24 +300,35 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Gradients of x, weight, bias, add_before and state; empty where `needs` says no of the last four."""
         grads = _gradients(x, timesteps, thresholds, needs)
-        call = Call(
-            x, weight, bias, mean, var, add_before, None, state, timesteps, training, sync, eps, scale,
-            thresholds, decay, surrogate, width, detach_reset,
-        )  # fmt: skip
+        saved = (x, weight, bias, mean, var, add_before, state)
+        options = (timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset)
+        fill(grads, needs, grad_out, grad_state, saved, options)
+        return grads
+
+    def fill(
+        grads: Sequence[Tensor],
+        needs: Sequence[bool],
+        grad_out: Tensor | None,
+        grad_state: Tensor | None,
+        saved: Sequence[Any],
+        options: Sequence[Any],
+    ) -> None:
+        x: Tensor = saved[0]
+        _, weight, bias, mean, var, add_before, state = saved
+        call = Call(x, weight, bias, mean, var, add_before, None, state, *options)
         if grad_out is None:
-            grad_out = x.new_zeros(1).expand(timesteps, *x.shape[1:])
+            grad_out = x.new_zeros(1).expand(call.timesteps, *x.shape[1:])
         if grad_state is not None and grad_state.numel() == 0:  # a compiled graph passes the empty state's gradient
             grad_state = None
         needed = (grad if need else None for grad, need in zip(grads[1:], needs, strict=True))
         filled = Gradients(grads[0], *needed)
         sums = mean.new_empty((2, len(mean)), dtype=torch.float64)
         left = backend.backward(call, grad_out.to(x.dtype), grad_state, filled, sums)
-        if training:
+        if call.training:
             values = float(call.values)
-            if sync:
+            if call.sync:
                 values = collective.pool_sums(sums, values)
             backend.finish(call, filled, sums, values, left)
-        return grads
 
     def fake_backward(
         grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, sync, eps, scale,
@@ -339,12 +352,26 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         return output
 
     def differentiate(ctx, grad_out, grad_state, *_):
+        return gradients(ctx, ctx.saved_tensors, grad_out, grad_state, over_grad_out=False)
+
+    def backward_eager(ctx, grad_out, grad_state, *_):
+        saved = ctx.saved_tensors  # once: a checkpoint refuses a second time
+        need_x, _, _, _, _, _, need_after, *_ = ctx.needs_input_grad
+        fits = backend.in_place and need_x and not need_after and _fits(grad_out, saved[0])
+        over = fits and ownership.is_ours(grad_out)  # nothing else in this line, it counts references
+        return gradients(ctx, saved, grad_out, grad_state, over)
+
+    def gradients(ctx, saved, grad_out, grad_state, over_grad_out: bool):
         need_x, need_weight, need_bias, _, _, need_before, need_after, need_state, *rest = ctx.needs_input_grad
         needs = [need_weight, need_bias, need_before, need_state]
-        saved = ctx.saved_tensors
         # Who asks for a graph of the gradients gets the op, which refuses second derivatives.
-        compute: Callable = op_backward if torch.is_grad_enabled() or _looked_at(saved[0]) else backward
-        grad_x, *others = compute(grad_out, grad_state, *saved, *ctx.options, needs)
+        if torch.is_grad_enabled() or _looked_at(saved[0]):
+            grads = op_backward(grad_out, grad_state, *saved, *ctx.options, needs)
+        else:
+            timesteps, *_, thresholds = ctx.options[:6]
+            grads = _gradients(saved[0], timesteps, thresholds, needs, grad_out if over_grad_out else None)
+            fill(grads, needs, grad_out, grad_state, saved, ctx.options)
+        grad_x, *others = grads
         grad_weight, grad_bias, grad_before, grad_initial = (
             grad if needed else None for grad, needed in zip(others, needs, strict=True)
         )
@@ -358,7 +385,7 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
 
     op = _define(name, forward, fake_forward, device_types, differentiate, setup_context)
     op_backward = _define(f"{name}_backward", backward, fake_backward, device_types, refuse)
-    methods = {"forward": staticmethod(forward_eager), "backward": staticmethod(differentiate)}
+    methods = {"forward": staticmethod(forward_eager), "backward": staticmethod(backward_eager)}
     return op, type(f"multifire_{name}", (torch.autograd.Function,), methods).apply, forward
 
 
@@ -398,6 +425,13 @@ def in_order(x: Tensor, channels_last: bool) -> Tensor:
     return (x.permute(0, 1, 3, 4, 2) if channels_last else x).contiguous()
 
 
+def _fits(grad_out: Tensor | None, x: Tensor) -> bool:
+    """Whether the gradient of x could stand where that of out does."""
+    if grad_out is None or (grad_out.dtype, grad_out.shape) != (x.dtype, x.shape):
+        return False
+    return (grad_out.permute(0, 1, 3, 4, 2) if is_channels_last(x) else grad_out).is_contiguous()
+
+
 def _empty(x: Tensor, leading: int, dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor [leading, ...] like x, in the memory order of the call."""
     if not is_channels_last(x):
@@ -420,12 +454,12 @@ def _outputs(
 
 
 def _gradients(
-    x: Tensor, timesteps: int, thresholds: Sequence[float], needs: Sequence[bool]
+    x: Tensor, timesteps: int, thresholds: Sequence[float], needs: Sequence[bool], grad_x: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     need_weight, need_bias, need_before, need_state = needs
     nothing = (0,)
     return (
-        _empty(x, x.shape[0], x.dtype),
+        _empty(x, x.shape[0], x.dtype) if grad_x is None else grad_x,
         x.new_empty(x.shape[2] if need_weight else nothing, dtype=torch.float32),
         x.new_empty(x.shape[2] if need_bias else nothing, dtype=torch.float32),
         _empty(x, timesteps, x.dtype) if need_before else x.new_empty(nothing),

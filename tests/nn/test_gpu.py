@@ -1,0 +1,69 @@
+"""The network on a GPU: its kernel beside the reference, compiled, and trained."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import multifire as mf
+from multifire.nn import model_from_config
+from multifire.ops import triton
+from multifire.recipes import get_recipe
+from multifire.train import make_optimizer, train_step
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def float32_as_it_is(monkeypatch):
+    """A convolution may else round its inputs to TF32's ten bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def network(backend: str) -> mf.SpikingResNet:
+    torch.manual_seed(0)
+    return mf.build_model("ds_resnet8", width=16, backend=backend).to(CUDA)
+
+
+def spikes() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randint(0, 3, (4, 3, 3, 16, 16), device=CUDA).float()
+
+
+def gradients(model: torch.nn.Module, x: Tensor) -> Tensor:
+    model(x).square().sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    return ((got - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_kernel_computes_the_references_gradients(order):
+    got, want = (gradients(network(name).to(memory_format=order), spikes()) for name in ("auto", "reference"))
+    assert distance(got, want) < 1e-3
+    assert triton.INTERPRETED or "triton" in mf.ops.backends_used()
+
+
+@pytest.mark.parametrize(("generator", "limit"), [("aot_eager", 1e-3), ("inductor", 0.5)])
+def test_torch_compile_sees_the_whole_network(generator, limit):
+    """Generated code rounds differently, and a spike that falls otherwise moves others."""
+    eager, x = network("auto"), spikes()
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=generator)
+    assert distance(gradients(compiled, x), gradients(eager, x)) < limit
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_learns(precision):
+    cfg = replace(get_recipe("digits"), precision=precision)
+    torch.manual_seed(0)
+    model = model_from_config(cfg.model, cfg.backend).to(CUDA)
+    optimizer = make_optimizer(model, cfg.optim)
+    size = (cfg.data.timesteps, 20, cfg.model.in_channels, 16, 16)
+    x, y = torch.randn(size, device=CUDA), torch.arange(20, device=CUDA) % cfg.model.num_classes
+    losses = [train_step(model, optimizer, x, y, cfg).sums[0].item() for _ in range(30)]
+    assert losses[-1] < losses[0] / 2

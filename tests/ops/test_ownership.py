@@ -1,0 +1,172 @@
+"""A gradient is written over where nobody else can see it, and nowhere else."""
+
+import numpy as np
+import pytest
+import torch
+from cases import grid
+from torch import Tensor
+
+from multifire import ops
+from multifire.ops import cpu, ownership
+
+pytestmark = pytest.mark.skipif(not cpu.is_built(), reason=cpu.NOT_BUILT)
+SHAPE = (3, 2, 5, 4, 4)
+
+
+class NotePlace(torch.autograd.Function):
+    """The identity, which notes where its gradients lie: the one it gets, and the one it makes."""
+
+    @staticmethod
+    def forward(ctx, x, got, made):
+        ctx.got, ctx.made = got, made
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad = grads[0].clone()
+        ctx.got.append(grads[0].data_ptr())
+        ctx.made.append(grad.data_ptr())
+        return grad, None, None
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (SHAPE[0] * SHAPE[1], *SHAPE[2:])])
+@pytest.mark.parametrize("passed_on", [False, True])
+def test_a_gradient_that_nobody_holds_is_written_over(shape, passed_on):
+    """A tensor of its own or a view of one; but not where it is another tensor's gradient as well."""
+    got, made = [], []
+    x = NotePlace.apply(grid(*SHAPE).requires_grad_(), got, [])
+    after = torch.zeros(SHAPE, requires_grad=passed_on)
+    norm = (None, None, torch.zeros(5), torch.ones(5))
+    out, _ = ops.tdbn_mlf(x, *norm, training=True, surrogate="atan", add_after=after, backend="cpu")
+    NotePlace.apply(out.view(shape), [], made).sum().backward()
+    countable = len(ownership._of_nobody_elses()) == 2
+    assert (got == made) == (countable and not passed_on)
+
+
+class Holder:
+    """Somebody who holds a gradient: what is held, and what it has to be in the end."""
+
+    def __init__(self):
+        self.held: list[tuple[Tensor, Tensor]] = []
+
+    def hold(self, grad: Tensor) -> None:
+        self.held.append((grad, grad.clone()))
+
+
+def keeps_it_in_a_hook(out, holder):
+    out.register_hook(holder.hold)
+    return out
+
+
+def keeps_a_view_in_a_hook(out, holder):
+    out.register_hook(lambda grad: holder.hold(grad.flatten()))
+    return out
+
+
+def keeps_what_it_is_a_view_of(out, holder):
+    flat = out.flatten(0, 1)
+    flat.register_hook(holder.hold)
+    return flat
+
+
+def replaces_it_in_a_hook(out, holder):
+    ones = torch.ones(SHAPE)
+    holder.hold(ones)
+    out.register_hook(lambda grad: ones)
+    return out
+
+
+def replaces_it_by_a_view(out, holder):
+    ones = torch.ones(SHAPE).flatten()
+    holder.hold(ones)
+    out.register_hook(lambda grad: ones.view(SHAPE))
+    return out
+
+
+def replaces_it_by_another_librarys(out, holder):
+    ones = np.ones(SHAPE, np.float32)
+    holder.hold(torch.from_numpy(ones))
+    out.register_hook(lambda grad: torch.from_numpy(ones))
+    return out
+
+
+def looks_at_it_afterwards(out, holder):
+    expected = 2 * out.detach()
+    out.grad_fn.register_hook(lambda _, grads: holder.held.append((grads[0].clone(), expected)))
+    return out
+
+
+def keeps_it_before(out, holder):
+    out.grad_fn.register_prehook(lambda grads: holder.hold(grads[0]))
+    return out
+
+
+def retains_it(out, holder):
+    out.retain_grad()
+    holder.held.append((out, 2 * out.detach()))
+    return out
+
+
+def is_added_to_it(out, holder):
+    other = torch.zeros(SHAPE, requires_grad=True) * 1
+    other.register_hook(holder.hold)
+    return out + other
+
+
+def is_a_leaf_added_to_it(out, holder):
+    leaf = torch.zeros(SHAPE, requires_grad=True)
+    holder.held.append((leaf, 2 * out.detach()))
+    return leaf + out
+
+
+def is_another_part_of_it(out, holder):
+    other = torch.ones(SHAPE, requires_grad=True) * 1
+    other.register_hook(holder.hold)
+    return torch.cat([other, out])
+
+
+HOLDERS = [
+    keeps_it_in_a_hook, keeps_a_view_in_a_hook, keeps_what_it_is_a_view_of, replaces_it_in_a_hook,
+    replaces_it_by_a_view, replaces_it_by_another_librarys, looks_at_it_afterwards, keeps_it_before, retains_it,
+    is_added_to_it, is_a_leaf_added_to_it, is_another_part_of_it,
+]  # fmt: skip
+
+
+def gradient(use, holder: Holder, backend: str) -> Tensor:
+    torch.manual_seed(0)
+    x = grid(*SHAPE).requires_grad_()
+    out, _ = ops.mlf(x * 1, surrogate="atan", backend=backend)
+    use(out, holder).square().sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+@pytest.mark.parametrize("use", HOLDERS)
+def test_a_gradient_that_somebody_holds_stays_as_it_is(use):
+    holder = Holder()
+    got, want = gradient(use, holder, "cpu"), gradient(use, Holder(), "reference")
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert holder.held
+    for held, expected in holder.held:
+        assert torch.equal(held.grad if held.requires_grad else held, expected)
+
+
+@pytest.mark.parametrize("how", ["asked for", "given", "given by another library"])
+def test_a_gradient_of_the_caller_stays_as_it_is(how):
+    x = grid(*SHAPE).requires_grad_()
+    out, _ = ops.mlf(x * 1, surrogate="atan", backend="cpu")
+    if how == "asked for":
+        held, _ = torch.autograd.grad(out.square().sum(), [out, x])
+        expected = 2 * out.detach()
+    else:
+        memory = np.ones(SHAPE, np.float32)
+        held, expected = torch.from_numpy(memory), torch.ones(SHAPE)
+        out.backward(held if how == "given" else torch.from_numpy(memory))
+    assert torch.equal(held, expected)
+
+
+def test_the_graph_is_gone_through_twice():
+    x = grid(*SHAPE).requires_grad_()
+    out, _ = ops.mlf(x * 1, surrogate="atan", backend="cpu")
+    first, second = (torch.autograd.grad(out.square().sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
