@@ -99,6 +99,18 @@ def test_gradients_are_channels_last_wherever_they_meet():
     assert all(grad.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) for grad in met)
 
 
+@pytest.mark.parametrize("name", ["ds_resnet14", "plain_resnet14"])
+def test_gradients_are_added_in_place_wherever_they_meet(name):
+    """A sum of its own would take memory for another activation."""
+    model = network(name)
+    loss = model(image()).square().sum()
+    with torch.profiler.profile(record_shapes=True) as profile:
+        loss.backward()
+    sums = [e.input_shapes[0] for e in profile.events() if e.name == "aten::add" and e.input_shapes]
+    pooled = [4, 2, 32, 4, 4]  # which the network's own pooling hands on as a view
+    assert [shape for shape in sums if len(shape) == 5 and shape != pooled] == []
+
+
 @needs_kernel
 @pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,5 +1,6 @@
 """Calls on a dyadic grid, and a way to run one on a backend."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +28,25 @@ def take_block_size(monkeypatch, shape: int) -> None:
         monkeypatch.setattr(kernel, "cache", {})
 
 
+def each(*backends: str) -> Iterator[str]:
+    """Each backend in turn, with tensors made where it computes. A GPU's reference takes its statistics in float32."""
+    for backend in backends:
+        with home(backend):
+            yield backend
+
+
+def integers(low: int, high: int, shape: Sequence[int]) -> Tensor:
+    """The same on every device, like `uniform`."""
+    return torch.randint(low, high, tuple(shape), device="cpu").to(torch.get_default_device())
+
+
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(shape, device="cpu").to(torch.get_default_device())
+
+
 def grid(*shape: int, low: int = -256, high: int = 384) -> Tensor:
     """Multiples of 1/128: sums and products with simple numbers are exact, whatever their order."""
-    return torch.randint(low, high, shape).float() / 128
+    return integers(low, high, shape).float() / 128
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -68,7 +85,7 @@ class Case:
             "weight": grid(self.channels, low=64, high=192) if self.affine else None,
             "bias": grid(self.channels, low=-64, high=64) if self.affine else None,
             "add_before": order(grid(self.timesteps, *step)).to(self.dtype) if self.before else None,
-            "add_after": order(torch.randint(0, 7, (self.timesteps, *step))).to(self.dtype) if self.after else None,
+            "add_after": order(integers(0, 7, (self.timesteps, *step))).to(self.dtype) if self.after else None,
             "state": grid(self.levels, *step) if self.state else None,
         }
 
@@ -80,7 +97,12 @@ class Result:
 
 
 def run(case: Case, backend: str, grad_out: Tensor | None = None) -> Result:
-    """Outputs, moved statistics and every gradient of a case."""
+    """Outputs, moved statistics and every gradient of a case, on the CPU, wherever they were computed."""
+    with home(backend):
+        return _run(case, backend, grad_out)
+
+
+def _run(case: Case, backend: str, grad_out: Tensor | None) -> Result:
     inputs = {k: None if v is None else v.detach().requires_grad_() for k, v in case.inputs().items()}
     running = [grid(case.channels, low=-64, high=64), grid(case.channels, low=64, high=256)]
     x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
@@ -102,14 +124,14 @@ def run(case: Case, backend: str, grad_out: Tensor | None = None) -> Result:
         backend=backend,
     )
     torch.manual_seed(1)
-    pulled = [(out, torch.rand(out.shape).to(out.dtype) if grad_out is None else grad_out)]
+    pulled = [(out, uniform(*out.shape).to(out.dtype) if grad_out is None else grad_out.to(out.device))]
     if state is not None:
-        pulled.append((state, torch.rand(state.shape)))
+        pulled.append((state, uniform(*state.shape)))
     torch.autograd.backward(*zip(*pulled, strict=True))
     outputs = {"out": out, "state": state, "running_mean": running[0], "running_var": running[1]}
     return Result(
-        {k: v.detach() for k, v in outputs.items() if v is not None},
-        {k: v.grad for k, v in inputs.items() if v is not None and v.grad is not None},
+        {k: v.detach().cpu() for k, v in outputs.items() if v is not None},
+        {k: v.grad.cpu() for k, v in inputs.items() if v is not None and v.grad is not None},
     )
 
 

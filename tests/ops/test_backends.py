@@ -11,8 +11,10 @@ from cases import (
     assert_same_outputs,
     assert_tdbn_equals_the_authors,
     channels_last,
+    each,
     grid,
     run,
+    uniform,
 )
 
 import multifire as mf
@@ -106,12 +108,14 @@ def test_uninitialised_buffers(backend, training, layout):
 
 def test_nearly_constant_channel_with_a_large_mean(backend):
     """Single-pass sums of squares would lose this variance."""
-    torch.manual_seed(0)
-    x = 4096 + grid(4, 8, 3, 16, 16) / 128
-    norms = [mf.nn.TdBatchNorm2d(3, backend=name) for name in (backend, "reference")]
-    out, expected = (norm(x) for norm in norms)
+    results = []
+    for name in each(backend, "reference"):
+        torch.manual_seed(0)
+        norm = mf.nn.TdBatchNorm2d(3, backend=name)
+        results.append((norm(4096 + grid(4, 8, 3, 16, 16) / 128).cpu(), norm.running_var.cpu()))
+    (out, var), (expected, expected_var) = results
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(norms[0].running_var, norms[1].running_var, rtol=1e-6, atol=0)
+    torch.testing.assert_close(var, expected_var, rtol=1e-6, atol=0)
 
 
 def test_constant_channel_has_a_finite_gradient(backend):
@@ -133,13 +137,12 @@ def test_bf16(backend, training):
 
 def test_bf16_mixed_with_fp32(backend):
     """A wider residual is not rounded before it is added."""
-    case = Case(4, 16, before=True, after=True)
-    inputs = case.inputs()
-    inputs["x"] = inputs["x"].bfloat16()
-    outs = [
-        ops.tdbn_mlf(**inputs, running_mean=torch.zeros(16), running_var=torch.ones(16), training=True, backend=name)[0]
-        for name in (backend, "reference")
-    ]
+    outs = []
+    for name in each(backend, "reference"):
+        inputs = Case(4, 16, before=True, after=True).inputs()
+        inputs["x"] = inputs["x"].bfloat16()
+        norm = {"running_mean": torch.zeros(16), "running_var": torch.ones(16), "training": True}
+        outs.append(ops.tdbn_mlf(**inputs, **norm, backend=name)[0].cpu())
     assert outs[0].dtype == torch.bfloat16
     assert torch.equal(*outs)
 
@@ -171,13 +174,13 @@ def test_neurons_alone_in_channels_last(backend):
 def test_norm_alone(backend, layout, training):
     case = Case(4, 17, layout=layout)
     results = []
-    for name in (backend, "reference"):
+    for name in each(backend, "reference"):
         inputs = case.inputs()
         leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
         y = ops.tdbn(*leaves, torch.zeros(17), torch.ones(17), training=training, backend=name)
         torch.manual_seed(1)
-        (y * torch.rand(y.shape)).sum().backward()
-        results.append([y, *(leaf.grad for leaf in leaves)])
+        (y * uniform(*y.shape)).sum().backward()
+        results.append([x.cpu() for x in (y, *(leaf.grad for leaf in leaves))])
     assert torch.equal(results[0][0], results[1][0])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())

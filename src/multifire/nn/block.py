@@ -4,6 +4,7 @@ Shapes: x_TNCHW is [time, sample, channel, row, column].
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,26 @@ def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
     T, N, *shape = x_TNCHW.shape
     out = conv(x_TNCHW.reshape(T * N, *shape))
     return out.reshape(T, N, *out.shape[1:])
+
+
+def first_summand(x: Tensor) -> Tensor:
+    """x, for that of its uses whose gradient autograd has first: the last.
+
+    The gradient that `convolve` leaves is a view, and autograd adds another in place only to a tensor of its own.
+    """
+    return x if torch.compiler.is_compiling() else cast(Tensor, _FirstSummand.apply(x))
+
+
+class _FirstSummand(torch.autograd.Function):
+    """The identity, whose gradient is a tensor of its own on the memory of the one that it gets."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0] if torch.is_grad_enabled() else grads[0].data
 
 
 def stands_still(x_TNCHW: Tensor) -> bool:
@@ -101,7 +122,8 @@ class DSBlock(Streaming):
 
     def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW, stream)
-        return self.fire2(self.fire1(x_TNCHW, stream), stream, add_after=residual)
+        summand = x_TNCHW if self.shortcut is None else first_summand(x_TNCHW)
+        return self.fire2(self.fire1(summand, stream), stream, add_after=residual)
 
 
 class PlainBlock(Streaming):
@@ -119,7 +141,8 @@ class PlainBlock(Streaming):
 
     def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW)
-        return self.fire2(self.fire1(x_TNCHW, stream), stream, add_before=residual)
+        summand = x_TNCHW if self.shortcut is None else first_summand(x_TNCHW)
+        return self.fire2(self.fire1(summand, stream), stream, add_before=residual)
 
 
 BLOCKS = {"ds": DSBlock, "plain": PlainBlock}

@@ -437,7 +437,8 @@ def _empty(x: Tensor, leading: int, dtype: torch.dtype) -> Tensor:
     if not is_channels_last(x):
         return x.new_empty((leading, *x.shape[1:]), dtype=dtype)
     _, N, C, H, W = x.shape
-    return x.new_empty((leading, N, H, W, C), dtype=dtype).permute(0, 1, 4, 2, 3)
+    # No view of another order, for autograd adds in place only to tensors of their own.
+    return x.new_empty_strided((leading, N, C, H, W), (N * H * W * C, H * W * C, 1, W * C, C), dtype=dtype)
 
 
 def _outputs(

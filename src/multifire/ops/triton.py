@@ -65,11 +65,11 @@ def _power_of_2(n: int) -> int:
 def _forward_pass(call: Call, out: Tensor, state: Tensor | None, _left: None) -> None:
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
-    factor = call.factor()
     _kernels().forward[grid.tiles](
-        x, call.mean, factor, call.weight, call.bias, grid.place(call.add_before), grid.place(call.add_after),
+        x, call.mean, call.var, call.weight, call.bias, grid.place(call.add_before), grid.place(call.add_after),
         grid.place(call.state), _thresholds(tuple(call.thresholds), grid.slots, x.device), out, state,
-        call.decay, call.timesteps, grid.positions, grid.channels, grid.inner, grid.step, grid.x_stride,
+        call.eps, call.scale, call.decay, call.timesteps,
+        grid.positions, grid.channels, grid.inner, grid.step, grid.x_stride,
         NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
         BEFORE=call.add_before is not None, AFTER=call.add_after is not None,
         STATE=call.state is not None, STATE_OUT=state is not None,
@@ -83,25 +83,22 @@ def _measure(call: Call) -> None:
         return
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
-    shift = call.x[0, 0, :, 0, 0].float().contiguous()
     programs = grid.programs(len(x), slots=0)
     sums, squares = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
     _kernels().stats[programs](
-        x, shift, sums, squares, len(x), grid.positions, grid.channels, grid.inner, grid.step,
+        x, sums, squares, len(x), grid.positions, grid.channels, grid.inner, grid.step,
         LEVELS=0, BLOCK_C=grid.block_c, **EXACT,
     )  # fmt: skip
-    n = len(x) * grid.positions
-    total, square = sums.sum(0), squares.sum(0)
-    call.mean.copy_(shift + total / n)
-    call.var.copy_(((square - total * total / n) / n).clamp_min(0))
+    _kernels().pool_statistics[grid.pools](
+        x, sums, squares, call.mean, call.var, programs[1], len(x) * grid.positions, grid.channels, grid.inner, **POOL
+    )
 
 
 def _backward_pass(
     call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, sums: Tensor
-) -> tuple[Tensor, "_Grid", Tensor | None, Tensor]:
+) -> tuple[Tensor, "_Grid", Tensor]:
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
-    factor = call.factor()
     programs = grid.programs(call.timesteps, grid.slots)
     slot_size = grid.slots * _kernels().MOST_TILE
     scratch = x.new_empty(programs[0] * programs[1] * call.timesteps * slot_size, dtype=torch.float32)
@@ -111,10 +108,10 @@ def _backward_pass(
         dy = torch.empty_like(grad_out, dtype=torch.float32) if call.shared else grads.x
     dy_ordered = in_order(dy, grid.order)
     _kernels().backward[programs](
-        x, call.mean, factor, call.weight, call.bias, grid.place(call.add_before), grid.place(call.state),
+        x, call.mean, call.var, call.weight, call.bias, grid.place(call.add_before), grid.place(call.state),
         _thresholds(tuple(call.thresholds), grid.slots, x.device), grid.place(grad_out),
         grid.place(None if grad_state is None else grad_state.float()), scratch, dy_ordered, grads.state,
-        parts[0], parts[1], call.decay, call.width,
+        parts[0], parts[1], call.eps, call.scale, call.decay, call.width,
         call.timesteps, grid.positions, grid.channels, grid.inner, grid.step, grid.x_stride,
         NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
         BEFORE=call.add_before is not None, STATE=call.state is not None, GRAD_STATE_OUT=grad_state is not None,
@@ -123,49 +120,38 @@ def _backward_pass(
         LEVELS=len(call.thresholds), SLOTS=grid.slots, SLOT_SIZE=slot_size, BLOCK_C=grid.block_c, **EXACT,
     )  # fmt: skip
     if call.norm:
-        torch.sum(parts, 1, out=sums)
-    if grads.weight is not None and factor is not None:
-        grads.weight.copy_(sums[1] * factor)
-    if grads.bias is not None:
-        grads.bias.copy_(sums[0])
+        _kernels().pool_sums[grid.pools](
+            parts[0], parts[1], call.var, sums, grads.weight, grads.bias, call.eps, call.scale,
+            programs[1], grid.channels,
+            GRAD_WEIGHT=grads.weight is not None, GRAD_BIAS=grads.bias is not None, **POOL,
+        )  # fmt: skip
+    left = (x, grid, dy_ordered)
     if not call.training:
-        zeros = torch.zeros_like(sums)
-        _input_gradient(call, grads.x, zeros, 1.0, (x, grid, factor, dy_ordered))
-    return x, grid, factor, dy_ordered
+        _finish(call, grads, sums, 1.0, left)
+    return left
 
 
-def _finish(
-    call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[Tensor, "_Grid", Tensor | None, Tensor]
-) -> None:
-    _input_gradient(call, grads.x, sums, values, left)
-
-
-def _input_gradient(
-    call: Call, grad_x: Tensor, sums: Tensor, values: float, left: tuple[Tensor, "_Grid", Tensor | None, Tensor]
-) -> None:
-    """Second pass: dx = γ·factor·(dy - Σdy/n - (x - μ)·Σdy(x - μ)/(n·σ·(σ + ε))); in evaluation the sums are zero."""
-    x, grid, factor, dy = left
-    steps = call.timesteps if call.shared else 1  # of dy that fall on one value of x
+def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[Tensor, "_Grid", Tensor]) -> None:
+    x, grid, dy = left
     if call.shared:
         dy = dy.float().sum(0, keepdim=True)
-    if factor is None:
-        if dy.data_ptr() != grad_x.data_ptr():
-            in_order(grad_x, grid.order).copy_(dy)
+    if not call.norm:
+        if dy.data_ptr() != grads.x.data_ptr():
+            in_order(grads.x, grid.order).copy_(dy)
         return
-    slope = factor.double() * (1 if call.weight is None else call.weight)
-    tiny = torch.finfo(torch.float32).tiny
-    std = reference.norm_root(call.var).double()
-    offset = -steps * slope * sums[0] / values
-    tilt = torch.where(call.var < tiny, 0.0, -steps * slope * sums[1] / ((std + call.eps) * values * std))
     _kernels().finish[grid.tiles](
-        dy, x, call.mean, slope.float(), offset.float(), tilt.float(), grad_x,
+        dy, x, call.mean, call.var, call.weight, sums, grads.x, call.eps, call.scale,
+        int(values), call.timesteps if call.shared else 1,
         len(x), grid.positions, grid.channels, grid.inner, grid.step,
+        TRAINING=call.training, WEIGHT=call.weight is not None,
         LEVELS=0, BLOCK_C=grid.block_c, **EXACT,
     )  # fmt: skip
 
 
 # A fused multiply-add rounds once where the reference rounds twice, and a spike is a step.
 EXACT = {} if INTERPRETED else {"enable_fp_fusion": False}
+POOL = {"BLOCK_C": 16, "ROWS": 64, **EXACT}
+"""Channels of a program that adds up what others found, and how many of their findings it takes at a time."""
 
 
 class _Grid:
@@ -190,6 +176,11 @@ class _Grid:
         """One program for each tile."""
         block_p = meta["TILE"] // self.block_c
         return _ceil(self.positions, block_p), _ceil(self.channels, self.block_c)
+
+    @property
+    def pools(self) -> tuple[int]:
+        """One program for some channels."""
+        return (_ceil(self.channels, POOL["BLOCK_C"]),)
 
     def programs(self, timesteps: int, slots: int) -> tuple[int, int]:
         """Programs that loop over tiles: all channels × as many as their memory for membranes allows."""

@@ -43,6 +43,34 @@ def _offsets(p, c, channels, inner):
 
 
 @triton.jit
+def _root(var, c, channels):
+    """sqrt(σ²) per channel, rounded correctly, as reference.norm_root."""
+    smallest = 1.1754943508222875e-38
+    variance = tl.load(var + c, c < channels, other=1.0)
+    return tl.sqrt_rn(tl.maximum(variance, smallest, propagate_nan=tl.PropagateNan.ALL)), variance < smallest
+
+
+@triton.jit
+def _factor(var, c, channels, eps, scale, HAS: tl.constexpr):
+    """scale / (sqrt(σ²) + ε) per channel, as a row; divided as torch does, which takes the reciprocal first."""
+    if HAS:
+        root, _ = _root(var, c, channels)
+        return (tl.div_rn(tl.full(c.shape, 1.0, tl.float32), root + eps) * scale)[None, :]
+    return (tl.zeros_like(c).to(tl.float32) + 1.0)[None, :]
+
+
+@triton.jit
+def _added_up(parts, c, programs, channels, BLOCK_C: tl.constexpr, ROWS: tl.constexpr):
+    """What all programs found, in double, of each channel."""
+    total = tl.zeros([BLOCK_C], tl.float64)
+    for start in range(0, programs, ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask = (row < programs)[:, None] & (c < channels)[None, :]
+        total += tl.sum(tl.load(parts + row[:, None] * channels + c[None, :], mask, other=0.0), 0)
+    return total
+
+
+@triton.jit
 def _channel(pointer, c, channels, otherwise, HAS: tl.constexpr):
     """One number per channel, as a row."""
     if HAS:
@@ -52,13 +80,13 @@ def _channel(pointer, c, channels, otherwise, HAS: tl.constexpr):
 
 @tuned()
 @triton.jit
-def stats(x, shift, sums, squares, timesteps, positions, channels, inner, step,
+def stats(x, sums, squares, timesteps, positions, channels, inner, step,
            LEVELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Each program's Σ(x - shift) and Σ(x - shift)² per channel, in double."""
+    """Each program's Σ(x - x₀) and Σ(x - x₀)² per channel, in double, about the channel's first value x₀."""
     BLOCK_P: tl.constexpr = TILE // BLOCK_C
     step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    about = tl.load(shift + c, c < channels, other=0.0)[None, :]
+    about = tl.load(x + c * inner, c < channels, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros([BLOCK_C], tl.float64)
     square = tl.zeros([BLOCK_C], tl.float64)
     for block in range(tl.program_id(1), tl.cdiv(positions, BLOCK_P), tl.num_programs(1)):
@@ -75,10 +103,24 @@ def stats(x, shift, sums, squares, timesteps, positions, channels, inner, step,
     tl.store(squares + here, square, c < channels)
 
 
+@triton.jit(do_not_specialize=["programs", "values"])
+def pool_statistics(x, sums, squares, mean, var, programs, values, channels, inner,
+                     BLOCK_C: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """Mean and biased variance of so many values per channel, from what `stats` left."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    about = tl.load(x + c * inner, c < channels, other=0.0).to(tl.float64)
+    n = tl.cast(values, tl.float64)
+    total = _added_up(sums, c, programs, channels, BLOCK_C, ROWS)
+    square = _added_up(squares, c, programs, channels, BLOCK_C, ROWS)
+    tl.store(mean + c, (about + total / n).to(tl.float32), c < channels)
+    variance = tl.maximum((square - total * total / n) / n, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(var + c, variance.to(tl.float32), c < channels)
+
+
 @tuned()
 @triton.jit
-def forward(x, mean, factor, weight, bias, before, after, state, thresholds, out, state_out,
-             decay, timesteps, positions, channels, inner, step, x_stride,
+def forward(x, mean, var, weight, bias, before, after, state, thresholds, out, state_out,
+             eps, scale, decay, timesteps, positions, channels, inner, step, x_stride,
              NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
              BEFORE: tl.constexpr, AFTER: tl.constexpr, STATE: tl.constexpr, STATE_OUT: tl.constexpr,
              LEVELS: tl.constexpr, SLOTS: tl.constexpr,
@@ -96,7 +138,7 @@ def forward(x, mean, factor, weight, bias, before, after, state, thresholds, out
     level_mask = (k < LEVELS)[:, None, None] & mask[None, :, :]
     theta = tl.load(thresholds + k)[:, None, None]
     mu = _channel(mean, c, channels, 0.0, NORM)
-    gain = _channel(factor, c, channels, 1.0, NORM)
+    gain = _factor(var, c, channels, eps, scale, NORM)
     gamma = _channel(weight, c, channels, 1.0, WEIGHT)
     beta = _channel(bias, c, channels, 0.0, BIAS)
     if STATE:
@@ -124,8 +166,8 @@ def forward(x, mean, factor, weight, bias, before, after, state, thresholds, out
 
 @tuned()
 @triton.jit
-def backward(x, mean, factor, weight, bias, before, state, thresholds, grad_out, grad_state_out, scratch,
-              dy_out, grad_state, sums, products, decay, width,
+def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, grad_state_out, scratch,
+              dy_out, grad_state, sums, products, eps, scale, decay, width,
               timesteps, positions, channels, inner, step, x_stride,
               NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
               BEFORE: tl.constexpr, STATE: tl.constexpr, GRAD_STATE_OUT: tl.constexpr, GRAD_STATE: tl.constexpr,
@@ -143,7 +185,7 @@ def backward(x, mean, factor, weight, bias, before, state, thresholds, grad_out,
     k = tl.arange(0, SLOTS)
     theta = tl.load(thresholds + k)[:, None, None]
     mu = _channel(mean, c, channels, 0.0, NORM)
-    gain = _channel(factor, c, channels, 1.0, NORM)
+    gain = _factor(var, c, channels, eps, scale, NORM)
     gamma = _channel(weight, c, channels, 1.0, WEIGHT)
     beta = _channel(bias, c, channels, 0.0, BIAS)
     total = tl.zeros([BLOCK_C], tl.float64)
@@ -198,23 +240,54 @@ def backward(x, mean, factor, weight, bias, before, state, thresholds, grad_out,
     tl.store(products + here, product, c < channels)
 
 
+@triton.jit(do_not_specialize=["programs"])
+def pool_sums(parts, products, var, sums, grad_weight, grad_bias, eps, scale, programs, channels,
+               GRAD_WEIGHT: tl.constexpr, GRAD_BIAS: tl.constexpr,
+               BLOCK_C: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """Σdy and Σdy·(x - μ) of all programs of `backward`, and the gradients of weight and bias, which they give."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = _added_up(parts, c, programs, channels, BLOCK_C, ROWS)
+    product = _added_up(products, c, programs, channels, BLOCK_C, ROWS)
+    tl.store(sums + c, total, c < channels)
+    tl.store(sums + channels + c, product, c < channels)
+    if GRAD_WEIGHT:
+        root, _ = _root(var, c, channels)
+        factor = tl.div_rn(tl.full(c.shape, 1.0, tl.float32), root + eps) * scale
+        tl.store(grad_weight + c, (product * factor).to(tl.float32), c < channels)
+    if GRAD_BIAS:
+        tl.store(grad_bias + c, total.to(tl.float32), c < channels)
+
+
 @tuned(restore_value=["dy"])  # dx may stand where dy did, and tuning runs the kernel more than once
-@triton.jit
-def finish(dy, x, mean, slope, offset, tilt, dx, timesteps, positions, channels, inner, step,
+@triton.jit(do_not_specialize=["values"])
+def finish(dy, x, mean, var, weight, sums, dx, eps, scale, values, repeats,
+            timesteps, positions, channels, inner, step,
+            TRAINING: tl.constexpr, WEIGHT: tl.constexpr,
             LEVELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Second pass: dx = slope·dy + (offset + tilt·(x - μ))."""
+    """Second pass: dx = γ·factor·(dy - Σdy/n - (x - μ)·Σdy(x - μ)/(n·σ·(σ + ε))); in evaluation γ·factor·dy.
+
+    `repeats` of the dy that were added up fall on one value of x.
+    """
     BLOCK_P: tl.constexpr = TILE // BLOCK_C
     step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (p < positions)[:, None] & (c < channels)[None, :]
     at = _offsets(p.to(tl.int64), c, channels, inner)
-    mu = _channel(mean, c, channels, 0.0, True)
-    slopes = _channel(slope, c, channels, 0.0, True)
-    offsets = _channel(offset, c, channels, 0.0, True)
-    tilts = _channel(tilt, c, channels, 0.0, True)
+    slope = _factor(var, c, channels, eps, scale, True).to(tl.float64) * _channel(weight, c, channels, 1.0, WEIGHT)
+    if TRAINING:
+        root, constant = _root(var, c, channels)
+        std = root.to(tl.float64)[None, :]
+        share = -slope * repeats / tl.cast(values, tl.float64)
+        offset = share * tl.load(sums + c, c < channels, other=0.0)[None, :]
+        tilt = share * tl.load(sums + channels + c, c < channels, other=0.0)[None, :] / ((std + eps) * std)
+        offset = offset.to(tl.float32)
+        tilt = tl.where(constant[None, :], 0.0, tilt).to(tl.float32)
+        mu = _channel(mean, c, channels, 0.0, True)
+    slope = slope.to(tl.float32)
     for t in range(timesteps):
-        out = tl.load(dy + t * step + at, mask, other=0.0).to(tl.float32)
-        value = tl.load(x + t * step + at, mask, other=0.0).to(tl.float32)
-        out = slopes * out + (offsets + tilts * (value - mu))
+        out = slope * tl.load(dy + t * step + at, mask, other=0.0).to(tl.float32)
+        if TRAINING:
+            value = tl.load(x + t * step + at, mask, other=0.0).to(tl.float32)
+            out += offset + tilt * (value - mu)
         tl.store(dx + t * step + at, out.to(dx.dtype.element_ty), mask)
