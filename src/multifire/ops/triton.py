@@ -19,6 +19,8 @@ from torch import Tensor
 from multifire.ops import reference
 from multifire.ops.fused import Backend, Call, FusedOps, Gradients, in_order
 
+INSTALLED = importlib.util.find_spec("triton") is not None
+"""torch's GPU builds for Linux bring Triton along, others do not. Found out here, as torch.compile cannot."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_LEVELS = 8
@@ -30,7 +32,7 @@ SCRATCH_BYTES = 256 << 20
 
 def why_not(x: Tensor, levels: int) -> str | None:
     """Why Triton cannot compute for `x` with so many levels, or None where it can."""
-    if not _installed():
+    if not INSTALLED:
         return "triton is not installed"
     if x.device.type != "cuda" and not INTERPRETED:
         return f"x lies on {x.device.type}, and Triton compiles for GPUs; TRITON_INTERPRET=1 runs it anywhere, slowly"
@@ -39,12 +41,6 @@ def why_not(x: Tensor, levels: int) -> str | None:
     if levels > MAX_LEVELS:
         return f"{levels} levels, expected at most {MAX_LEVELS}"
     return None
-
-
-@functools.cache
-def _installed() -> bool:
-    """torch's GPU builds for Linux bring Triton along, others do not."""
-    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
