@@ -209,10 +209,10 @@ Made by `make bench`; the figures lie in `benchmarks/results/` as CSV, and this 
 
 Every contestant runs in a process of its own, which keeps its network and does one training step, or one evaluation,
 when it is told: so the runs of all alternate, with nothing else running. A ratio is the median of the ratios of
-neighbouring runs. Two runs of each warm up first. Peak memory is that of a training step after the first (VmHWM), in
-another process, over what the interpreter and the libraries took before the network was made; of compiled networks
-neither that nor an evaluation is measured, as each would compile for minutes once more. A training step is forward,
-cross entropy, backward and SGD with momentum.
+neighbouring runs. Two runs of each warm up first. Peak memory is that of a training step after the first (VmHWM), the
+median of three other processes, over what the interpreter and the libraries took before the network was made; of
+compiled networks neither that nor an evaluation is measured, as each would compile for minutes once more. A training
+step is forward, cross entropy, backward and SGD with momentum.
 
 The floor is the network's convolutions alone, channels-last, forward and backward, at every time step.
 """

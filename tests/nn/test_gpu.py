@@ -49,7 +49,9 @@ def test_the_kernel_computes_the_references_gradients(order):
     assert triton.INTERPRETED or "triton" in mf.ops.backends_used()
 
 
-@pytest.mark.parametrize(("generator", "limit"), [("aot_eager", 1e-3), ("inductor", 0.5)])
+@pytest.mark.parametrize(
+    ("generator", "limit"), [("aot_eager", 1e-3), pytest.param("inductor", 0.5, marks=pytest.mark.slow)]
+)
 def test_torch_compile_sees_the_whole_network(generator, limit):
     """Generated code rounds differently, and a spike that falls otherwise moves others."""
     eager, x = network("auto"), spikes()

@@ -285,6 +285,16 @@ def test_a_second_derivative_is_refused_and_not_taken_for_zero(backend):
         slope.square().sum().backward()
 
 
+def test_gradients_in_a_batch(backend):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    x = grid(3, 2, 5, 4, 4).requires_grad_()
+    out, _ = ops.mlf(x * 1, surrogate="atan", backend=backend)
+    grads = torch.rand(3, *out.shape)
+    (got,) = torch.autograd.grad(out, x, grads, is_grads_batched=True, retain_graph=True)
+    for single, grad in zip(got, grads, strict=True):
+        assert torch.equal(single, *torch.autograd.grad(out, x, grad, retain_graph=True))
+
+
 @pytest.mark.parametrize("tangent_of", ["x", "weight", "add_after", "state"])
 def test_a_forward_mode_derivative_is_refused_and_not_taken_for_zero(backend, tangent_of):
     given = {name: grid(3, 2, 5, 4, 4) for name in ("x", "add_after", "state")} | {"weight": torch.ones(5)}

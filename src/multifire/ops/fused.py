@@ -209,6 +209,12 @@ def _looked_at(*tensors: Tensor | None) -> bool:
     )
 
 
+def _unseen(x: Tensor, *grads: Tensor | None) -> bool:
+    """Whether a backward pass may do without the op, which takes batches of gradients and refuses second derivatives."""
+    batched = any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+    return not (batched or torch.is_grad_enabled() or _looked_at(x))
+
+
 def _refuse_tangents(*tensors: Tensor | None) -> None:
     """torch would lose them at a custom op without a word, and a derivative come out as zero."""
     if torch.compiler.is_compiling():  # which has no forward mode
@@ -352,25 +358,26 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         return output
 
     def differentiate(ctx, grad_out, grad_state, *_):
-        return gradients(ctx, ctx.saved_tensors, grad_out, grad_state, over_grad_out=False)
+        saved = ctx.saved_tensors
+        return gradients(ctx, saved, grad_out, grad_state, _unseen(saved[0], grad_out, grad_state), over=False)
 
     def backward_eager(ctx, grad_out, grad_state, *_):
         saved = ctx.saved_tensors  # once: a checkpoint refuses a second time
         need_x, _, _, _, _, _, need_after, *_ = ctx.needs_input_grad
-        fits = backend.in_place and need_x and not need_after and _fits(grad_out, saved[0])
+        unseen = _unseen(saved[0], grad_out, grad_state)
+        fits = backend.in_place and unseen and need_x and not need_after and _fits(grad_out, saved[0])
         over = fits and ownership.is_ours(grad_out)  # nothing else in this line, it counts references
-        return gradients(ctx, saved, grad_out, grad_state, over)
+        return gradients(ctx, saved, grad_out, grad_state, unseen, over)
 
-    def gradients(ctx, saved, grad_out, grad_state, over_grad_out: bool):
+    def gradients(ctx, saved, grad_out, grad_state, unseen: bool, over: bool):
         need_x, need_weight, need_bias, _, _, need_before, need_after, need_state, *rest = ctx.needs_input_grad
         needs = [need_weight, need_bias, need_before, need_state]
-        # Who asks for a graph of the gradients gets the op, which refuses second derivatives.
-        if torch.is_grad_enabled() or _looked_at(saved[0]):
-            grads = op_backward(grad_out, grad_state, *saved, *ctx.options, needs)
-        else:
+        if unseen:
             timesteps, *_, thresholds = ctx.options[:6]
-            grads = _gradients(saved[0], timesteps, thresholds, needs, grad_out if over_grad_out else None)
+            grads = _gradients(saved[0], timesteps, thresholds, needs, grad_out if over else None)
             fill(grads, needs, grad_out, grad_state, saved, ctx.options)
+        else:
+            grads = op_backward(grad_out, grad_state, *saved, *ctx.options, needs)
         grad_x, *others = grads
         grad_weight, grad_bias, grad_before, grad_initial = (
             grad if needed else None for grad, needed in zip(others, needs, strict=True)

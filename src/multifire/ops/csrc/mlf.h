@@ -31,7 +31,7 @@ struct Args {
 
   const void* grad_out;
   const float* grad_state_out;
-  void* grad_x;
+  void* grad_x;  // may be grad_out itself: of a tile, the one is read before the other is written
   void* grad_add_before;
   float *grad_weight, *grad_bias, *grad_state;
   double* sums;   // Σ dy and Σ dy·(x - μ) per channel: written by `backward`, read by `finish`; null: no norm
