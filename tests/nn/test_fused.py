@@ -111,6 +111,14 @@ def test_gradients_are_added_in_place_wherever_they_meet(name):
     assert [shape for shape in sums if len(shape) == 5 and shape != pooled] == []
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@torch.no_grad()
+def test_a_network_is_mapped_over_a_further_dimension():
+    model, x = network("ds_resnet14").eval(), torch.rand(2, 4, 2, 3, 16, 16)
+    for got, single in zip(torch.func.vmap(model)(x), x, strict=True):
+        torch.testing.assert_close(got, model(single))
+
+
 @needs_kernel
 @pytest.mark.parametrize("isa", ["avx512_bf16", "avx512", "avx2", "portable"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -29,7 +29,10 @@ def first_summand(x: Tensor) -> Tensor:
 
     The gradient that `convolve` leaves is a view, and autograd adds another in place only to a tensor of its own.
     """
-    return x if torch.compiler.is_compiling() else cast(Tensor, _FirstSummand.apply(x))
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if transformed or not (x.requires_grad and torch.is_grad_enabled()):
+        return x
+    return cast(Tensor, _FirstSummand.apply(x))
 
 
 class _FirstSummand(torch.autograd.Function):
