@@ -85,7 +85,7 @@ def peak_of_steps(contestant: Any, threads: int) -> int:
         with workers([contestant], threads) as (worker,):
             return worker.ask("peak")
 
-    return statistics.median([of_one_process() for _ in range(3)])
+    return statistics.median_low([of_one_process() for _ in range(3)])
 
 
 def _serve(pipe: Connection, contestant: Any, threads: int, precise: bool) -> None:

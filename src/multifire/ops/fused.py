@@ -210,8 +210,9 @@ def _looked_at(*tensors: Tensor | None) -> bool:
 
 
 def _unseen(x: Tensor, *grads: Tensor | None) -> bool:
-    """Whether a backward pass may do without the op, which takes batches of gradients and refuses second derivatives."""
-    batched = any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)
+    """Whether a backward pass may go without the op, which takes batched gradients and refuses second derivatives."""
+    is_batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+    batched = any(g is not None and is_batched(g) for g in grads)
     return not (batched or torch.is_grad_enabled() or _looked_at(x))
 
 
