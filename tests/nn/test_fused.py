@@ -111,6 +111,31 @@ def test_gradients_are_added_in_place_wherever_they_meet(name):
     assert [shape for shape in sums if len(shape) == 5 and shape != pooled] == []
 
 
+@pytest.mark.parametrize("make", [mf.nn.DSBlock, mf.nn.PlainBlock])
+def test_a_gradient_that_a_hook_holds_is_not_the_inputs_too(make):
+    """Else the next step's gradient would be added to it."""
+    block, held, features = make(3, 4, 2), [], []
+    block.fire1.register_full_backward_hook(lambda module, grads, _: held.append((grads[0], grads[0].clone())))
+    block.fire2.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+    x = torch.randn(2, 2, 8, 8, 3).permute(0, 1, 4, 2, 3).requires_grad_()
+    for _ in range(2):
+        block(x)
+        features[-1].square().sum().backward()
+    assert all(torch.equal(grad, expected) for grad, expected in held)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("make", [mf.nn.DSBlock, mf.nn.PlainBlock])
+def test_gradients_come_in_batches(make):
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    block, x = make(3, 4, 2).eval().requires_grad_(False), torch.rand(2, 1, 3, 6, 6, requires_grad=True)
+    out = block(x)
+    grads = torch.rand(3, *out.shape)
+    (got,) = torch.autograd.grad(out, x, grads, is_grads_batched=True, retain_graph=True)
+    for single, grad in zip(got, grads, strict=True):
+        torch.testing.assert_close(single, *torch.autograd.grad(out, x, grad, retain_graph=True))
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @torch.no_grad()
 def test_a_network_is_mapped_over_a_further_dimension():

@@ -1,6 +1,7 @@
 """A gradient is written over where nobody else can see it, and nowhere else."""
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,12 +46,22 @@ def test_a_gradient_that_nobody_holds_is_written_over(shape, passed_on):
     assert (got == made) == (countable and not passed_on)
 
 
-def test_nothing_is_written_over_under_a_debugger(monkeypatch):
+@pytest.mark.parametrize("watches", ["gettrace", "getprofile"])
+def test_nothing_is_written_over_under_a_debugger_or_profiler(monkeypatch, watches):
     got, made = [], []
     out, _ = ops.mlf(NotePlace.apply(grid(*SHAPE).requires_grad_(), got, []), backend="cpu")
-    monkeypatch.setattr(sys, "gettrace", lambda: print)
+    monkeypatch.setattr(sys, watches, lambda: print)
     NotePlace.apply(out, [], made).sum().backward()
     assert got != made
+
+
+def test_the_first_backward_pass_may_be_in_inference_mode():
+    x = grid(*SHAPE).requires_grad_()
+    loss = ops.mlf(x * 1, surrogate="atan", backend="cpu")[0].square().sum()
+    ownership._of_nobody_elses.cache_clear()
+    with torch.inference_mode():
+        (got,) = torch.autograd.grad(loss, x, retain_graph=True)
+    assert torch.equal(got, *torch.autograd.grad(loss, x))
 
 
 class Holder:
@@ -58,9 +69,16 @@ class Holder:
 
     def __init__(self):
         self.held: list[tuple[Tensor, Tensor]] = []
+        self.storages: list[tuple[Any, Tensor]] = []
 
     def hold(self, grad: Tensor) -> None:
         self.held.append((grad, grad.clone()))
+
+    def all_held(self) -> list[tuple[Tensor, Tensor]]:
+        seen = [
+            (torch.empty(0).set_(s, 0, expected.shape, expected.stride()), expected) for s, expected in self.storages
+        ]
+        return self.held + seen
 
 
 def keeps_it_in_a_hook(out, holder):
@@ -70,6 +88,26 @@ def keeps_it_in_a_hook(out, holder):
 
 def keeps_a_view_in_a_hook(out, holder):
     out.register_hook(lambda grad: holder.hold(grad.flatten()))
+    return out
+
+
+def keeps_its_storage(out, holder):
+    out.register_hook(lambda grad: holder.storages.append((grad.untyped_storage(), grad.clone())))
+    return out
+
+
+def keeps_the_storage_of_what_it_is_a_view_of(out, holder):
+    flat = out.flatten(0, 1)
+    flat.register_hook(lambda grad: holder.storages.append((grad.untyped_storage(), grad.clone())))
+    return flat
+
+
+def shares_it_with_another_process(out, holder):
+    def share(grad: Tensor) -> None:
+        handle = grad.untyped_storage()._share_filename_cpu_()
+        holder.storages.append((torch.UntypedStorage._new_shared_filename_cpu(*handle), grad.clone()))
+
+    out.register_hook(share)
     return out
 
 
@@ -136,7 +174,8 @@ def is_another_part_of_it(out, holder):
 
 
 HOLDERS = [
-    keeps_it_in_a_hook, keeps_a_view_in_a_hook, keeps_what_it_is_a_view_of, replaces_it_in_a_hook,
+    keeps_it_in_a_hook, keeps_a_view_in_a_hook, keeps_what_it_is_a_view_of, keeps_its_storage,
+    keeps_the_storage_of_what_it_is_a_view_of, shares_it_with_another_process, replaces_it_in_a_hook,
     replaces_it_by_a_view, replaces_it_by_another_librarys, looks_at_it_afterwards, keeps_it_before, retains_it,
     is_added_to_it, is_a_leaf_added_to_it, is_another_part_of_it,
 ]  # fmt: skip
@@ -156,8 +195,8 @@ def test_a_gradient_that_somebody_holds_stays_as_it_is(use):
     holder = Holder()
     got, want = gradient(use, holder, "cpu"), gradient(use, Holder(), "reference")
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-    assert holder.held
-    for held, expected in holder.held:
+    assert holder.all_held()
+    for held, expected in holder.all_held():
         assert torch.equal(held.grad if held.requires_grad else held, expected)
 
 

@@ -13,6 +13,7 @@ from multifire import ops
 from multifire.nn.conv import SpikeConv2d
 from multifire.nn.neuron import MLF, Stream, Streaming
 from multifire.nn.norm import TdBatchNorm2d
+from multifire.ops import ownership
 
 MakeNeuron = Callable[[], MLF]
 
@@ -36,15 +37,16 @@ def first_summand(x: Tensor) -> Tensor:
 
 
 class _FirstSummand(torch.autograd.Function):
-    """The identity, whose gradient is a tensor of its own on the memory of the one that it gets."""
+    """The identity. Where nobody holds the gradient that it gets, it hands on a tensor of its own on its memory."""
 
     @staticmethod
     def forward(ctx, x):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, *grads):
-        return grads[0] if torch.is_grad_enabled() else grads[0].data
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride] - counted as an argument of its own
+        alone = ownership.is_held_by_nobody(grad)
+        return grad.data if alone and not torch.is_grad_enabled() else grad
 
 
 def stands_still(x_TNCHW: Tensor) -> bool:
