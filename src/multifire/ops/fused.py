@@ -60,10 +60,6 @@ class Call(NamedTuple):
         """Values per channel of this process's x, with a still x counted at each of its time steps."""
         return self.timesteps * self.x.shape[1] * self.x.shape[3] * self.x.shape[4]
 
-    def factor(self) -> Tensor | None:
-        """scale / (sqrt(σ²) + ε) per channel; None where there is no norm."""
-        return reference.norm_factor(self.var, self.eps, self.scale) if self.norm else None
-
 
 class Gradients(NamedTuple):
     """Tensors to be filled, x first; None where nobody asks for them."""
@@ -211,8 +207,7 @@ def _looked_at(*tensors: Tensor | None) -> bool:
 
 def _unseen(x: Tensor, *grads: Tensor | None) -> bool:
     """Whether a backward pass may go without the op, which takes batched gradients and refuses second derivatives."""
-    is_batched = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
-    batched = any(g is not None and is_batched(g) for g in grads)
+    batched = any(g is not None and ownership.is_batch(g) for g in grads)
     return not (batched or torch.is_grad_enabled() or _looked_at(x))
 
 

@@ -29,8 +29,13 @@ def is_held_by_nobody(grad: Tensor) -> bool:
 def _countable(grad: Tensor) -> bool:
     """Not under a debugger or profiler, which may hold on to what it sees, nor where one tensor stands for several."""
     watched = sys.gettrace() is not None or sys.getprofile() is not None
-    several = _C._functorch.is_legacy_batchedtensor(grad) or _C._are_functorch_transforms_active()
+    several = is_batch(grad) or _C._are_functorch_transforms_active()
     return type(grad) is Tensor and not watched and not several
+
+
+def is_batch(grad: Tensor) -> bool:
+    """Whether a gradient stands for several, as `torch.autograd.grad(is_grads_batched=True)` makes it."""
+    return _C._functorch.is_legacy_batchedtensor(grad)
 
 
 def _references(x: Any) -> tuple[int, ...]:
