@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from multifire import ops
-from tests.ops.cases import channels_last, grid
+from tests.ops.cases import channels_last, grid, home
 
 SAMPLES = 5
 SHARDS = ((3, 2), (5, 0))  # uneven, and one without a sample
@@ -42,8 +42,9 @@ def compute(backend, dtype, shared, begin, end, sync):
 def run(rank, rendezvous, backend, dtype):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    for shards, shared in itertools.product(SHARDS, (False, True)):
-        compare(rank, backend, dtype, shards, shared)
+    with home(backend):
+        for shards, shared in itertools.product(SHARDS, (False, True)):
+            compare(rank, backend, dtype, shards, shared)
     dist.destroy_process_group()
 
 
