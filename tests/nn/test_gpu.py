@@ -59,6 +59,22 @@ def test_torch_compile_sees_the_whole_network(generator, limit):
     assert distance(gradients(compiled, x), gradients(eager, x)) < limit
 
 
+@pytest.mark.slow
+def test_cuda_graphs_repeat_whole_steps():
+    """The first calls of a graph record it, later ones replay it; running statistics must move in each."""
+    eager, x = network("auto"), spikes()
+    graphed = copy.deepcopy(eager)
+    step = torch.compile(graphed, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):
+        for model, call in ((eager, eager), (graphed, step)):
+            model.zero_grad()
+            call(x).square().sum().backward()
+    found, expected = (torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (graphed, eager))
+    assert distance(found, expected) < 0.5
+    found, expected = (torch.cat([b.flatten() for b in model.buffers()]) for model in (graphed, eager))
+    assert distance(found, expected) < 0.05
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_network_learns(precision):
     cfg = replace(get_recipe("digits"), precision=precision)

@@ -5,6 +5,7 @@ The whole of test_backends.py runs on a GPU where there is one, and else in `mak
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ def on_its_device():
         Case(4, 3, shared=True, state=True),
         Case(2, 3, 1, layout="contiguous", surrogate="triangle", detach_reset=True),
         Case(2, 100, 3, surrogate="atan", training=False, state=True),
+        Case(9, 3, 2, before=True, state=True),  # more time steps than the backward pass recomputes at once
     ],
 )
 def test_equals_the_reference(case):
@@ -44,10 +46,19 @@ def test_equals_the_reference(case):
 def test_every_block_size_that_tuning_may_choose(monkeypatch, shape, layout):
     """Tuning times all and checks none."""
     take_block_size(monkeypatch, shape)
-    case = Case(3, 17, layout=layout, before=True, after=True, state=True, size=(2, 9, 11))
+    case = Case(6, 17, layout=layout, before=True, after=True, state=True, size=(2, 9, 11))
     got, want = run(case, "triton"), run(case, "reference")
     assert_same_outputs(got, want)
     assert_close_grads(got, want)
+
+
+def test_every_kernel_compiles_for_gpus():
+    """The interpreter takes what the compiler refuses, and runs no code of the compiler's."""
+    program = Path(__file__).with_name("gpu_code.py")
+    done = subprocess.run([sys.executable, program, "80"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    compiled = {line.split()[0] for line in done.stdout.splitlines()}
+    assert compiled == {"stats", "pool_statistics", "forward", "backward", "pool_sums", "finish"}
 
 
 def test_refuses_a_cpu_without_the_interpreter():

@@ -27,7 +27,7 @@ MAX_LEVELS = 8
 PROGRAMS = 512
 """Programs of a pass that sums over positions: enough to fill a GPU, few enough that their partial sums are small."""
 SCRATCH_BYTES = 256 << 20
-"""Most memory for the membranes that the backward pass recomputes."""
+"""Most memory for the membranes that the backward pass stores, one of every SEGMENT time steps."""
 
 
 def why_not(x: Tensor, levels: int) -> str | None:
@@ -79,7 +79,7 @@ def _measure(call: Call) -> None:
         return
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
-    programs = grid.programs(len(x), slots=0)
+    programs = grid.programs()
     sums, squares = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
     _kernels().stats[programs](
         x, sums, squares, len(x), grid.positions, grid.channels, grid.inner, grid.step,
@@ -95,9 +95,12 @@ def _backward_pass(
 ) -> tuple[Tensor, "_Grid", Tensor]:
     grid = _Grid(call)
     x = in_order(call.x, grid.order)
-    programs = grid.programs(call.timesteps, grid.slots)
+    segments = _ceil(call.timesteps, _kernels().SEGMENT)
+    segmented = segments > 1 and len(call.thresholds) > 0
     slot_size = grid.slots * _kernels().MOST_TILE
-    scratch = x.new_empty(programs[0] * programs[1] * call.timesteps * slot_size, dtype=torch.float32)
+    memory = segments * slot_size if segmented else 0
+    programs = grid.programs(memory)
+    scratch = x.new_empty(programs[0] * programs[1] * memory, dtype=torch.float32)
     parts = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
     dy = grads.add_before
     if dy is None:  # dx takes its place in the end, but for a still x, whose time steps are added up first
@@ -111,7 +114,7 @@ def _backward_pass(
         call.timesteps, grid.positions, grid.channels, grid.inner, grid.step, grid.x_stride,
         NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
         BEFORE=call.add_before is not None, STATE=call.state is not None, GRAD_STATE_OUT=grad_state is not None,
-        GRAD_STATE=grads.state is not None,
+        GRAD_STATE=grads.state is not None, SEGMENT=_kernels().SEGMENT, SEGMENTED=segmented,
         SURROGATE=list(reference.SURROGATES).index(call.surrogate), THROUGH_RESET=not call.detach_reset,
         LEVELS=len(call.thresholds), SLOTS=grid.slots, SLOT_SIZE=slot_size, BLOCK_C=grid.block_c, **EXACT,
     )  # fmt: skip
@@ -178,11 +181,10 @@ class _Grid:
         """One program for some channels."""
         return (_ceil(self.channels, POOL["BLOCK_C"]),)
 
-    def programs(self, timesteps: int, slots: int) -> tuple[int, int]:
-        """Programs that loop over tiles: all channels × as many as their memory for membranes allows."""
+    def programs(self, numbers: int = 0) -> tuple[int, int]:
+        """Programs that loop over tiles: all channels × as many as memory allows for so many numbers in each."""
         blocks = _ceil(self.channels, self.block_c)
-        memory = 4 * timesteps * slots * _kernels().MOST_TILE
-        most = min(PROGRAMS, SCRATCH_BYTES // memory if memory else PROGRAMS)
+        most = min(PROGRAMS, SCRATCH_BYTES // (4 * numbers) if numbers else PROGRAMS)
         useful = _ceil(self.positions, _kernels().SHAPES[0][0] // self.block_c)
         return blocks, max(1, min(most // blocks, useful))
 

@@ -16,6 +16,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Elements of a tile, and warps that share them. The interpreter, for which speed means nothing, takes the first.
 SHAPES = [(256, 4), (512, 4), (1024, 4), (1024, 8)]
 MOST_TILE = max(tile for tile, _ in SHAPES)
+SEGMENT = 4
+"""Time steps between stored membranes: what lies between is recomputed, which is faster than to store and load it."""
 tuned = functools.partial(
     triton.autotune,
     [triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in (SHAPES[:1] if INTERPRETED else SHAPES)],
@@ -78,6 +80,24 @@ def _channel(pointer, c, channels, otherwise, HAS: tl.constexpr):
     return (tl.zeros_like(c).to(tl.float32) + otherwise)[None, :]
 
 
+@triton.jit
+def _current(x, before, t, x_stride, step, at, mask, mu, gain, gamma, beta, BEFORE: tl.constexpr):
+    """What enters the neurons at time t: the norm of x, and the sum with `before`."""
+    y = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
+    y = (y - mu) * gain * gamma + beta
+    if BEFORE:
+        y += tl.load(before + t * step + at, mask, other=0.0).to(tl.float32)
+    return y
+
+
+@triton.jit
+def _at_start(state, of_level, level_mask, STATE: tl.constexpr):
+    """Membranes before the first step: handed in, or at rest."""
+    if STATE:
+        return tl.load(state + of_level, level_mask, other=0.0)
+    return tl.zeros(of_level.shape, tl.float32)
+
+
 @tuned()
 @triton.jit
 def stats(x, sums, squares, timesteps, positions, channels, inner, step,
@@ -87,8 +107,8 @@ def stats(x, sums, squares, timesteps, positions, channels, inner, step,
     step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     about = tl.load(x + c * inner, c < channels, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros([BLOCK_C], tl.float64)
-    square = tl.zeros([BLOCK_C], tl.float64)
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)  # to add up over threads waits for them: once, in the end
+    square = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     for block in range(tl.program_id(1), tl.cdiv(positions, BLOCK_P), tl.num_programs(1)):
         p = block * BLOCK_P + tl.arange(0, BLOCK_P)
         mask = (p < positions)[:, None] & (c < channels)[None, :]
@@ -96,11 +116,11 @@ def stats(x, sums, squares, timesteps, positions, channels, inner, step,
         for t in range(timesteps):
             value = tl.load(x + t * step + at, mask, other=0.0).to(tl.float32)
             d = tl.where(mask, value - about, 0.0).to(tl.float64)
-            total += tl.sum(d, 0)
-            square += tl.sum(d * d, 0)
+            total += d
+            square += d * d
     here = tl.program_id(1) * channels + c
-    tl.store(sums + here, total, c < channels)
-    tl.store(squares + here, square, c < channels)
+    tl.store(sums + here, tl.sum(total, 0), c < channels)
+    tl.store(squares + here, tl.sum(square, 0), c < channels)
 
 
 @triton.jit(do_not_specialize=["programs", "values"])
@@ -141,15 +161,9 @@ def forward(x, mean, var, weight, bias, before, after, state, thresholds, out, s
     gain = _factor(var, c, channels, eps, scale, NORM)
     gamma = _channel(weight, c, channels, 1.0, WEIGHT)
     beta = _channel(bias, c, channels, 0.0, BIAS)
-    if STATE:
-        carry = tl.load(state + of_level, level_mask, other=0.0)
-    else:
-        carry = tl.zeros([SLOTS, BLOCK_P, BLOCK_C], tl.float32)
+    carry = _at_start(state, of_level, level_mask, STATE)
     for t in range(timesteps):
-        y = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
-        y = (y - mu) * gain * gamma + beta
-        if BEFORE:
-            y += tl.load(before + t * step + at, mask, other=0.0).to(tl.float32)
+        y = _current(x, before, t, x_stride, step, at, mask, mu, gain, gamma, beta, BEFORE)
         if LEVELS == 0:
             o = y
         else:
@@ -171,7 +185,7 @@ def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, gr
               timesteps, positions, channels, inner, step, x_stride,
               NORM: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr,
               BEFORE: tl.constexpr, STATE: tl.constexpr, GRAD_STATE_OUT: tl.constexpr, GRAD_STATE: tl.constexpr,
-              SURROGATE: tl.constexpr,
+              SEGMENT: tl.constexpr, SEGMENTED: tl.constexpr, SURROGATE: tl.constexpr,
               THROUGH_RESET: tl.constexpr, LEVELS: tl.constexpr, SLOTS: tl.constexpr, SLOT_SIZE: tl.constexpr,
               BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """First pass: recompute the membranes, then run time backwards; dy, and each program's Σdy and Σdy·(x - μ).
@@ -188,56 +202,67 @@ def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, gr
     gain = _factor(var, c, channels, eps, scale, NORM)
     gamma = _channel(weight, c, channels, 1.0, WEIGHT)
     beta = _channel(bias, c, channels, 0.0, BIAS)
-    total = tl.zeros([BLOCK_C], tl.float64)
-    product = tl.zeros([BLOCK_C], tl.float64)
+    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)  # as in stats
+    product = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
     place = k[:, None, None] * (BLOCK_P * BLOCK_C) + tl.arange(0, BLOCK_P)[None, :, None] * BLOCK_C
-    memory = scratch + program * timesteps * SLOT_SIZE + place + tl.arange(0, BLOCK_C)[None, None, :]
+    last = (timesteps - 1) // SEGMENT
+    memory = scratch + program * (last + 1) * SLOT_SIZE + place + tl.arange(0, BLOCK_C)[None, None, :]
     for block in range(tl.program_id(1), tl.cdiv(positions, BLOCK_P), tl.num_programs(1)):
         p = block * BLOCK_P + tl.arange(0, BLOCK_P)
         mask = (p < positions)[:, None] & (c < channels)[None, :]
         at = _offsets(p.to(tl.int64), c, channels, inner)
         of_level = k.to(tl.int64)[:, None, None] * step + at[None, :, :]
         level_mask = (k < LEVELS)[:, None, None] & mask[None, :, :]
-        carry = tl.zeros([SLOTS, BLOCK_P, BLOCK_C], tl.float32)
-        if LEVELS > 0:
-            if STATE:
-                carry = tl.load(state + of_level, level_mask, other=0.0)
-            for t in range(timesteps):
-                y = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
-                y = (y - mu) * gain * gamma + beta
-                if BEFORE:
-                    y += tl.load(before + t * step + at, mask, other=0.0).to(tl.float32)
+        if SEGMENTED:
+            tl.debug_barrier()  # threads may share the memory otherwise when they load than when they store
+            carry = _at_start(state, of_level, level_mask, STATE)
+            for t in range(last * SEGMENT + 1):
+                if t % SEGMENT == 0:
+                    tl.store(memory + t // SEGMENT * SLOT_SIZE, carry)
+                y = _current(x, before, t, x_stride, step, at, mask, mu, gain, gamma, beta, BEFORE)
                 u = decay * carry + y[None, :, :]
-                tl.store(memory + t * SLOT_SIZE, u)
                 carry = tl.where(u > theta, 0.0, u)
+            tl.debug_barrier()
 
         delta = tl.zeros([SLOTS, BLOCK_P, BLOCK_C], tl.float32)  # ∂L/∂carry
         if GRAD_STATE_OUT:
             delta = tl.load(grad_state_out + of_level, level_mask, other=0.0)
-        for back in range(timesteps):
-            t = timesteps - 1 - back
-            grad = tl.load(grad_out + t * step + at, mask, other=0.0).to(tl.float32)
-            if LEVELS == 0:
-                dy = grad
+        for later in range(last + 1):
+            begin = (last - later) * SEGMENT
+            end = tl.minimum(begin + SEGMENT, timesteps)
+            if SEGMENTED:
+                start = tl.load(memory + (last - later) * SLOT_SIZE)
             else:
-                u = tl.load(memory + t * SLOT_SIZE)
-                h = _surrogate(u - theta, width, SURROGATE)
-                gate = tl.where(u > theta, 0.0, 1.0)
-                if THROUGH_RESET:
-                    gate -= u * h
-                d = tl.where(level_mask, grad[None, :, :] * h + delta * gate, 0.0)
-                delta = decay * d
-                dy = tl.sum(d, 0)
-            value = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
-            total += tl.sum(dy.to(tl.float64), 0)
-            product += tl.sum(tl.where(mask, dy * (value - mu), 0.0).to(tl.float64), 0)
-            tl.store(dy_out + t * step + at, dy.to(dy_out.dtype.element_ty), mask)
+                start = _at_start(state, of_level, level_mask, STATE)
+            for back in range(end - begin):
+                t = end - 1 - back
+                grad = tl.load(grad_out + t * step + at, mask, other=0.0).to(tl.float32)
+                if LEVELS == 0:
+                    dy = grad
+                else:
+                    carry = start
+                    u = start
+                    for s in range(begin, t + 1):
+                        y = _current(x, before, s, x_stride, step, at, mask, mu, gain, gamma, beta, BEFORE)
+                        u = decay * carry + y[None, :, :]
+                        carry = tl.where(u > theta, 0.0, u)
+                    h = _surrogate(u - theta, width, SURROGATE)
+                    gate = tl.where(u > theta, 0.0, 1.0)
+                    if THROUGH_RESET:
+                        gate -= u * h
+                    d = tl.where(level_mask, grad[None, :, :] * h + delta * gate, 0.0)
+                    delta = decay * d
+                    dy = tl.sum(d, 0)
+                value = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
+                total += dy.to(tl.float64)
+                product += tl.where(mask, dy * (value - mu), 0.0).to(tl.float64)
+                tl.store(dy_out + t * step + at, dy.to(dy_out.dtype.element_ty), mask)
         if GRAD_STATE:
             tl.store(grad_state + of_level, delta, level_mask)
     here = tl.program_id(1) * channels + c
-    tl.store(sums + here, total, c < channels)
-    tl.store(products + here, product, c < channels)
+    tl.store(sums + here, tl.sum(total, 0), c < channels)
+    tl.store(products + here, tl.sum(product, 0), c < channels)
 
 
 @triton.jit(do_not_specialize=["programs"])
