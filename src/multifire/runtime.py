@@ -256,7 +256,8 @@ def keep_freed_memory(after_first_step: bool = False) -> None:
     """Have malloc keep what tensors free for the next ones, where it is glibc's and the user has not set it up.
 
     Left alone it gives tensors of some megabytes back to the system and asks for them anew, in every step, and the
-    system clears every page: of a training step of dvs-gesture in bf16 that took a fifth (two cores).
+    system clears every page: of a training step of dvs-gesture in bf16 that took a fifth (two cores), and as much of
+    one of cifar10 with 128 images, whose tensors are above the 32 MiB at which glibc asks the system at the latest.
 
     With `after_first_step`, training's first step gets each tensor from the system. What stays of that step, the
     convolutions' plans above all, then lies together and not among the places of tensors, where it would leave gaps
@@ -267,11 +268,12 @@ def keep_freed_memory(after_first_step: bool = False) -> None:
     if theirs & os.environ.keys() or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     _first_step_waits = after_first_step
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
     with contextlib.suppress(OSError, AttributeError):
         malloc_option = ctypes.CDLL(None).mallopt
-        malloc_option(mmap_threshold, 256 << 10 if after_first_step else 32 << 20)  # 32 MiB: the most that glibc allows
-        malloc_option(trim_threshold, 2**31 - 1)
+        malloc_option(trim_threshold, -1)  # never
+        malloc_option(mmap_threshold, 256 << 10)
+        malloc_option(mmap_max, 65536 if after_first_step else 0)  # glibc's own number, or none whatever the size
 
 
 def step_done() -> None:
