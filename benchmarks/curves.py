@@ -3,10 +3,10 @@
 
 usage: python -m benchmarks.curves [--root data] [--seeds 0 1 2] [--epochs 3] [--limit 2000] [--out FOLDER]
 
-A fifth of the `limit` training images is held out and scored after each epoch; of the test set the first 500 images
-are kept. Writes curves.csv (every epoch of every run) and curves.png, and prints for each epoch how far the backends
-are apart at the same seed, beside how far two seeds of the reference are. docs/benchmarks.md shows them; its picture
-is a copy in docs/images.
+`limit` images are trained on; a fifth of the whole training set is held out and scored after each epoch; of the test
+set the first 500 images are kept. Writes curves.csv (every epoch of every run) and curves.png, and prints for each
+epoch how far the backends are apart at the same seed, beside how far two seeds of the reference are. docs/benchmarks.md
+shows them; its picture is a copy in docs/images.
 """
 
 import argparse
