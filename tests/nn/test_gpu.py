@@ -1,6 +1,7 @@
 """The network on a GPU: its kernel beside the reference, compiled, and trained."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -33,9 +34,13 @@ def spikes() -> Tensor:
     return torch.randint(0, 3, (4, 3, 3, 16, 16), device=CUDA).float()
 
 
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
 def gradients(model: torch.nn.Module, x: Tensor) -> Tensor:
     model(x).square().sum().backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
+    return joined(p.grad for p in model.parameters())
 
 
 def distance(got: Tensor, want: Tensor) -> float:
@@ -69,9 +74,9 @@ def test_cuda_graphs_repeat_whole_steps():
         for model, call in ((eager, eager), (graphed, step)):
             model.zero_grad()
             call(x).square().sum().backward()
-    found, expected = (torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (graphed, eager))
+    found, expected = (joined(p.grad for p in model.parameters()) for model in (graphed, eager))
     assert distance(found, expected) < 0.5
-    found, expected = (torch.cat([b.flatten() for b in model.buffers()]) for model in (graphed, eager))
+    found, expected = (joined(model.buffers()) for model in (graphed, eager))
     assert distance(found, expected) < 0.05
 
 

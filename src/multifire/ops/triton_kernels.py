@@ -98,6 +98,14 @@ def _at_start(state, of_level, level_mask, STATE: tl.constexpr):
     return tl.zeros(of_level.shape, tl.float32)
 
 
+@triton.jit
+def _fire(carry, y, decay, theta):
+    """One time step of every level: the membrane before it fires, where it fires, and the membrane after the reset."""
+    u = decay * carry + y[None, :, :]
+    fires = u > theta
+    return u, fires, tl.where(fires, 0.0, u)
+
+
 @tuned()
 @triton.jit
 def stats(x, sums, squares, timesteps, positions, channels, inner, step,
@@ -167,9 +175,7 @@ def forward(x, mean, var, weight, bias, before, after, state, thresholds, out, s
         if LEVELS == 0:
             o = y
         else:
-            u = decay * carry + y[None, :, :]
-            fires = u > theta
-            carry = tl.where(fires, 0.0, u)
+            _, fires, carry = _fire(carry, y, decay, theta)
             o = tl.sum(tl.where(fires, 1.0, 0.0), 0)
         if AFTER:
             o += tl.load(after + t * step + at, mask, other=0.0).to(tl.float32)
@@ -221,8 +227,7 @@ def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, gr
                 if t % SEGMENT == 0:
                     tl.store(memory + t // SEGMENT * SLOT_SIZE, carry)
                 y = _current(x, before, t, x_stride, step, at, mask, mu, gain, gamma, beta, BEFORE)
-                u = decay * carry + y[None, :, :]
-                carry = tl.where(u > theta, 0.0, u)
+                _, _, carry = _fire(carry, y, decay, theta)
             tl.debug_barrier()
 
         delta = tl.zeros([SLOTS, BLOCK_P, BLOCK_C], tl.float32)  # ∂L/∂carry
@@ -243,12 +248,12 @@ def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, gr
                 else:
                     carry = start
                     u = start
+                    fires = start > theta
                     for s in range(begin, t + 1):
                         y = _current(x, before, s, x_stride, step, at, mask, mu, gain, gamma, beta, BEFORE)
-                        u = decay * carry + y[None, :, :]
-                        carry = tl.where(u > theta, 0.0, u)
+                        u, fires, carry = _fire(carry, y, decay, theta)
                     h = _surrogate(u - theta, width, SURROGATE)
-                    gate = tl.where(u > theta, 0.0, 1.0)
+                    gate = tl.where(fires, 0.0, 1.0)
                     if THROUGH_RESET:
                         gate -= u * h
                     d = tl.where(level_mask, grad[None, :, :] * h + delta * gate, 0.0)
@@ -276,9 +281,8 @@ def pool_sums(parts, products, var, sums, grad_weight, grad_bias, eps, scale, pr
     tl.store(sums + c, total, c < channels)
     tl.store(sums + channels + c, product, c < channels)
     if GRAD_WEIGHT:
-        root, _ = _root(var, c, channels)
-        factor = tl.div_rn(tl.full(c.shape, 1.0, tl.float32), root + eps) * scale
-        tl.store(grad_weight + c, (product * factor).to(tl.float32), c < channels)
+        gradient = product[None, :] * _factor(var, c, channels, eps, scale, True)
+        tl.store(grad_weight + c[None, :], gradient.to(tl.float32), (c < channels)[None, :])
     if GRAD_BIAS:
         tl.store(grad_bias + c, total.to(tl.float32), c < channels)
 
