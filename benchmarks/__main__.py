@@ -181,6 +181,26 @@ def compare(part: str, contestants: Sequence[Contestant], args) -> list[dict]:
     return rows
 
 
+def spikes(part: str, args) -> tuple[Sequence[str], list[dict]]:
+    """Shares of spikes that bf16 moves, of each layer.
+
+    Raises:
+        RuntimeError: the kernel's differ from the reference's in more than one of 10,000 neuron-steps of a layer.
+    """
+    rows = []
+    for case in (CIFAR10, GESTURE, CIFAR10_DVS):
+        contestant = Contestant("multifire", case, "bf16")
+        with workers([contestant], args.threads) as (worker,):
+            machine, moved = worker.ask("machine"), worker.ask("moved")
+        for layer, values in moved.items():
+            say(f"  {case.cfg.recipe}, {layer}: {values}")
+            row = describe(part, contestant, machine) | {"layer": layer}
+            rows.append(row | dict(zip(results.MOVED, values, strict=True)))
+    if not max(row["kernel_moved"] for row in rows) <= 1e-4:
+        raise RuntimeError("the kernel's spikes in bf16 differ from the reference's; the lines above say where")
+    return results.SPIKES, rows
+
+
 def settings_of_spikingjelly(part: str, args) -> tuple[Sequence[str], list[dict]]:
     """SpikingJelly's training step under each of its settings."""
     contestants = [
@@ -276,6 +296,7 @@ def malloc(part: str, args) -> tuple[Sequence[str], list[dict]]:
 PARTS = {
     "check": check,
     "check-compiled": check_compiled,
+    "spikes": spikes,
     "spikingjelly": settings_of_spikingjelly,
     "cifar10": cifar10,
     "dvs-gesture": events(GESTURE),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case
 from benchmarks.peers import KITS, Kit, build_peer, gradients
+from benchmarks.spikes import Moved, moved_in_bf16
 from multifire.bench import Floor, Network
 from multifire.nn import kept_for_backward, model_from_config
 from multifire.runtime import autocast
@@ -98,6 +99,12 @@ class Player:
         """Bytes that autograd keeps of a forward pass, and the neuron-steps that they serve; of multifire's alone."""
         with autocast(self.x_TNCHW.device, self.cfg.precision):
             return kept_for_backward(self.network.train(), self.x_TNCHW)
+
+    def moved(self) -> dict[str, Moved]:
+        """Of each layer in training, the shares of spikes that bf16 moves; of multifire's alone."""
+        reference = model_from_config(self.cfg.model, "reference")
+        reference.load_state_dict(self.network.state_dict())
+        return moved_in_bf16(self.network.train(), reference.train(), self.x_TNCHW)
 
     def _reset(self) -> None:
         if self.kit:

@@ -25,6 +25,13 @@ CHECKS = (
     "logits", "evaluated", "gradients", "worst_gradient", "torch", "framework_version",
 )  # fmt: skip
 
+MOVED = ("neuron_steps", "fire", "kernel_moved", "layer_moved", "network_moved")
+SPIKES = (
+    "part", "framework", "settings", "model", "width", "levels", "timesteps", "batch", "channels", "size",
+    "layer", *MOVED,
+    "processor", "threads", "kernel", "torch", "framework_version",
+)  # fmt: skip
+
 
 def summary(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
     """n, median and range of the seconds, and the median of their ratios to the base's neighbouring runs."""
@@ -122,6 +129,20 @@ def checks_table(rows: list[dict[str, str]]) -> str:
             for row in rows
         ),
     )  # fmt: skip
+
+
+def spikes_table(rows: list[dict[str, str]]) -> str:
+    """One line per network: shares of its neuron-steps in percent, of the whole and of the worst layer."""
+    header = ("", "neuron-steps", "fire", "kernel", "worst layer", "one layer", "worst layer", "network", "worst layer")
+    lines = []
+    for name, group in itertools.groupby(rows, lambda row: f"{row['model']}, width {row['width']}, {_shape(row)}"):
+        layers = list(group)
+        steps = [int(row["neuron_steps"]) for row in layers]
+        shares = {of: [float(row[of]) for row in layers] for of in MOVED[1:]}
+        mean = {of: statistics.fmean(values, steps) for of, values in shares.items()}
+        moved = (f"{100 * value:.4f} %" for of in MOVED[2:] for value in (mean[of], max(shares[of])))
+        lines.append((name, f"{sum(steps):,}", f"{100 * mean['fire']:.1f} %", *moved))
+    return markdown(header, lines)
 
 
 def curves_apart(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -222,6 +243,11 @@ inside the root, tdBN outside), over the greatest value of the same tensor: logi
 the worst of all parameters' gradients. The kernels themselves take no float64; `tests/ops` compares them with the
 reference, bit for bit."""
 
+_SPIKES = """How many neuron-steps have another count of spikes in bf16, in training, with untrained weights and
+random input. *Kernel*: the kernel's from the reference's, where both get the same input in bf16; more than 0.01 % in a
+layer would be an error. *One layer*: from the layer's in fp32 on the same input, so by the rounding of its own
+convolution. *Network*: from those of the whole network in fp32: what one spike moves, later layers amplify."""
+
 _PEERS = """The same network, with the same weights and the same batch. "Ours" is multifire in fp32; × ours is how many
 times as long a run took as its. Every process keeps the memory that it frees, to which only multifire's command line
 sees by itself; SpikingJelly also stands with malloc as it comes. A first call includes the compiler's work where there
@@ -251,6 +277,7 @@ SECTIONS = {
         "As above, on a network that compiles in minutes.",
         checks_table,
     ),
+    "spikes": ("Spikes in bf16", _SPIKES, spikes_table),
     "spikingjelly": (
         "SpikingJelly's settings",
         "Which of them is the fastest; the tables below use that one. × ours is to the first line here.",

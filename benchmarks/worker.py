@@ -149,6 +149,9 @@ class _Desk:
     def kept(self) -> tuple[int, int]:
         return tuple(self._player.kept())
 
+    def moved(self) -> dict[str, tuple]:
+        return {name: tuple(moved) for name, moved in self._player.moved().items()}
+
     def machine(self) -> dict[str, Any]:
         import torch
 

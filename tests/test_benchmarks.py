@@ -113,6 +113,28 @@ def test_workers_answer_and_say_what_failed():
         assert started[0].ask("evaluate")[0] > 0
 
 
+@pytest.mark.parametrize("case", [TINY, TINY_EVENTS], ids=["still", "events"])
+def test_spikes_that_bf16_moves(case):
+    moved = Player(Contestant("multifire", case, "bf16")).moved()
+    assert {"stem", "stages.0.0.fire2"} <= moved.keys()
+    for of_layer in moved.values():
+        assert of_layer.kernel <= 1e-4
+        assert of_layer.layer < 0.02
+        assert 0 < of_layer.fire < 0.5
+    assert moved["stem"].network == moved["stem"].layer
+    assert max(of_layer.layer for of_layer in moved.values()) > 0
+    assert max(of_layer.network for of_layer in moved.values()) > 0
+
+
+def test_moved_spikes_are_weighed_by_neuron_steps(tmp_path):
+    row = describe("spikes", Contestant("multifire", TINY, "bf16"), MACHINE)
+    values = [(300, 0.25, 0.0, 0.01, 0.02), (100, 0.05, 0.0004, 0.05, 0.3)]
+    rows = [row | {"layer": "a"} | dict(zip(results.MOVED, of_layer, strict=True)) for of_layer in values]
+    results.write_csv(tmp_path / "spikes.csv", results.SPIKES, rows)
+    line = "| 400 | 20.0 % | 0.0100 % | 0.0400 % | 2.0000 % | 5.0000 % | 9.0000 % | 30.0000 % |"
+    assert line in results.page(tmp_path)
+
+
 def test_a_step_has_a_peak():
     assert peak_of_steps(Contestant("reference", TINY.with_(batch_size=64, width=16)), 1) > 10e6
 
