@@ -98,7 +98,8 @@ class Player:
     def kept(self) -> tuple[int, int]:
         """Bytes that autograd keeps of a forward pass, and the neuron-steps that they serve; of multifire's alone."""
         with autocast(self.x_TNCHW.device, self.cfg.precision):
-            return kept_for_backward(self.network.train(), self.x_TNCHW)
+            kept = kept_for_backward(self.network.train(), self.x_TNCHW)
+        return kept.bytes, kept.neuron_steps
 
     def moved(self) -> dict[str, Moved]:
         """Of each layer in training, the shares of spikes that bf16 moves; of multifire's alone."""

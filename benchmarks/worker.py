@@ -147,7 +147,7 @@ class _Desk:
         return {name: tensor.numpy() for name, tensor in self._player.compare().items()}
 
     def kept(self) -> tuple[int, int]:
-        return tuple(self._player.kept())
+        return self._player.kept()
 
     def moved(self) -> dict[str, tuple]:
         return {name: tuple(moved) for name, moved in self._player.moved().items()}

@@ -150,6 +150,7 @@ def bench(
         "batch_size": shape[1],
         "timings": {"training step": _compare(steps), "evaluation": _compare(evaluations)},
         "share_of_a_step": _shares(network),
+        "kept_bytes": kept.by_kind,
         "kept_bytes_per_neuron_and_step": kept.bytes_per_neuron_step,
         "peak_bytes": peak_in_own_process(cfg),
         "backends": ops.backends_used(),

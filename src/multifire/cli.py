@@ -494,12 +494,14 @@ def _print_bench(figures: dict[str, Any]) -> None:
             table.add_row(f"{name}, {who}", f"{median:.2f}", f"{low:.2f}-{high:.2f}", rate, ratio)
     CONSOLE.print(table)
     shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in figures["share_of_a_step"].items())
+    kept = ", ".join(f"{kind} {size / batch / 1e6:.2f}" for kind, size in figures["kept_bytes"].items())
     peak = figures["peak_bytes"]
     memory = "unknown" if peak is None else f"{peak / 1e6:,.0f} MB, {peak / batch / 1e6:.1f} MB/image"
     for line in (
         f"a training step's time: {shares}",
         f"peak memory of a training step over the interpreter's: {memory}",
-        f"kept for the backward pass: {figures['kept_bytes_per_neuron_and_step']:.2f} bytes per neuron and time step",
+        f"kept for the backward pass: {figures['kept_bytes_per_neuron_and_step']:.2f} bytes per neuron and time step; "
+        f"in MB/image: {kept}",
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, "
         f"backends {', '.join(figures['backends'])}",
     ):

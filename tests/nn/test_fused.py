@@ -30,13 +30,16 @@ def bf16(enabled: bool = True) -> torch.autocast:
 
 
 @needs_kernel
-@pytest.mark.parametrize(("precision", "limit"), [("bf16", 2.7), ("fp32", 4.7)])
-def test_autograd_keeps_few_bytes_per_neuron_and_step(precision, limit):
+@pytest.mark.parametrize(("precision", "size", "limit"), [("bf16", 2, 2.7), ("fp32", 4, 4.7)])
+def test_autograd_keeps_few_bytes_per_neuron_and_step(precision, size, limit):
     model = mf.build_model("ds_resnet20", width=16)
     with bf16(precision == "bf16"):
         kept = kept_for_backward(model, torch.rand(4, 16, 3, 16, 16))
     assert kept.neuron_steps == 4 * 16 * (7 * 16 * 256 + 7 * 32 * 64 + 7 * 64 * 16)
     assert kept.bytes_per_neuron_step <= limit
+    assert kept.by_kind["neurons and norms"] == pytest.approx(size * kept.neuron_steps, rel=0.01)  # conv's outputs
+    assert 0 < kept.by_kind["convolutions"] < 0.6 * kept.neuron_steps  # spikes in a few bits
+    assert 0 < kept.by_kind["the rest"] < 0.01 * kept.neuron_steps
 
 
 def test_reference_keeps_many_more_bytes():

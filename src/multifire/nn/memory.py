@@ -1,18 +1,28 @@
 """What training keeps between forward and backward."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from multifire.nn.block import ConvFire
+from multifire.nn.norm import TdBatchNorm2d
+
+KINDS = {"convolutions": (nn.Conv2d,), "neurons and norms": (ConvFire, TdBatchNorm2d)}
+"""Kinds of layer, by the modules that they are; what none of them holds is "the rest"'s."""
 
 
 class Kept(NamedTuple):
     """Bytes that autograd holds after a forward pass, without the parameters, and how many neuron-steps they serve."""
 
-    bytes: int
+    by_kind: dict[str, int]
+    """Bytes by the kind of layer that was the first to ask for them: a convolution holds its input."""
     neuron_steps: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.by_kind.values())
 
     @property
     def bytes_per_neuron_step(self) -> float:
@@ -27,19 +37,31 @@ def kept_for_backward(model: nn.Module, x_TNCHW: Tensor) -> Kept:
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     # The tensors themselves, so that no address is used twice while they are counted.
     storages: dict[int, torch.UntypedStorage] = {}
+    by_kind = dict.fromkeys([*KINDS, "the rest"], 0)
+    within = ["the rest"]
     neurons = 0
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in own | storages.keys():
             storages[storage.data_ptr()] = storage
+            by_kind[within[-1]] += storage.nbytes()
         return tensor
 
     def count(_module: nn.Module, _inputs: tuple, spikes: Tensor) -> None:
         nonlocal neurons
         neurons += spikes.numel()
 
+    def enter(kind: str) -> Callable[..., None]:
+        return lambda *_: within.append(kind)
+
+    def leave(*_) -> None:
+        within.pop()
+
     handles = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, ConvFire)]
+    for kind, types in KINDS.items():
+        for module in (module for module in model.modules() if isinstance(module, types)):
+            handles += [module.register_forward_pre_hook(enter(kind)), module.register_forward_hook(leave)]
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             out = model(x_TNCHW)
@@ -47,4 +69,4 @@ def kept_for_backward(model: nn.Module, x_TNCHW: Tensor) -> Kept:
         for handle in handles:
             handle.remove()
     del out
-    return Kept(sum(storage.nbytes() for storage in storages.values()), neurons)
+    return Kept(by_kind, neurons)
