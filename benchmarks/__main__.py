@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes.util
 import importlib.util
+import itertools
 import os
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def alternate(
 
 
 def time_them(part: str, contestants: Sequence[Contestant], args, whats=("training step", "evaluation")) -> list[dict]:
-    """Rows of the contestants' times, in turns, each with its ratio to the first one's; peaks beside the steps.
+    """Rows of the contestants' times, in turns, with ratios to the first and to the floor; peaks beside the steps.
 
     What is compiled only trains: its evaluation and its peak would compile for minutes once more.
     """
@@ -77,6 +78,7 @@ def time_them(part: str, contestants: Sequence[Contestant], args, whats=("traini
         for what in whats:
             asked = [(c, worker) for c, worker in zip(contestants, started, strict=True) if what in calls_of(c)]
             seconds, first = alternate([worker for _, worker in asked], CALLS[what], args.runs, args.lock)
+            floors = {c.precision: own for (c, _), own in zip(asked, seconds, strict=True) if c.framework == "floor"}
             for number, (contestant, worker) in enumerate(asked):
                 say(f"  {what}, {contestant.framework}, {contestant.settings}: {seconds[number]}")
                 rows.append(
@@ -84,6 +86,8 @@ def time_them(part: str, contestants: Sequence[Contestant], args, whats=("traini
                     | {"what": what, "first_call_s": first[number][0], "loss": first[number][1]}
                     | results.summary(seconds[number], seconds[0])
                 )
+                if floor := floors.get(contestant.precision):
+                    rows[-1]["floor_ratio"] = results.ratio(seconds[number], floor)
     for row, contestant in zip(rows, contestants, strict=False):  # the first rows are the training steps
         if contestant.framework != "floor" and not contestant.compiled:
             row["peak_bytes"] = peak_of_steps(contestant, args.threads)
@@ -266,12 +270,12 @@ def levels(part: str, args) -> tuple[Sequence[str], list[dict]]:
 def depth(part: str, args) -> tuple[Sequence[str], list[dict]]:
     """Peak and kept bytes of ours by depth."""
     rows = []
-    for layers in (20, 32, 44, 68):
-        contestant = Contestant("multifire", CIFAR10.with_(name=f"ds_resnet{layers}", batch_size=8))
+    for precision, layers in itertools.product(precisions(), (20, 32, 44, 68)):
+        contestant = Contestant("multifire", CIFAR10.with_(name=f"ds_resnet{layers}", batch_size=8), precision)
         with workers([contestant], args.threads) as (worker,):
             machine, (kept, steps) = worker.ask("machine"), worker.ask("kept")
         peak = peak_of_steps(contestant, args.threads)
-        say(f"  {layers} layers: peak {peak}, kept {kept}")
+        say(f"  {layers} layers, {precision}: peak {peak}, kept {kept}")
         rows.append(
             describe(part, contestant, machine) | {"peak_bytes": peak, "kept_bytes": kept, "neuron_steps": steps}
         )

@@ -90,7 +90,7 @@ class Player:
         torch.nn.functional.cross_entropy(logits, self.y).backward()
         self._reset()
         with torch.no_grad():
-            evaluated = self.called(x_TNCHW) if self.contestant.compiled else self.called.eval()(x_TNCHW)
+            evaluated = self.called.eval()(x_TNCHW)
         threshold = self.kit.thresholds[0] if self.kit else 1.0
         named = {f"∂{name}": grad.detach() for name, grad in gradients(self.network, threshold).items()}
         return {"logits": logits.detach(), "evaluated": evaluated} | named

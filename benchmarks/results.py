@@ -12,7 +12,7 @@ from multifire.runtime import write_atomic
 
 TIMES = (
     "part", "framework", "settings", "what", "model", "width", "levels", "timesteps", "batch", "channels", "size",
-    "n", "median_s", "fastest_s", "slowest_s", "ratio", "first_call_s", "peak_bytes", "loss",
+    "n", "median_s", "fastest_s", "slowest_s", "ratio", "floor_ratio", "first_call_s", "peak_bytes", "loss",
     "processor", "threads", "kernel", "torch", "framework_version",
 )  # fmt: skip
 MEMORY = (
@@ -40,8 +40,13 @@ def summary(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
         "median_s": statistics.median(seconds),
         "fastest_s": min(seconds),
         "slowest_s": max(seconds),
-        "ratio": statistics.median(own / other for own, other in zip(seconds, base, strict=True)),
+        "ratio": ratio(seconds, base),
     }
+
+
+def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
+    """The median of the ratios of neighbouring runs."""
+    return statistics.median(own / other for own, other in zip(seconds, base, strict=True))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
@@ -87,7 +92,8 @@ def page(folder: Path) -> str:
 
 def times_table(rows: list[dict[str, str]]) -> str:
     """One line per contestant and kind of call."""
-    header = ("", "settings", "ms/image", "range", "images/s", "× ours", "first call", "peak over interpreter", "n")
+    of_speed = ("ms/image", "range", "images/s", "× ours", "× floor")
+    header = ("", "settings", *of_speed, "first call", "peak over interpreter", "n")
     return markdown(header, (_times_line(row) for row in rows))
 
 
@@ -101,10 +107,11 @@ def memory_table(rows: list[dict[str, str]]) -> str:
     """One line per network: its peak, what autograd keeps, and the bytes of each per layer of depth."""
     header = ("", "settings", "peak MB", "MB/image", "kept MB", "kept bytes per neuron and step")
     lines = [_memory_line(row) for row in rows]
-    return markdown(header, lines) + "\n" + linearity(rows)
+    groups = itertools.groupby(rows, lambda row: row["settings"])
+    return "\n".join([markdown(header, lines), *(linearity(settings, list(group)) for settings, group in groups)])
 
 
-def linearity(rows: list[dict[str, str]]) -> str:
+def linearity(settings: str, rows: list[dict[str, str]]) -> str:
     """How well a straight line through the depths gives the bytes, in words; nothing for fewer than three networks."""
     depths = [int(row["model"].rpartition("resnet")[2]) for row in rows]
     if len(set(depths)) < 3:
@@ -115,7 +122,7 @@ def linearity(rows: list[dict[str, str]]) -> str:
         slope, start = statistics.linear_regression(depths, values)
         off = max(abs(slope * depth + start - value) / value for depth, value in zip(depths, values, strict=True))
         said.append(f"{what} {start / 1e6:,.0f} MB + {slope / 1e6:.1f} MB per layer, at most {100 * off:.1f} % off")
-    return f"Straight lines through the depths: {'; '.join(said)}.\n"
+    return f"Straight lines through the depths, {settings}: {'; '.join(said)}.\n"
 
 
 def checks_table(rows: list[dict[str, str]]) -> str:
@@ -174,7 +181,8 @@ def _times_line(row: dict[str, str]) -> Sequence[str]:
     peak = f"{float(row['peak_bytes']) / 1e6:,.0f} MB" if row["peak_bytes"] else "–"
     name = f"{row['what']}, {row['framework']}"
     numbers = (f"{median:.1f}", f"{low:.1f}–{high:.1f}", f"{1e3 / median:.1f}", f"{float(row['ratio']):.2f}")
-    return name, row["settings"], *numbers, first, peak, row["n"]
+    floor = f"{float(row['floor_ratio']):.3f}" if row.get("floor_ratio") else "–"
+    return name, row["settings"], *numbers, floor, first, peak, row["n"]
 
 
 def _sweep_line(row: dict[str, str], first: dict[str, str]) -> Sequence[str]:
@@ -248,10 +256,14 @@ random input. *Kernel*: the kernel's from the reference's, where both get the sa
 layer would be an error. *One layer*: from the layer's in fp32 on the same input, so by the rounding of its own
 convolution. *Network*: from those of the whole network in fp32: what one spike moves, later layers amplify."""
 
-_PEERS = """The same network, with the same weights and the same batch. "Ours" is multifire in fp32; × ours is how many
-times as long a run took as its. Every process keeps the memory that it frees, to which only multifire's command line
-sees by itself; SpikingJelly also stands with malloc as it comes. A first call includes the compiler's work where there
-is one. Processors without bf16 convolutions have no bf16 lines."""
+_TIMES = """The same network, with the same weights and the same batch. "Ours" is multifire in fp32; × ours is how many
+times as long a run took as its, × floor as the convolutions alone in the same precision. Every process keeps the memory
+that it frees, to which only multifire's command line sees by itself. Processors without bf16 convolutions have no bf16
+lines."""
+
+_PEERS = f"""{_TIMES}
+
+SpikingJelly also stands with malloc as it comes. A first call includes the compiler's work where there is one."""
 
 _MALLOC = """What is alive at the peak of a step is much less than what the process holds: glibc's malloc (2.36 here)
 leaves holes between tensors: for aligned memory it looks for a place 96 bytes larger than what it then takes, so that a
@@ -280,12 +292,13 @@ SECTIONS = {
     "spikes": ("Spikes in bf16", _SPIKES, spikes_table),
     "spikingjelly": (
         "SpikingJelly's settings",
-        "Which of them is the fastest; the tables below use that one. × ours is to the first line here.",
+        "Which of them is the fastest; the tables below use that one. × ours is to the first line here. A first call "
+        "includes the compiler's work, but for what it had compiled alike for a line above.",
         times_table,
     ),
     "cifar10": ("The CIFAR-10 network", _PEERS, times_table),
-    "dvs-gesture": ("The DVS-Gesture network", _PEERS, times_table),
-    "cifar10-dvs": ("The CIFAR10-DVS network", _PEERS, times_table),
+    "dvs-gesture": ("The DVS-Gesture network", _TIMES, times_table),
+    "cifar10-dvs": ("The CIFAR10-DVS network", _TIMES, times_table),
     "timesteps": ("Time steps", "A training step for T from 4 to 64, per image and time step.", sweep_table),
     "levels": ("Levels", "A training step for K = 1, 2 and 3.", sweep_table),
     "depth": (

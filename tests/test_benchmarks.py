@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import results
-from benchmarks.__main__ import PARTS, alternate, describe, everybody, installed
+from benchmarks.__main__ import PARTS, alternate, describe, everybody, installed, time_them
 from benchmarks.cases import CIFAR10, CIFAR10_DVS, GESTURE
 from benchmarks.contestants import Contestant, FloorPlayer, Player, make_player
 from benchmarks.worker import peak_of_steps, workers
@@ -78,8 +78,21 @@ def test_the_page_shows_what_the_files_hold(tmp_path):
     assert "a processor, 2 threads" in page
     assert "[T, N, C, H, W] = [2, 2, 3, 32, 32]" in page
     assert "spikingjelly 1.0" in page
-    assert "| training step, spikingjelly | fp32 | 450.0 | 300.0–600.0 | 2.2 | 3.00 | – | 5 MB | 3 |" in page
+    assert "| training step, spikingjelly | fp32 | 450.0 | 300.0–600.0 | 2.2 | 3.00 | – | – | 5 MB | 3 |" in page
     assert "Levels" not in page  # nothing of it was measured
+
+
+def test_times_are_beside_the_floors_of_the_same_precision(tmp_path, capsys):
+    class Args:
+        threads, runs, lock = 1, 1, None
+
+    who = [Contestant(name, TINY, precision) for precision in ("fp32", "bf16") for name in ("multifire", "floor")]
+    rows = time_them("cifar10", [*who, Contestant("reference", TINY)], Args, ["training step"])
+    assert [row["floor_ratio"] for row in rows] == [
+        pytest.approx(rows[i]["median_s"] / rows[floor]["median_s"]) for i, floor in enumerate((1, 1, 3, 3, 1))
+    ]
+    results.write_csv(tmp_path / "cifar10.csv", results.TIMES, rows)
+    assert f"| {rows[0]['floor_ratio']:.3f} |" in results.page(tmp_path)
 
 
 def test_a_sweep_is_per_image_and_time_step(tmp_path):
@@ -91,8 +104,9 @@ def test_a_sweep_is_per_image_and_time_step(tmp_path):
 
 def test_linearity_in_depth():
     rows = [{"model": f"ds_resnet{d}", "peak_bytes": 1e7 + 1e6 * d, "kept_bytes": 2e6 * d} for d in (20, 32, 44)]
-    assert "peak 10 MB + 1.0 MB per layer, at most 0.0 % off; kept 0 MB + 2.0 MB" in results.linearity(rows)
-    assert results.linearity(rows[:2]) == ""
+    said = results.linearity("fp32", rows)
+    assert "depths, fp32: peak 10 MB + 1.0 MB per layer, at most 0.0 % off; kept 0 MB + 2.0 MB" in said
+    assert results.linearity("fp32", rows[:2]) == ""
 
 
 def test_a_field_that_is_no_column_is_refused(tmp_path):

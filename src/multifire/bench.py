@@ -190,14 +190,17 @@ def _timing(times: list[float]) -> Timing:
 
 
 def _shares(network: Network) -> dict[str, float]:
-    """Share of a training step's operator time that each kind of work takes."""
+    """Share of a training step's operator time that each kind of work takes.
+
+    The reference backend's neurons and norms are operators of torch like others, and count among the rest.
+    """
     with torch.profiler.profile() as profile:
         network.step()
     took = dict.fromkeys([*KINDS, "the rest"], 0.0)
     for event in profile.key_averages():
         kind = next((kind for kind, names in KINDS.items() if any(n in event.key for n in names)), "the rest")
         took[kind] += event.self_cpu_time_total + event.self_device_time_total
-    return {kind: time_of / sum(took.values()) for kind, time_of in took.items()}
+    return {kind: time_of / sum(took.values()) for kind, time_of in took.items() if time_of}
 
 
 def peak_in_own_process(cfg: RunConfig) -> int | None:

@@ -76,6 +76,8 @@ class ModelConfig:
     """Stop the gradient at the reset gate (the paper lets it through)."""
     norm_input: bool = False
     """Normalise the input by an affine-less tdBN, as the paper's Gesture network does."""
+    checkpoint_stages: bool = False
+    """Keep only the inputs of the stages in training and compute the rest once more: a third more time, less memory."""
 
 
 @dataclass(frozen=True)

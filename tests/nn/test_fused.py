@@ -284,12 +284,37 @@ def test_torch_compile_sees_the_whole_network(precision):
         torch.testing.assert_close(compiled(x), model(x), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_was_exported_of_a_still_image_sees_motion(strict):
+    model, moving = network().eval(), torch.randn(4, 2, 3, 16, 16)
+    exported = torch.export.export(model, (image(),), strict=strict).module()
+    with torch.no_grad():
+        for x in (moving, image()):
+            torch.testing.assert_close(exported(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["ds_resnet8", "plain_resnet8"])
+def test_the_whole_network_runs_on_its_backend(name, monkeypatch):
+    monkeypatch.setattr(mf.ops, "_used", {})
+    gradients(network(name, norm_input=True, backend="reference"), image())
+    assert mf.ops.backends_used() == ["reference"]
+
+
 @needs_kernel
-def test_compiled_graph_computes_the_same_gradients(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options", "still"),
+    [
+        ("ds_resnet8", {}, False),
+        ("ds_resnet8", {}, True),
+        ("plain_resnet8", {"norm_input": True}, False),
+        ("ds_resnet8", {"checkpoint_stages": True}, False),
+    ],
+)
+def test_compiled_graph_computes_the_same_gradients(name, options, still, monkeypatch):
     """Without a code generator, so that nothing rounds differently; as the process's first call."""
     monkeypatch.setattr(mf.ops, "_used", {})
-    x = torch.randint(0, 3, (4, 2, 3, 16, 16)).float()
-    model, eager = network(), network()
+    x = image() if still else torch.randint(0, 3, (4, 2, 3, 16, 16)).float()
+    model, eager = network(name, **options), network(name, **options)
     torch.compile(model, fullgraph=True, backend="aot_eager")(x).square().sum().backward()
     want = gradients(eager, x)
     for name, grad in want.items():

@@ -96,13 +96,13 @@ class Result:
     grads: dict[str, Tensor]
 
 
-def run(case: Case, backend: str, grad_out: Tensor | None = None) -> Result:
+def run(case: Case, backend: str, grad_out: Tensor | None = None, grad_state_out: Tensor | None = None) -> Result:
     """Outputs, moved statistics and every gradient of a case, on the CPU, wherever they were computed."""
     with home(backend):
-        return _run(case, backend, grad_out)
+        return _run(case, backend, grad_out, grad_state_out)
 
 
-def _run(case: Case, backend: str, grad_out: Tensor | None) -> Result:
+def _run(case: Case, backend: str, grad_out: Tensor | None, grad_state_out: Tensor | None) -> Result:
     inputs = {k: None if v is None else v.detach().requires_grad_() for k, v in case.inputs().items()}
     running = [grid(case.channels, low=-64, high=64), grid(case.channels, low=64, high=256)]
     x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
@@ -126,7 +126,7 @@ def _run(case: Case, backend: str, grad_out: Tensor | None) -> Result:
     torch.manual_seed(1)
     pulled = [(out, uniform(*out.shape).to(out.dtype) if grad_out is None else grad_out.to(out.device))]
     if state is not None:
-        pulled.append((state, uniform(*state.shape)))
+        pulled.append((state, uniform(*state.shape) if grad_state_out is None else grad_state_out.to(state.device)))
     torch.autograd.backward(*zip(*pulled, strict=True))
     outputs = {"out": out, "state": state, "running_mean": running[0], "running_var": running[1]}
     return Result(

@@ -48,12 +48,22 @@ def test_options(backend, levels, before, after, affine, state):
         assert_equals_reference(case, backend)
 
 
+@pytest.mark.parametrize("layout", ["last", "contiguous"])
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+@pytest.mark.parametrize("timesteps", [1, 4, 40])
+def test_state_over_any_number_of_steps(backend, timesteps, levels, layout):
+    for training, affine, channels in ((True, False, 16), (False, True, 1), (False, False, 100)):
+        case = Case(timesteps, channels, levels, layout, training, affine, before=True, after=True, state=True)
+        assert_equals_reference(case, backend)
+
+
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("detach_reset", [True, False])
-@pytest.mark.parametrize("levels", [1, 3, 5])
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
 def test_surrogates(backend, surrogate, detach_reset, levels):
-    case = Case(6, 16, levels, surrogate=surrogate, detach_reset=detach_reset, before=True, state=True)
-    assert_equals_reference(case, backend)
+    for layout in ("last", "contiguous"):
+        case = Case(6, 16, levels, layout, surrogate=surrogate, detach_reset=detach_reset, before=True, state=True)
+        assert_equals_reference(case, backend)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -85,8 +95,8 @@ def _other_layout(shape):
 @pytest.mark.parametrize("make", [_expanded, _strided, _other_layout, lambda shape: channels_last(torch.rand(shape))])
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
 def test_gradients_of_any_layout(backend, make, layout):
-    grad = make((4, 2, 17, 5, 7))
-    assert_equals_reference(Case(4, 17, layout=layout, before=True, after=True), backend, grad_out=grad)
+    grads = {"grad_out": make((4, 2, 17, 5, 7)), "grad_state_out": make((3, 2, 17, 5, 7))}
+    assert_equals_reference(Case(4, 17, layout=layout, before=True, after=True, state=True), backend, **grads)
 
 
 @pytest.fixture

@@ -35,10 +35,15 @@ def each_isa(request):
 @pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
-@pytest.mark.parametrize("levels", [1, 3, 5])
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
 def test_every_instruction_set_equals_the_reference(levels, layout, dtype):
-    for training in (True, False):
-        case = Case(5, 17, levels, layout, training, before=True, after=True, state=True, dtype=dtype)
+    kinds = {"before": True, "after": True, "state": True, "dtype": dtype}
+    for case in (
+        Case(5, 17, levels, layout, **kinds),
+        Case(5, 17, levels, layout, training=False, **kinds),
+        Case(5, 17, levels, layout, affine=False, surrogate="triangle", shared=True, **kinds),
+        Case(5, 17, levels, layout, surrogate="atan", detach_reset=True, **kinds),
+    ):
         got, want = run(case, "cpu"), run(case, "reference")
         assert_same_outputs(got, want)
         assert_close_grads(got, want, rtol=1e-5 if dtype == torch.float32 else 2e-2)
@@ -222,7 +227,11 @@ def test_no_memory_error_under_the_address_sanitizer(tmp_path):
         [compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
     ).stdout.strip()
     tests = Path(__file__)
-    selection = "(test_sizes or test_shapes or test_one_step or test_neurons_alone or instruction_set) and not triton"
+    names = (
+        "test_sizes", "test_shapes", "test_one_step", "test_neurons_alone", "instruction_set", "test_state_over",
+        "test_surrogates", "test_norm",
+    )  # fmt: skip
+    selection = f"({' or '.join(names)}) and not triton"
     done = subprocess.run(
         [
             sys.executable,

@@ -66,7 +66,7 @@ def test_surrogates_have_area_one(surrogate, width):
 
 
 def test_firing_is_strictly_above_the_threshold():
-    out, _ = mf.ops.mlf(torch.tensor([[0.5, 0.50001]]), thresholds=(0.5,))
+    out, _ = mf.ops.mlf(torch.tensor([[0.5, 0.50001]]), thresholds=(0.5,), backend="reference")
     assert out.tolist() == [[0, 1]]
 
 
@@ -79,17 +79,17 @@ def test_windows_of_the_paper_tile_without_gap():
 def test_state_continues_a_call():
     torch.manual_seed(0)
     x = torch.randn(7, 3, 5)
-    whole, last = mf.ops.mlf(x)
-    first, state = mf.ops.mlf(x[:3])
-    second, end = mf.ops.mlf(x[3:], state=state)
+    whole, last = mf.ops.mlf(x, backend="reference")
+    first, state = mf.ops.mlf(x[:3], backend="reference")
+    second, end = mf.ops.mlf(x[3:], state=state, backend="reference")
     assert torch.equal(whole, torch.cat([first, second]))
     assert torch.equal(last, end)
 
 
 def test_half_precision_is_computed_in_fp32():
     x = (torch.randint(0, 400, (8, 100)) / 128).bfloat16()
-    half, state = mf.ops.mlf(x)
-    full, _ = mf.ops.mlf(x.float())
+    half, state = mf.ops.mlf(x, backend="reference")
+    full, _ = mf.ops.mlf(x.float(), backend="reference")
     assert half.dtype == torch.bfloat16
     assert state.dtype == torch.float32
     assert torch.equal(half.float(), full)
@@ -97,7 +97,7 @@ def test_half_precision_is_computed_in_fp32():
 
 def test_constant_channel_has_a_finite_gradient():
     """A channel whose inputs are silent has variance 0, where the root has no derivative."""
-    norm = mf.nn.TdBatchNorm2d(2)
+    norm = mf.nn.TdBatchNorm2d(2, backend="reference")
     x = torch.zeros(4, 2, 2, 3, 3).index_fill_(2, torch.tensor([1]), 1.0).requires_grad_()
     norm(x).sum().backward()
     assert torch.isfinite(x.grad).all()

@@ -50,8 +50,11 @@ class _FirstSummand(torch.autograd.Function):
 
 
 def stands_still(x_TNCHW: Tensor) -> bool:
-    """Whether the input is one time step, expanded: its convolution then needs computing only once."""
-    return x_TNCHW.shape[0] > 1 and x_TNCHW.stride(0) == 0
+    """Whether the input is one time step, expanded: its convolution then needs computing only once.
+
+    An exported program does not look at strides, and would take the first frame of a moving input for all.
+    """
+    return x_TNCHW.shape[0] > 1 and x_TNCHW.stride(0) == 0 and not torch.compiler.is_exporting()
 
 
 def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
@@ -63,12 +66,12 @@ def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
 
 
 class ConvNorm(nn.Module):
-    """y = tdBN(conv(x)), the shortcut of a plain block."""
+    """y = tdBN(conv(x)), the shortcut of a plain block, for the neuron that fires on the sum."""
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int, v_threshold: float):
+    def __init__(self, before: int, after: int, kernel: int, stride: int, neuron: MLF):
         super().__init__()
         self.conv = make_conv(before, after, kernel, stride)
-        self.norm = TdBatchNorm2d(after, v_threshold)
+        self.norm = TdBatchNorm2d(after, neuron.thresholds[0], backend=neuron.backend)
 
     def forward(self, x_TNCHW: Tensor) -> Tensor:
         return self.norm(convolve(self.conv, x_TNCHW))
@@ -142,7 +145,7 @@ class PlainBlock(Streaming):
         self.fire1 = ConvFire(before, after, 3, stride, make_neuron())
         self.fire2 = ConvFire(after, after, 3, 1, make_neuron())
         same = before == after and stride == 1
-        self.shortcut = None if same else ConvNorm(before, after, 1, stride, self.fire2.norm.v_threshold)
+        self.shortcut = None if same else ConvNorm(before, after, 1, stride, self.fire2.neuron)
 
     def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class SpikingResNet(nn.Module):
         self.checkpoint_stages = checkpoint_stages
         self.in_channels, self.num_classes = in_channels, num_classes
         neuron = make_neuron()
-        self.input_norm = TdBatchNorm2d(in_channels, neuron.thresholds[0], affine=False) if norm_input else None
+        norm = partial(TdBatchNorm2d, in_channels, neuron.thresholds[0], affine=False, backend=neuron.backend)
+        self.input_norm = norm() if norm_input else None
         self.stem = ConvFire(in_channels, width, 3, 1, neuron)
         stages, before = [], width
         for stage in range(3):
@@ -96,8 +97,7 @@ class SpikingResNet(nn.Module):
         x_TNCHW = self.stem(x_TNCHW, stream)
         for stage in self.stages:
             if self.checkpoint_stages and self.training and torch.is_grad_enabled():
-                contexts = partial(_contexts, stage)
-                x_TNCHW = checkpoint(_run_stage, stage, x_TNCHW, None, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportAssignmentType]
+                x_TNCHW = _checkpointed(stage, x_TNCHW)
             else:
                 x_TNCHW = _run_stage(stage, x_TNCHW, stream)
         return self.voting(_pool(x_TNCHW))
@@ -112,6 +112,12 @@ def _run_stage(stage: nn.Module, x_TNCHW: Tensor, stream: Stream | None) -> Tens
     for block in stage.children():
         x_TNCHW = block(x_TNCHW, stream)
     return x_TNCHW
+
+
+def _checkpointed(stage: nn.Module, x_TNCHW: Tensor) -> Tensor:
+    """The stage, of which autograd keeps the input alone. A compiled graph moves running statistics only forward."""
+    moves_once: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, stage)}
+    return cast(Tensor, checkpoint(_run_stage, stage, x_TNCHW, None, use_reentrant=False, **moves_once))
 
 
 def _contexts(stage: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
@@ -198,4 +204,5 @@ def config_of_model(model: SpikingResNet) -> ModelConfig:
         surrogate_width=neuron.width,
         detach_reset=neuron.detach_reset,
         norm_input=model.input_norm is not None,
+        checkpoint_stages=model.checkpoint_stages,
     )
