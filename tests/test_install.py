@@ -1,0 +1,57 @@
+"""Installing the package where it cannot be built whole."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import torch, multifire as mf
+assert mf.__file__.startswith({folder!r}), mf.__file__
+logits = mf.build_model("ds_resnet8", width=2)(torch.rand(2, 1, 3, 8, 8))
+logits.sum().backward()
+print(mf.ops.backends_used())
+"""
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_package_installs_and_works_on_the_reference(tmp_path):
+    nowhere = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(_copy(tmp_path)),
+    ]
+    subprocess.run(command, env=os.environ | nowhere, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-none-any.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    folder = str(tmp_path / "installed")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(folder=folder)],
+        env=os.environ | {"PYTHONPATH": folder, "MULTIFIRE_BACKEND": "auto"},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["['reference']"]
+    assert done.stderr.count("the slow reference computes") == 1
+
+
+def _copy(folder: Path) -> Path:
+    """The tracked files, since building writes beside the sources."""
+    copy = folder / "sources"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    return copy
