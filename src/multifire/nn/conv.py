@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,38 +22,56 @@ class SpikeConv2d(nn.Conv2d):
     bits = 2  # that the last input needed, so that no pass is tried in vain at every step
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        simple = (
-            bias is None and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        )
-        learns = torch.is_grad_enabled() and weight.requires_grad
-        autocast = torch.is_autocast_enabled(input.device.type)
-        fits = autocast or input.dtype == weight.dtype
-        # A compiled graph decides itself what to keep; and torch says what is wrong with types that do not fit.
-        if not (simple and learns and fits) or torch.compiler.is_compiling():
+        packs, picks = self._packs_input(input, weight, bias), reads_single_pixels(self)
+        stride = (1, 1) if picks else self.stride
+        if not packs:
+            if picks:
+                return F.conv2d(pick_pixels(input, self.stride), weight, bias, stride, groups=self.groups)
             return super()._conv_forward(input, weight, bias)
-        if autocast:
+        if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
-        stride = self.stride
-        if self.kernel_size == (1, 1) and self.padding == (0, 0) and stride != (1, 1):
-            input, stride = cast(Tensor, _PickPixels.apply(input, stride)), (1, 1)
+        if picks:
+            input = cast(Tensor, _PickPixels.apply(input, self.stride))
         packed = _memo.pack(input, self.bits)
         if packed is None:
             return F.conv2d(input, weight.to(input.dtype), None, stride, self.padding, self.dilation)
         self.bits = packed.bits
         return _Convolve.apply(input, weight, packed, stride, self.padding, self.dilation)
 
+    def _packs_input(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        """True in training; a compiled graph decides itself what to keep, and torch reports types that do not fit."""
+        simple = (
+            bias is None and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        )
+        learns = torch.is_grad_enabled() and weight.requires_grad
+        fits = torch.is_autocast_enabled(input.device.type) or input.dtype == weight.dtype
+        return simple and learns and fits and not torch.compiler.is_compiling()
+
+
+def reads_single_pixels(conv: nn.Conv2d) -> bool:
+    """True for a strided 1×1 convolution, which is computed as a dense one of the pixels that it reads.
+
+    The strided one is wrong in torch 2.13 on processors with AVX2 alone: oneDNN's int8 version returns wrong sums, and
+    that of the fp32 weights' gradient writes past its memory, for some numbers of channels and several threads.
+    """
+    return conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.stride != (1, 1)
+
+
+def pick_pixels(x_NCHW: Tensor, stride: Sequence[int]) -> Tensor:
+    """The pixels that a 1×1 convolution of this stride reads: every stride-th row and column."""
+    return x_NCHW[:, :, :: stride[0], :: stride[1]]
+
 
 class _PickPixels(torch.autograd.Function):
-    """The pixels that a strided 1×1 convolution reads, in x's memory order, and so their gradient.
+    """`pick_pixels` in training, whose result and gradient keep x's memory order.
 
-    Left to itself, torch 2.13 writes past its memory on the way to the weights' gradient, where there are fewer than 8
-    channels (oneDNN on AVX2). A slice's own gradient has rows before channels, whatever x has, and takes ten times as
-    long to add to the other gradients of a channels-last x.
+    The gradient of a plain slice is contiguous even where x is channels-last, and takes ten times as long to add to
+    the other gradients of x.
     """
 
     @staticmethod
     def forward(x, stride):
-        return x[:, :, :: stride[0], :: stride[1]].contiguous(memory_format=_order(x))
+        return pick_pixels(x, stride).contiguous(memory_format=_order(x))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
