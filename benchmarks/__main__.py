@@ -18,7 +18,7 @@ from benchmarks.cases import CIFAR10, CIFAR10_DVS, GESTURE, Case
 from benchmarks.contestants import Contestant
 from benchmarks.peers import KITS
 from benchmarks.worker import peak_of_steps, workers
-from multifire.runtime import holding
+from multifire.utils.files import hold_lock
 
 ROOT = Path(__file__).parents[1]
 WARM_UP = 2
@@ -59,7 +59,7 @@ def alternate(
     seconds: list[list[float]] = [[] for _ in asked]
     first: list[tuple[float, float]] = []
     for number in range(-WARM_UP, runs):
-        with holding(lock) if lock else contextlib.nullcontext():  # nobody measures meanwhile
+        with hold_lock(lock) if lock else contextlib.nullcontext():  # nobody measures meanwhile
             took = [worker.ask(what) for worker in asked]
         first = first or took
         if number >= 0:

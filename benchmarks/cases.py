@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from multifire.recipes import get_recipe
+from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig, get_recipe
 
 
 @dataclass(frozen=True)

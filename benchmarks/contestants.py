@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from benchmarks.cases import Case
 from benchmarks.peers import KITS, Kit, build_peer, gradients
 from benchmarks.spikes import Moved, moved_in_bf16
-from multifire.bench import Floor, Network
+from multifire.experiments.bench import Floor, Network
 from multifire.nn import kept_for_backward, model_from_config
-from multifire.runtime import autocast
-from multifire.train import make_optimizer, train_step
+from multifire.training.optim import make_optimizer
+from multifire.training.step import train_step
+from multifire.utils.device import autocast
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Player:
         self._reset()
         self.network.train()
         done = train_step(self.called, self.optimizer, self.x_TNCHW, self.y, self.cfg)
-        return (done.sums[0] / done.sums[2]).item()
+        return (done.totals[0] / done.totals[2]).item()
 
     @torch.no_grad()
     def evaluate(self) -> float:

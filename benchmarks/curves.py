@@ -23,10 +23,11 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks.results import curves_apart, write_csv
-from multifire import datasets, train
-from multifire.config import TrainOptions
-from multifire.recipes import get_recipe
-from multifire.runtime import processor, write_atomic
+from multifire import datasets
+from multifire.config import TrainOptions, get_recipe
+from multifire.training.loop import train
+from multifire.utils.device import processor
+from multifire.utils.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 BACKENDS = ("cpu", "reference")
@@ -46,7 +47,7 @@ def curve(backend: str, seed: int, args: argparse.Namespace) -> list[dict[str, A
         optim=replace(cfg.optim, epochs=args.epochs),
     )
     with tempfile.TemporaryDirectory() as folder:
-        train.train(cfg, Path(folder) / "run", TrainOptions(analyze_every=0))
+        train(cfg, Path(folder) / "run", TrainOptions(analyze_every=0))
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     names = {name for name in COLUMNS if name.startswith(("train", "validation"))}
     about = {"backend": backend, "seed": seed, "processor": processor()}

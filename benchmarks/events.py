@@ -32,7 +32,8 @@ import numpy as np
 
 from multifire import __version__
 from multifire.events import EVENT_DTYPE, FrameOptions, frames_of_windows, open_recording, read_events, to_frames
-from multifire.runtime import peak_resident, processor
+from multifire.utils.device import processor
+from multifire.utils.memory import peak_resident
 
 WINDOWS, SLICES, SLICE_US = 12, 40, 30_000
 WINDOW_US = SLICES * SLICE_US

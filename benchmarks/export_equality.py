@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from multifire import datasets
-from multifire.checkpoint import load_model
 from multifire.datasets.loader import make_batches
 from multifire.export import fold, quantise_network
 from multifire.export.onnx import onnx_graph
-from multifire.runs import RunFolder
-from multifire.runtime import describe_machine
+from multifire.training.checkpoint import load_model
+from multifire.training.run_folder import RunFolder
+from multifire.utils.device import describe_machine
 
 
 def main() -> None:

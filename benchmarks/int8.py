@@ -33,12 +33,13 @@ from torch import Tensor
 
 import multifire as mf
 from benchmarks.results import markdown, write_csv
-from multifire.checkpoint import write_tensors
 from multifire.config import ModelConfig
 from multifire.export.int8 import LARGEST_ACTIVATION, ByteConv2d, Int8Network, quantise_network, save_int8
-from multifire.export.passport import PASSPORT_VERSION
+from multifire.export.provenance import PASSPORT_VERSION
 from multifire.nn import model_from_config
-from multifire.runtime import autocast, describe_machine, write_atomic
+from multifire.utils.device import autocast, describe_machine
+from multifire.utils.files import write_atomic
+from multifire.utils.tensor_files import write_tensors
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = ModelConfig(name="ds_resnet20", width=64)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from multifire import ops
-from multifire.config import ModelConfig, parse_model_name
+from multifire.config import ModelConfig
+from multifire.config.architecture import parse_model_name
 from multifire.ops.reference import Fire
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multifire.runtime import write_atomic
+from multifire.utils.files import write_atomic
 
 TIMES = (
     "part", "framework", "settings", "what", "model", "width", "levels", "timesteps", "batch", "channels", "size",

@@ -61,28 +61,29 @@ def work(way: Way, root: str) -> None:
     """Train so many steps as a line of standard input says; answer with the seconds that they took and their losses."""
     import torch
 
-    import multifire.train as training
-    from multifire.config import TrainOptions
-    from multifire.processes import joined
-    from multifire.recipes import get_recipe
-    from multifire.runs import RunFolder
-    from multifire.runtime import Signals
+    from multifire.config import TrainOptions, get_recipe
+    from multifire.training.distributed import join_processes
+    from multifire.training.guards import CheckpointTimer, save_and_stop_if_asked
+    from multifire.training.meter import Meter
+    from multifire.training.signals import Requests
+    from multifire.training.state import set_up
+    from multifire.training.step import train_step
 
     torch.set_num_threads(way.threads)
     recipe = get_recipe(way.recipe)
     data, optim = replace(recipe.data, root=root), replace(recipe.optim, batch_size=BATCH)
     cfg = replace(recipe, data=data, optim=optim, sync_norm=way.sync_norm, seed=way.seed)
-    with joined() as processes:
-        run = training.set_up(cfg, RunFolder(Path("unused")), TrainOptions(), processes, Signals())
-        meter, due, batches = training.Meter(run), training.Due(run.options), run.batches["train"]
+    with join_processes() as processes:
+        run = set_up(cfg, Path("unused"), TrainOptions(), processes, Requests())
+        meter, timer, batches = Meter(run), CheckpointTimer(run.options), run.batches.train
         epoch = batches.epoch(0)
         for line in sys.stdin:
             losses, began = [], time.perf_counter()
             for x_TNCHW, y in itertools.islice(epoch, int(line)):
                 samples, before = batches.order.size(run.position.step), run.position.loss_sum
-                step = training.train_step(run.network, run.optimizer, x_TNCHW, y, cfg, samples, processes)
+                step = train_step(run.network, run.optimizer, x_TNCHW, y, cfg, samples, processes)
                 meter.add(step)
-                training.look_for_requests(run, meter, due, "measuring")
+                save_and_stop_if_asked(run, meter, timer, "measuring")
                 if way in SPREAD:
                     meter.flush()
                     losses.append((run.position.loss_sum - before) / samples)
@@ -163,15 +164,15 @@ def spread(root: str) -> list[dict[str, Any]]:
 def data_path(root: str, rounds: int) -> list[dict[str, Any]]:
     import torch
 
-    from multifire.recipes import get_recipe
-    from multifire.train import load_batches
+    from multifire.config import get_recipe
+    from multifire.training.data import load_batches
 
     torch.set_num_threads(1)
     rows = []
     for name in ("digits", "cifar10", "nmnist"):
         cfg = get_recipe(name)
         try:
-            batches = load_batches(replace(cfg, data=replace(cfg.data, root=root)), torch.device("cpu"))["train"]
+            batches = load_batches(replace(cfg, data=replace(cfg.data, root=root)), torch.device("cpu")).train
         except FileNotFoundError as error:
             print(f"{name}: left out: {error}")
             continue
@@ -208,7 +209,7 @@ def main() -> None:
     }
     import torch
 
-    from multifire.runtime import processor
+    from multifire.utils.device import processor
 
     print(f"{processor()}, {os.cpu_count()} cores; torch {torch.__version__}")
     for part in args.parts:

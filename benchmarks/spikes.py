@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multifire.nn import ConvFire
-from multifire.runtime import autocast
+from multifire.utils.device import autocast
 
 
 class Moved(NamedTuple):

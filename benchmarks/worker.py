@@ -114,7 +114,7 @@ class _Desk:
     def __init__(self, contestant: Any, threads: int, precise: bool):
         import torch
 
-        from multifire.runtime import keep_freed_memory
+        from multifire.utils.memory import keep_freed_memory
 
         if contestant.keeps_memory:
             keep_freed_memory(after_first_step=True)
@@ -134,10 +134,10 @@ class _Desk:
         return self._made
 
     def step(self) -> tuple[float, float]:
-        from multifire.runtime import step_done
+        from multifire.utils.memory import first_step_done
 
         took = self._contestants.timed(self._player.step)
-        step_done()  # the floor's steps are none of training's
+        first_step_done()  # the floor's steps are none of training's
         return took
 
     def evaluate(self) -> tuple[float, float]:
@@ -156,7 +156,7 @@ class _Desk:
         import torch
 
         from multifire import ops
-        from multifire.runtime import describe_machine
+        from multifire.utils.device import describe_machine
 
         backend = ops.choose_backend("auto", torch.zeros(1)).__name__.rpartition(".")[2]
         return describe_machine(torch.device("cpu")) | {
@@ -166,7 +166,7 @@ class _Desk:
         }
 
     def peak(self) -> int:
-        from multifire.runtime import peak_resident
+        from multifire.utils.memory import peak_resident
 
         before = peak_resident()
         self._player.step()

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from multifire.bench import Floor, Network, bench
 from multifire.cli import main
-from multifire.recipes import get_recipe
+from multifire.config import get_recipe
+from multifire.experiments.bench import Floor, Network, bench
 
 TINY = replace(
     get_recipe("digits"),

@@ -9,18 +9,18 @@ import torch
 from safetensors import safe_open
 
 import multifire as mf
-from multifire.checkpoint import (
+from multifire.config import ModelConfig, RunConfig
+from multifire.export.reference_checkpoint import to_reference_state_dict
+from multifire.nn import model_from_config
+from multifire.training.checkpoint import (
     Checkpoint,
     Position,
     load_checkpoint,
     load_model,
     load_weights,
     save_checkpoint,
-    to_reference_state_dict,
-    write_tensors,
 )
-from multifire.config import ModelConfig, RunConfig
-from multifire.nn import model_from_config
+from multifire.utils.tensor_files import write_tensors
 
 CONFIG = RunConfig(model=ModelConfig(name="ds_resnet8", width=2, in_channels=1))
 
@@ -86,7 +86,7 @@ def test_of_another_architecture(saved):
 @pytest.mark.parametrize("position", ["{", "[]", '{"epoc": 1}', "3", '{"epoch": -1}', '{"step": "x"}'])
 def test_a_header_that_says_nothing(saved, monkeypatch, position):
     """A stranger's file may carry a digest that fits."""
-    import multifire.checkpoint as module
+    import multifire.training.checkpoint as module
 
     path, checkpoint = saved
     monkeypatch.setattr(module.json, "dumps", lambda *args, dumps=json.dumps, **options: (

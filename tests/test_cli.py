@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from multifire import __version__
-from multifire.cli import main, parse_overrides
-from multifire.recipes import RECIPES, get_recipe
+from multifire.cli import main
+from multifire.cli.overrides import parse_overrides
+from multifire.cli.train import TrainArguments
+from multifire.config import RECIPES, get_recipe
 
 
 def run(*args: str, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -108,7 +110,7 @@ def test_overrides_reach_the_configuration():
     args = (
         "--optim.lr 0.5 --data.flip --model.levels 2 --model.thresholds 0.5 1.5 --out here --resume --optim.clip-norm 1"
     )
-    cfg, options = parse_overrides(get_recipe("digits"), args.split())
+    cfg, options = parse_overrides(get_recipe("digits"), args.split(), "train", TrainArguments)
     assert (cfg.optim.lr, cfg.data.flip, cfg.model.thresholds, cfg.optim.clip_norm) == (0.5, True, (0.5, 1.5), 1.0)
     assert (options.out, options.resume, cfg.recipe) == (Path("here"), "yes", "digits")
     assert cfg.optim.epochs == get_recipe("digits").optim.epochs

@@ -6,10 +6,12 @@ import json
 import pytest
 
 from multifire.cli import main
-from multifire.compare import compare, mean_and_deviation
-from multifire.config import TrainOptions, seconds
-from multifire.plan import plan
-from multifire.train import train
+from multifire.config import TrainOptions
+from multifire.config.schema import parse_duration
+from multifire.experiments.compare import compare
+from multifire.experiments.plan import plan
+from multifire.report.values import mean_and_deviation
+from multifire.training.loop import train
 from tests.test_train import TINY, override
 
 QUICK = [
@@ -113,4 +115,4 @@ def test_options_that_mean_nothing_are_refused(option, value):
 
 
 def test_times():
-    assert [seconds(text, "x") for text in ("90s", "1.5m", "2h")] == [90, 90, 7200]
+    assert [parse_duration(text, "x") for text in ("90s", "1.5m", "2h")] == [90, 90, 7200]

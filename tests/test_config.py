@@ -4,26 +4,24 @@ from dataclasses import replace
 
 import pytest
 
-from multifire import config as configs
-from multifire.config import DataConfig, OptimConfig, RunConfig
-from multifire.recipes import RECIPES, get_recipe
-from multifire.schedule import learning_rate
+from multifire.config import RECIPES, DataConfig, OptimConfig, RunConfig, get_recipe, json_format
+from multifire.training.optim import learning_rate
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_json(name):
     cfg = get_recipe(name)
     assert cfg.recipe == name
-    assert configs.from_json(configs.to_json(cfg), "config.json") == cfg
+    assert json_format.from_json(json_format.to_json(cfg), "config.json") == cfg
 
 
 def test_thresholds_come_back_as_a_tuple():
     cfg = RunConfig(model=replace(RunConfig().model, levels=2, thresholds=(0.5, 1.0)))
-    assert configs.from_json(configs.to_json(cfg), "config.json") == cfg
+    assert json_format.from_json(json_format.to_json(cfg), "config.json") == cfg
 
 
 def changed(**values) -> str:
-    return json.dumps(json.loads(configs.to_json(RunConfig())) | values)
+    return json.dumps(json.loads(json_format.to_json(RunConfig())) | values)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def changed(**values) -> str:
 )
 def test_bad_files_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        configs.from_json(text, "run/config.json")
+        json_format.from_json(text, "run/config.json")
 
 
 @pytest.mark.parametrize(

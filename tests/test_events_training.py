@@ -12,14 +12,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
 from makers import gesture_archive, nmnist_zip
 
-from multifire.checkpoint import load_checkpoint
 from multifire.cli import main
-from multifire.config import RunConfig, TrainOptions
+from multifire.config import RECIPES, RunConfig, TrainOptions, get_recipe
 from multifire.datasets.prepare import prepare
-from multifire.evaluate import evaluate_run
-from multifire.recipes import RECIPES, get_recipe
-from multifire.runs import RunFolder
-from multifire.train import Interrupted, train
+from multifire.experiments.score import evaluate_run
+from multifire.training.checkpoint import load_checkpoint
+from multifire.training.loop import train
+from multifire.training.run_folder import RunFolder
+from multifire.training.signals import Interrupted
 
 
 def tiny(root: Path, **data) -> RunConfig:
@@ -41,7 +41,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def test_events_train_resume_and_are_scored_like_images(root, tmp_path, monkeypatch):
-    import multifire.train as training
+    import multifire.training.loop as training
 
     cfg = tiny(root)
     whole = train(cfg, tmp_path / "whole")
@@ -123,7 +123,7 @@ def test_the_command_line_from_archive_to_picture_to_run(tmp_path, monkeypatch, 
 def test_training_prepares_what_lies_in_the_root(root, tmp_path, capsys):
     overrides = f"--data.root {root} --data.timesteps 2 --model.width 8 --optim.epochs 1"
     assert main(["train", "nmnist", "--out", str(tmp_path / "run"), *overrides.split()]) == 0
-    assert "samples/s; run in" in capsys.readouterr().out
+    assert "samples/s\nnext: multifire report" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_the_paper_s_event_recipes():
     for cfg in (gesture, cifar):
         assert (cfg.optim.lr, cfg.optim.schedule, cfg.optim.step_epochs, cfg.optim.gamma) == (0.1, "step", 40, 0.1)
         assert not any((cfg.data.flip, cfg.data.roll, cfg.data.rotation, cfg.data.cutout, cfg.data.time_jitter))
-    from multifire.recipes import count_parameters
+    from multifire.config.parameters import count_parameters
 
     assert [count_parameters(cfg.model) for cfg in (gesture, cifar)] == [272_395, 696_330]
 

@@ -19,7 +19,7 @@ def test_public_names():
 
 
 def test_import_costs_no_torch():
-    program = "import sys, multifire, multifire.recipes; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    program = "import sys, multifire.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multifire.optim import SGD
+from multifire.training.optim import SGD
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from multifire import pictures
+from multifire.utils import images as pictures
 
 Image = pytest.importorskip("PIL.Image", reason="needs Pillow, which comes with the dev extra's tensorboard")
 RNG = np.random.default_rng(0)

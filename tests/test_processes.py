@@ -16,13 +16,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-import multifire.train as training
-from multifire.checkpoint import load_checkpoint
+import multifire.training.loop as training
 from multifire.config import TrainOptions
 from multifire.datasets.loader import Order
-from multifire.processes import joined
-from multifire.runs import RunFolder
-from multifire.runtime import Signals
+from multifire.training.checkpoint import load_checkpoint
+from multifire.training.distributed import join_processes
+from multifire.training.signals import Requests
+from multifire.training.state import set_up
 from tests.test_train import TINY, override
 
 STEPS = 20
@@ -34,14 +34,14 @@ def losses(cfg) -> list[float]:
     """Losses of the first steps in float64, where no spike is flipped by rounding."""
     torch.set_default_dtype(torch.float64)
     found = []
-    with joined() as processes:
-        run = training.set_up(cfg, RunFolder(Path("unused")), TrainOptions(), processes, Signals())
-        order = run.batches["train"].order
+    with join_processes() as processes:
+        run = set_up(cfg, Path("unused"), TrainOptions(), processes, Requests())
+        order = run.batches.train.order
         for epoch in range(3):
-            for number, (x, y) in enumerate(run.batches["train"].epoch(epoch)):
+            for number, (x, y) in enumerate(run.batches.train.epoch(epoch)):
                 samples = order.size(number)
                 step = training.train_step(run.network, run.optimizer, x.double(), y, cfg, samples, processes)
-                found.append((processes.total(step.sums)[0] / samples).item())
+                found.append((processes.total(step.totals)[0] / samples).item())
     return found[:STEPS]
 
 

@@ -1,7 +1,7 @@
 """The same call gives the same bits: a result that changes from call to call is a race.
 
-`make test` runs this file under the default OpenMP policy with all threads, as users run, and once more with oneDNN held
-to AVX2, whose convolutions have had races that those of AVX-512 have not.
+`make test` runs this file under the default OpenMP policy with all threads, as users run, and again with oneDNN limited
+to AVX2, whose int8 convolutions had a race that those of AVX-512 did not have.
 """
 
 from collections.abc import Callable

@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from multifire import config as configs
-from multifire.checkpoint import Checkpoint, Position, load_model, save_checkpoint
 from multifire.cli import main
+from multifire.config import DataConfig, get_recipe, json_format
 from multifire.datasets import get_info
+from multifire.engine.stream import classify, follow, frames_of
 from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
 from multifire.events.live import LiveFrames, UdpRecords, packed_records
 from multifire.export import fold
 from multifire.nn import model_from_config
-from multifire.recipes import get_recipe
-from multifire.stream import classify, follow, frames_of
+from multifire.training.checkpoint import Checkpoint, Position, load_model, save_checkpoint
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "dvs128-aedat2.zip"
 SENSOR = (128, 128)
@@ -94,7 +93,7 @@ def run_folder(tmp_path_factory):
     model = model_from_config(cfg.model)
     model(torch.randint(0, 3, (4, 8, 2, 16, 16)).float())
     save_checkpoint(folder / "last.safetensors", Checkpoint(cfg, Position(epoch=1), model.state_dict(), {}))
-    (folder / "config.json").write_text(configs.to_json(cfg))
+    (folder / "config.json").write_text(json_format.to_json(cfg))
     return folder
 
 
@@ -129,11 +128,11 @@ def camera(tmp_path_factory):
         model(frames_of_camera(recording, cfg.data))
     model.voting.weight.data *= 300  # margins as of a network that has learnt: they are thin at the start
     save_checkpoint(folder / "last.safetensors", Checkpoint(cfg, Position(epoch=1), model.state_dict(), {}))
-    (folder / "config.json").write_text(configs.to_json(cfg))
+    (folder / "config.json").write_text(json_format.to_json(cfg))
     return folder, recording
 
 
-def frames_of_camera(recording: Path, data: configs.DataConfig) -> torch.Tensor:
+def frames_of_camera(recording: Path, data: DataConfig) -> torch.Tensor:
     """Its first two samples [T, 2, C, H, W], cut from the whole recording at once."""
     size = (data.frame_size, data.frame_size)
     frames = to_frames(read_events(recording), SENSOR, size, data.duration_us, 2 * data.timesteps)

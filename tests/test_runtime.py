@@ -8,12 +8,12 @@ import pytest
 PROBE = """
 import resource
 import sys
-from multifire.runtime import keep_freed_memory, step_done
+from multifire.utils.memory import keep_freed_memory, first_step_done
 
 if sys.argv[1] != "leave":
     keep_freed_memory(after_first_step=sys.argv[1] != "keep")
 if sys.argv[1] == "a step was done":
-    step_done()
+    first_step_done()
 def use():
     held = [b"1" * (size << 20) for size in (8, 40)]  # as a step's tensors, freed at its end
 for _ in range(3):

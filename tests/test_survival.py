@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import multifire.train as training
-from multifire.checkpoint import load_checkpoint, load_newest
+import multifire.training.loop as training
+from multifire.analysis.evaluate import evaluate
 from multifire.cli import main
 from multifire.config import TrainOptions
-from multifire.evaluate import evaluate
-from multifire.runs import RunFolder
-from multifire.runtime import ran_out
-from multifire.train import Interrupted, train
+from multifire.nn import model_from_config
+from multifire.training.checkpoint import load_checkpoint, load_newest
+from multifire.training.data import load_batches
+from multifire.training.loop import train
+from multifire.training.run_folder import RunFolder
+from multifire.training.signals import Interrupted
+from multifire.utils.memory import is_out_of_memory
 from tests.test_train import RESUME, TINY, override, without_time
 from tools.watch_memory import slope, watch
 
@@ -116,14 +119,14 @@ def test_a_folder_without_permission_is_told_at_the_start(tmp_path, capsys):
 
 @pytest.mark.parametrize("message", ["can't allocate memory: you tried", "could not create a primitive"])
 def test_errors_that_mean_memory(message):
-    assert ran_out(RuntimeError(message))
-    assert not ran_out(RuntimeError("shapes differ"))
+    assert is_out_of_memory(RuntimeError(message))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_an_evaluation_that_does_not_fit_says_what_to_give_less_of(monkeypatch):
     """The allocator's own error, which torch raises for a tensor that no machine holds."""
-    batches = training.load_batches(TINY, torch.device("cpu"))["test"]
-    model = training.model_from_config(TINY.model)
+    batches = load_batches(TINY, torch.device("cpu")).test
+    model = model_from_config(TINY.model)
     monkeypatch.setattr(model, "forward", lambda *args, **options: torch.empty(1 << 60))
     with pytest.raises(MemoryError, match="500 samples were evaluated at once; give a smaller --eval-batch-size"):
         evaluate(model, batches)
@@ -150,14 +153,14 @@ def test_stopped_in_an_evaluation_it_ends_with_the_same_weights(tmp_path, monkey
     """The epoch that was just trained is not trained again, and nothing is lost or counted twice."""
     scoring, calls = training.evaluate, iter(range(1000))
 
-    def pressed(*args):
+    def pressed(*args, **options):
         if next(calls) == 1:
             signal.raise_signal(signal.SIGTERM)
-        return scoring(*args)
+        return scoring(*args, **options)
 
     train(TINY, tmp_path / "whole")
     monkeypatch.setattr(training, "evaluate", pressed)
-    with pytest.raises(Interrupted, match=r"stopped in the evaluation after epoch 2; .* give --resume") as stopped:
+    with pytest.raises(Interrupted, match=r"stopped in the evaluation after epoch 2/3; .* give --resume") as stopped:
         train(TINY, tmp_path / "stopped")
     monkeypatch.undo()
     assert stopped.value.exit_code == 143
@@ -171,7 +174,7 @@ def test_stopped_in_an_evaluation_it_ends_with_the_same_weights(tmp_path, monkey
 
 
 def test_killed_before_its_first_evaluation_a_run_goes_on(tmp_path, monkeypatch):
-    def killed(*args):
+    def killed(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "evaluate", killed)

@@ -11,16 +11,18 @@ from dataclasses import replace
 
 import pytest
 
-from multifire import sweep
-from multifire.cli import main, parse_overrides
-from multifire.recipes import get_recipe
-from multifire.runtime import write_json
+from multifire.cli import main
+from multifire.cli.overrides import parse_overrides
+from multifire.cli.sweep import SweepArguments
+from multifire.config import get_recipe
+from multifire.experiments import sweep
+from multifire.utils.files import write_json
 from tests.test_compare import QUICK
 from tests.test_train import TINY, override
 
 
 def parse(cfg, args):
-    return parse_overrides(cfg, args)[0]
+    return parse_overrides(cfg, args, "sweep", SweepArguments)[0]
 
 
 def cells(kind="grid", vary=("model.levels=1,2",), seeds=(0,), cfg=TINY, out=None):
@@ -189,7 +191,7 @@ def test_a_sweep_runs_goes_on_and_tells_what_failed(tmp_path, capsys):
 def test_a_run_of_another_configuration_is_refused(tmp_path):
     (cell,) = cells(vary=("model.levels=1",), out=tmp_path)
     cell.folder.mkdir()
-    from multifire.config import to_json
+    from multifire.config.json_format import to_json
 
     (cell.folder / "config.json").write_text(to_json(override(cell.cfg, optim={"lr": 0.3})))
     with pytest.raises(ValueError, match=r"another configuration \(optim.lr 0.3 -> 0.05\)"):

@@ -3,8 +3,8 @@
 import pytest
 
 from multifire.config import TrainOptions
-from multifire.runs import RunFolder
-from multifire.train import train
+from multifire.training.loop import train
+from multifire.training.run_folder import RunFolder
 from tests.test_train import TINY, override
 
 
@@ -32,7 +32,7 @@ def test_no_tracker_no_files(tmp_path):
 def test_a_tracker_that_is_not_there_is_named_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"unknown tracker 'tensorbord'.*tensorboard"):
         train(TINY, tmp_path / "run", TrainOptions(track=("tensorbord",)))
-    monkeypatch.setattr("multifire.tracking.util.find_spec", lambda name: None)
+    monkeypatch.setattr("multifire.training.trackers.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package wandb: pip install 'multifire\[wandb\]'"):
         train(TINY, tmp_path / "run", TrainOptions(track=("wandb",)))
     assert not (tmp_path / "run").exists()

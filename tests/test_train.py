@@ -10,14 +10,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-import multifire.train as training
+import multifire.training.loop as training
 from multifire import ops
-from multifire.checkpoint import load_checkpoint, load_model, load_newest, save_checkpoint
+from multifire.analysis.evaluate import evaluate
 from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainOptions
-from multifire.evaluate import evaluate
-from multifire.runs import RunFolder
-from multifire.runtime import Watchdog, locked, older
-from multifire.train import Interrupted, loss_of, train
+from multifire.nn import model_from_config
+from multifire.training import guards, step
+from multifire.training.checkpoint import load_checkpoint, load_model, load_newest, save_checkpoint
+from multifire.training.data import load_batches
+from multifire.training.guards import Watchdog
+from multifire.training.loop import train
+from multifire.training.optim import parameter_groups
+from multifire.training.run_folder import RunFolder
+from multifire.training.signals import Interrupted
+from multifire.training.step import sum_of_losses
+from multifire.utils.files import lock_folder, older
 
 TINY = RunConfig(
     data=DataConfig(name="digits", timesteps=2, crop_padding=2, flip=True, limit=128),
@@ -65,8 +72,8 @@ def test_metrics_have_a_line_for_each_epoch(finished):
 def test_the_best_checkpoint_scores_what_it_says(finished):
     out, summary = finished
     model, cfg = load_model(out / "best.safetensors")
-    batches = training.load_batches(cfg, torch.device("cpu"))
-    assert evaluate(model, batches["test"]).accuracy == summary["best"]["accuracy"]
+    batches = load_batches(cfg, torch.device("cpu"))
+    assert evaluate(model, batches.test).accuracy == summary["best"]["accuracy"]
 
 
 def test_same_seed_same_run_other_seed_other_run(finished, tmp_path):
@@ -146,8 +153,8 @@ def test_with_validation_the_best_is_chosen_by_it(tmp_path):
     assert summary["best"]["accuracy"] == max(record["validation_accuracy"] for record in records)
     assert summary["test_accuracy_of"] == "best by validation"
     model, _ = load_model(tmp_path / "run" / "best.safetensors")
-    batches = training.load_batches(cfg, torch.device("cpu"))
-    assert evaluate(model, batches["test"]).accuracy == summary["test_accuracy"]
+    batches = load_batches(cfg, torch.device("cpu"))
+    assert evaluate(model, batches.test).accuracy == summary["test_accuracy"]
 
 
 def test_a_folder_in_use_is_refused(finished, tmp_path):
@@ -238,15 +245,15 @@ def test_bf16_trains(tmp_path):
 def test_tet_is_the_mean_of_every_steps_cross_entropy():
     logits, y = torch.randn(3, 5, 10), torch.randint(0, 10, (5,))
     by_hand = torch.stack([torch.nn.functional.cross_entropy(step, y) for step in logits]).mean()
-    torch.testing.assert_close(loss_of(logits, y, OptimConfig(loss="tet")) / 5, by_hand)
+    torch.testing.assert_close(sum_of_losses(logits, y, OptimConfig(loss="tet")) / 5, by_hand)
     alone = torch.nn.functional.cross_entropy(logits.mean(0), y)
-    torch.testing.assert_close(loss_of(logits, y, OptimConfig()) / 5, alone)
+    torch.testing.assert_close(sum_of_losses(logits, y, OptimConfig()) / 5, alone)
 
 
 def test_clipping_bounds_the_step():
     torch.manual_seed(0)
     cfg = override(TINY, optim={"clip_norm": 1e-3, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0})
-    model = training.model_from_config(cfg.model)
+    model = model_from_config(cfg.model)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     training.train_step(model, optimizer, torch.randn(2, 4, 1, 28, 28), torch.arange(4), cfg)
@@ -376,7 +383,10 @@ def test_after_max_time_it_stops_and_can_go_on(finished, tmp_path):
 
 def test_two_trainers_in_one_folder(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    with locked(tmp_path / "run"), pytest.raises(FileExistsError, match="another process is training in this folder"):
+    with (
+        lock_folder(tmp_path / "run"),
+        pytest.raises(FileExistsError, match="another process is training in this folder"),
+    ):
         train(TINY, tmp_path / "run", RESUME)
 
 
@@ -391,14 +401,14 @@ def test_what_an_interrupted_write_left_is_removed(finished, tmp_path):
 def test_a_batch_in_parts_adds_up_their_gradients(tmp_path):
     """Each part has its own statistics in training; where those stand still, the parts make the whole."""
     torch.manual_seed(0)
-    model = training.model_from_config(TINY.model, "reference").double()
+    model = model_from_config(TINY.model, "reference").double()
     x, y = torch.rand(2, 7, 1, 28, 28, dtype=torch.float64), torch.arange(7)
     share, whole, parts = 1 / 7, {}, {}
     for found, cuts in ((whole, [0, 7]), (parts, [0, 2, 4, 7])):
         model.zero_grad()
         for begin, end in itertools.pairwise(cuts):
             model.eval()
-            loss = loss_of(model(x[:, begin:end], per_step=True), y[begin:end], TINY.optim)
+            loss = sum_of_losses(model(x[:, begin:end], per_step=True), y[begin:end], TINY.optim)
             (loss * share).backward()
         found |= {name: p.grad.clone() for name, p in model.named_parameters()}
     for name, grad in whole.items():
@@ -408,7 +418,7 @@ def test_a_batch_in_parts_adds_up_their_gradients(tmp_path):
 
 
 def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(tmp_path, monkeypatch):
-    add, calls = training.add_gradients, iter(range(1000))
+    add, calls = step.add_gradients, iter(range(1000))
 
     def poisoned(network, x, y, cfg, share):
         sums = add(network, x, y, cfg, share)
@@ -416,7 +426,7 @@ def test_steps_that_are_not_finite_are_left_out_as_often_as_allowed(tmp_path, mo
             network.voting.bias.grad.fill_(float("inf"))
         return sums
 
-    monkeypatch.setattr(training, "add_gradients", poisoned)
+    monkeypatch.setattr(step, "add_gradients", poisoned)
     cfg = override(TINY, optim={"epochs": 2, "skip_nonfinite": 2})
     with pytest.raises(FloatingPointError, match=r"at epoch 2, step 3, .* not finite: voting\.bias"):
         train(cfg, tmp_path / "run")
@@ -441,8 +451,8 @@ def test_the_moving_average_is_what_is_scored_and_loaded(tmp_path, monkeypatch):
         expected = expected.lerp(weight, 0.5)
     model, _ = load_model(out / "last.safetensors")
     torch.testing.assert_close(model.voting.weight, expected)
-    batches = training.load_batches(cfg, torch.device("cpu"))
-    assert evaluate(model, batches["test"]).accuracy == summary["test_accuracy"]
+    batches = load_batches(cfg, torch.device("cpu"))
+    assert evaluate(model, batches.test).accuracy == summary["test_accuracy"]
 
 
 def test_the_moving_average_survives_a_stop(tmp_path, monkeypatch):
@@ -472,8 +482,8 @@ def test_patience_needs_validation():
 
 
 def test_norms_and_biases_can_be_spared_the_decay(tmp_path):
-    model = training.model_from_config(TINY.model)
-    decaying, spared = training.parameter_groups(model, OptimConfig(decay_norms=False))
+    model = model_from_config(TINY.model)
+    decaying, spared = parameter_groups(model, OptimConfig(decay_norms=False))
     assert {p.dim() for p in spared["params"]} == {1}
     assert spared["weight_decay"] == 0
     assert len(decaying["params"]) + len(spared["params"]) == len(list(model.parameters()))
@@ -481,21 +491,22 @@ def test_norms_and_biases_can_be_spared_the_decay(tmp_path):
 
 def test_memory_that_runs_out_is_explained(tmp_path, monkeypatch):
     """The allocator's own error, which torch raises for a tensor that no machine holds."""
-    add = training.add_gradients
+    add = step.add_gradients
 
     def greedy(network, x, y, cfg, share):
         if len(y) > 8:
             torch.empty(1 << 60)
         return add(network, x, y, cfg, share)
 
-    monkeypatch.setattr(training, "add_gradients", greedy)
+    monkeypatch.setattr(step, "add_gradients", greedy)
+    monkeypatch.setattr(guards, "add_gradients", greedy)
     with pytest.raises(MemoryError, match=r"batch-size 32; 8 fit: give --optim.batch-size 8, or --optim.accumulate 4"):
         train(TINY, tmp_path / "run")
 
 
 def test_the_watchdog_speaks_up_once_a_while(caplog):
     with caplog.at_level("WARNING", "multifire"), Watchdog(0.2) as dog:
-        dog.stepped("step 7")
+        dog.step_finished("step 7")
         time.sleep(0.5)
     assert 1 <= len(caplog.messages) <= 2
     assert "since step 7" in caplog.messages[0]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multifire import pictures
 from multifire.events import read_events, to_frames
+from multifire.utils import images as pictures
 
 OUT = Path(__file__).parents[1] / "docs/images/dvs128-recordings.png"
 SHOWN = 6

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from multifire.checkpoint import load_checkpoint, load_newest
+from multifire.training.checkpoint import load_checkpoint, load_newest
 
 OVERRIDES = "--data.limit 1024 --data.timesteps 2 --optim.epochs 12 --model.width 8 --checkpoint-every 1 --resume auto"
 

@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import multifire.train as training
-from multifire.config import TrainOptions
-from multifire.recipes import get_recipe
+import multifire.training.loop as training
+from multifire.config import TrainOptions, get_recipe
 
 STEPS_PER_EPOCH, BATCH = 200, 16
 

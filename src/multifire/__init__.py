@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multifire import analysis, datasets, events, export, nn, ops
-    from multifire.checkpoint import load_reference_checkpoint, to_reference_state_dict
     from multifire.export.int8 import load_int8
     from multifire.export.pretrained import from_pretrained, push_to_hub, save_pretrained
+    from multifire.export.reference_checkpoint import load_reference_checkpoint, to_reference_state_dict
     from multifire.nn import SpikingResNet, build_model
     from multifire.report import Run
 
@@ -23,10 +23,10 @@ _NAMES = {
     "build_model": "multifire.nn",
     "from_pretrained": "multifire.export.pretrained",
     "load_int8": "multifire.export.int8",
-    "load_reference_checkpoint": "multifire.checkpoint",
+    "load_reference_checkpoint": "multifire.export.reference_checkpoint",
     "push_to_hub": "multifire.export.pretrained",
     "save_pretrained": "multifire.export.pretrained",
-    "to_reference_state_dict": "multifire.checkpoint",
+    "to_reference_state_dict": "multifire.export.reference_checkpoint",
 }
 
 __all__ = [
@@ -47,6 +47,10 @@ __all__ = [
     "save_pretrained",
     "to_reference_state_dict",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ import multifire as mf
 from multifire.analysis import measure_gradients
 from multifire.config import OptimConfig
 from multifire.nn import ConvFire
-from multifire.train import loss_of
+from multifire.training.step import sum_of_losses
 from tests.analysis.recount import counts, labels, network
 
 
@@ -35,7 +35,7 @@ def autograd_norms(model, x, y, loss):
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("block", ["ds", "plain"])
 def test_equal_to_autograds(block, backend, optim):
-    loss = partial(loss_of, optim=optim)
+    loss = partial(sum_of_losses, optim=optim)
     model = network(block, 3, backend)
     x = counts(model.voting.weight.dtype)
     found = measure_gradients(model, [(x, labels())], loss=loss)

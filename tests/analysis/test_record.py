@@ -8,7 +8,7 @@ import torch
 
 import multifire as mf
 from multifire.analysis import analyze
-from multifire.evaluate import evaluate
+from multifire.analysis.evaluate import evaluate
 from tests.analysis.recount import N, T, counts, labels, network
 
 

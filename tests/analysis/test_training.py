@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-import multifire.train as training
-from multifire.checkpoint import load_checkpoint, load_model
+from multifire.analysis.evaluate import evaluate
 from multifire.config import TrainOptions
-from multifire.evaluate import evaluate
-from multifire.runs import RunFolder
-from multifire.train import Interrupted, few_samples, train
+from multifire.training import records
+from multifire.training.checkpoint import load_checkpoint, load_model
+from multifire.training.data import analysis_samples, load_batches
+from multifire.training.loop import train
+from multifire.training.run_folder import RunFolder
+from multifire.training.signals import Interrupted
 from tests.test_train import TINY, override, stop_after
 
 CFG = override(TINY, optim={"epochs": 2}, data={"validation": 0.01})
@@ -42,14 +44,14 @@ def test_a_line_for_each_epoch_and_the_finished_network(analysed):
     assert [record["epoch"] for record in records] == [0, 1]
     for record, figures in zip(records, metrics, strict=True):
         assert record["split"] == "validation"
-        assert record["samples"] == few_samples(128) == 4
+        assert record["samples"] == analysis_samples(128) == 4
         assert record["per_step"]["accuracy"] == figures["validation_accuracy_per_step"]
         assert record["per_step"]["loss"][-1] == figures["validation_loss"]
     assert records[0]["layers"] != records[1]["layers"]
     final = json.loads((analysed / "analysis.json").read_text())
     assert (final["split"], final["checkpoint"]) == ("test", "best by validation")
     model, cfg = load_model(analysed / "best.safetensors")
-    scored = evaluate(model, training.load_batches(cfg, torch.device("cpu"))["test"])
+    scored = evaluate(model, load_batches(cfg, torch.device("cpu")).test)
     assert final["confusion"] == scored.confusion
     assert final["per_step"]["accuracy"][-1] == scored.accuracy
     assert sum(map(sum, final["confusion"])) == final["per_step"]["samples"] == 1000
@@ -93,7 +95,7 @@ def test_what_cannot_be_analysed_does_not_stop_a_run(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise FloatingPointError("a membrane is NaN")
 
-    monkeypatch.setattr(training, "analyze", fail)
+    monkeypatch.setattr(records, "analyze", fail)
     train(CFG, tmp_path / "run")
     assert not list((tmp_path / "run").glob("analysis*"))
     assert (tmp_path / "run" / "summary.json").is_file()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from multifire.datasets import CIFAR10_NAMES
+from multifire.datasets.registry import CIFAR10_NAMES
 
 _TOOL = Path(__file__).parents[2] / "tools" / "make_gesture_archive.py"
 _spec = importlib.util.spec_from_file_location("make_gesture_archive", _TOOL)

@@ -20,12 +20,11 @@ import pytest
 from makers import FEW, cifar10_dvs, gesture, gesture_archive, nmnist_zip
 
 from multifire import datasets
-from multifire.config import DataConfig
+from multifire.config import DataConfig, get_recipe
 from multifire.datasets import prepare as preparing
 from multifire.datasets.cache import cache_folder
 from multifire.datasets.prepare import prepare
 from multifire.events import to_frames
-from multifire.recipes import get_recipe
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 GESTURE = get_recipe("dvs-gesture").data
@@ -144,7 +143,7 @@ def test_cifar10_dvs_trains_on_the_first_nine_tenths_by_number(tmp_path):
     prepare(cfg, tmp_path, workers=1)
     data = datasets.load("cifar10-dvs", tmp_path, cfg)
     assert (len(data.train), len(data.test)) == (90, 10)
-    assert data.test.names.tolist() == [f"{kind}/14" for kind in datasets.CIFAR10_NAMES]
+    assert data.test.names.tolist() == [f"{kind}/14" for kind in datasets.registry.CIFAR10_NAMES]
     assert data.train.names[:9].tolist() == [f"airplane/{number}" for number in range(5, 14)]
     with zipfile.ZipFile(source / "bird.zip") as file:
         content = file.read("bird/cifar10_bird_14.aedat")

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from event_files import Named
 
 from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
-from multifire.events.saccade import SaccadeOptions, simulate_events, simulate_frames
+from multifire.events.simulate import SaccadeOptions, simulate_events, simulate_frames
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "nmnist-1100.zip"
 QUIET = SaccadeOptions(noise_hz=0)

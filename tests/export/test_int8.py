@@ -11,12 +11,12 @@ import torch
 
 import multifire as mf
 from multifire import ops
-from multifire.checkpoint import read_tensors, write_tensors
 from multifire.cli import main
 from multifire.config import ModelConfig
 from multifire.export import int8
 from multifire.export.int8 import ByteConv2d, ByteFire, CountConv2d, Int8Network, quantise, quantise_network, save_int8
 from multifire.nn import model_from_config
+from multifire.utils.tensor_files import read_tensors, write_tensors
 from tests.export.test_passport import run  # noqa: F401 - a fixture
 from tests.nn.test_modules import settle
 

@@ -6,16 +6,16 @@ import random
 import pytest
 import torch
 
-from multifire import config as configs
-from multifire.checkpoint import Checkpoint, Position, digest_of, save_checkpoint, write_tensors
 from multifire.cli import main
-from multifire.config import DataConfig, ModelConfig, RunConfig
+from multifire.config import DataConfig, ModelConfig, RunConfig, json_format
 from multifire.export import make_passport
 from multifire.export.inspection import inspect
-from multifire.export.passport import KINDS, read_passport
+from multifire.export.onnx_digest import seal
 from multifire.export.pretrained import save_pretrained
-from multifire.export.sealed import seal
+from multifire.export.provenance import KINDS, read_passport
 from multifire.nn import model_from_config
+from multifire.training.checkpoint import Checkpoint, Position, save_checkpoint
+from multifire.utils.tensor_files import digest_of, write_tensors
 
 CONFIG = RunConfig(data=DataConfig(name="digits"), model=ModelConfig(name="ds_resnet8", width=2, in_channels=1))
 
@@ -25,7 +25,7 @@ def run(tmp_path):
     """A run's folder with one checkpoint, which was not scored."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.json").write_text(configs.to_json(CONFIG))
+    (folder / "config.json").write_text(json_format.to_json(CONFIG))
     weights = model_from_config(CONFIG.model).state_dict()
     save_checkpoint(folder / "last.safetensors", Checkpoint(CONFIG, Position(epoch=3), weights, {}))
     return folder
@@ -42,7 +42,7 @@ def test_says_where_a_network_came_from(run):
         "sha256": digest_of(run / "last.safetensors"),
     }
     again = read_passport(json.dumps(passport), "x")
-    assert configs.from_json(json.dumps({"version": configs.CONFIG_VERSION, **again["config"]}), "x") == CONFIG
+    assert json_format.from_json(json.dumps({"version": json_format.CONFIG_VERSION, **again["config"]}), "x") == CONFIG
 
 
 def test_accuracy_is_that_of_this_checkpoint(run):
@@ -83,7 +83,7 @@ def test_energy_is_that_of_this_checkpoint_and_says_how_it_was_counted(run, caps
 def test_inspect_shows_a_checkpoint(run, capsys):
     assert main(["inspect", str(run / "last.safetensors")]) == 0
     said = capsys.readouterr().out
-    assert "whole; checkpoint" in said
+    assert "intact; checkpoint" in said
     assert digest_of(run / "last.safetensors") in said
     assert "ds_resnet8, width 2, K = 3" in said
 
@@ -155,7 +155,7 @@ FORMATS = {"onnx": "onnxruntime", "nir": "nir", "pretrained": "torch"}
 
 def exported(run, to):
     pytest.importorskip(FORMATS[to])
-    from multifire.export.files import write_run
+    from multifire.export.export_run import write_run
 
     return write_run(run, to)
 
@@ -165,7 +165,7 @@ def test_inspect_shows_every_exported_format(run, to, capsys):
     path = exported(run, to)
     assert main(["inspect", str(path)]) == 0
     said = capsys.readouterr().out
-    assert f"{path}: whole; " in said
+    assert f"{path}: intact; " in said
     assert digest_of(run / "last.safetensors") in said
     assert "ds_resnet8, width 2, K = 3" in said
 

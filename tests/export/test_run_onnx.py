@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from multifire import datasets
-from multifire.checkpoint import load_model
+from multifire.analysis.evaluate import margins
 from multifire.cli import main
 from multifire.datasets.loader import make_batches
-from multifire.evaluate import margins
+from multifire.training.checkpoint import load_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_onnx.py"
 FILES, SAMPLES = 2, 24

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import multifire as mf
-from multifire.checkpoint import to_reference_state_dict
+from multifire.export.reference_checkpoint import to_reference_state_dict
 
 EXACT = {"rtol": 1e-8, "atol": 1e-8}
 BLOCKS = {"ds": mf.nn.DSBlock, "plain": mf.nn.PlainBlock}

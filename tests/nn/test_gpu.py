@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import multifire as mf
+from multifire.config import get_recipe
 from multifire.nn import model_from_config
 from multifire.ops import triton
-from multifire.recipes import get_recipe
-from multifire.train import make_optimizer, train_step
+from multifire.training.optim import make_optimizer
+from multifire.training.step import train_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.device("cuda")

@@ -5,7 +5,7 @@ import torch
 
 import multifire as mf
 from multifire.config import ModelConfig
-from multifire.recipes import count_parameters
+from multifire.config.parameters import count_parameters
 
 T = 5
 STREAM = {"rtol": 1e-10, "atol": 1e-10}

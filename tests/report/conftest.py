@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from multifire.train import train
+from multifire.training.loop import train
 from tests.test_train import TINY, override
 
 

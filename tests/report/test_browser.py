@@ -17,7 +17,7 @@ from makers import nmnist_zip
 
 from multifire.datasets.prepare import prepare
 from multifire.report import write_report
-from multifire.train import train
+from multifire.training.loop import train
 from tests.test_events_training import tiny
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

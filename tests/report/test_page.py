@@ -132,7 +132,7 @@ def test_a_checkpoint_larger_than_its_file_is_not_built(runs, tmp_path):
     """A stranger's file may claim a network that no memory holds."""
     import safetensors.torch
 
-    from multifire.checkpoint import load_checkpoint, load_model, save_checkpoint
+    from multifire.training.checkpoint import load_checkpoint, load_model, save_checkpoint
     from tests.test_train import override
 
     checkpoint = load_checkpoint(runs[0] / "last.safetensors")

@@ -5,7 +5,9 @@ import json
 import pytest
 
 import multifire as mf
-from multifire.report.run import LARGEST, Run, clean, number, plain
+from multifire.report.run import Run
+from multifire.report.run_files import LARGEST
+from multifire.report.values import clean, number, plain
 
 
 def test_a_run_is_read(runs):

@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from multifire import datasets
-from multifire.config import RunConfig
+from multifire.analysis.evaluate import evaluate
+from multifire.config import RunConfig, get_recipe
 from multifire.datasets.loader import make_batches
-from multifire.evaluate import evaluate
 from multifire.events import frames_of_windows
-from multifire.events.saccade import SaccadeOptions, simulate_events
+from multifire.events.simulate import SaccadeOptions, simulate_events
 from multifire.nn import model_from_config
-from multifire.recipes import get_recipe
-from multifire.schedule import learning_rate
-from multifire.train import make_optimizer, train_step
+from multifire.training.optim import learning_rate, make_optimizer
+from multifire.training.step import train_step
 
 RECORD = Path(__file__).parents[1] / "golden" / "training_record.json"
 STEPS, BATCH, SCORED = 12, 16, 100
@@ -61,7 +60,7 @@ def record(name: str, backend: str) -> dict[str, list[float]]:
     for step, (x_TNCHW, y) in enumerate(train):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(cfg.optim, step, STEPS)
-        loss_sum, correct, count = train_step(model, optimizer, to_dtype(x_TNCHW, dtype), y, cfg).sums.tolist()
+        loss_sum, correct, count = train_step(model, optimizer, to_dtype(x_TNCHW, dtype), y, cfg).totals.tolist()
         if average:
             average.update_parameters(model)
         figures["loss"].append(loss_sum / count)
@@ -112,7 +111,7 @@ def to_dtype(x_TNCHW: Tensor, dtype: torch.dtype) -> Tensor:
 def machine() -> dict[str, str]:
     """What decides the order in which sums are added."""
     from multifire.ops import cpu
-    from multifire.runtime import processor
+    from multifire.utils.device import processor
 
     return {
         "processor": processor(),

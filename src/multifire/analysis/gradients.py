@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from multifire.analysis.probe import Pairs, require_samples, undisturbed
 from multifire.nn import ConvFire, SpikingResNet
-from multifire.runtime import autocast
+from multifire.utils.device import autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [T, N, K] and labels [N] to the sum of the samples' losses, as `multifire.train.loss_of`."""
+"""Sum of the samples' losses, from logits [T, N, K] and labels [N]; see `multifire.training.step.sum_of_losses`."""
 
 
 @dataclass(frozen=True)

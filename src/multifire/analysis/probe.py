@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multifire.nn import TdBatchNorm2d
-from multifire.runtime import autocast
+from multifire.utils.device import autocast
 
 Pairs = Iterable[tuple[Tensor, Tensor]]
 """Batches x [T, N, C, H, W] and labels y [N]."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from multifire.analysis.activity import Activity, observed
 from multifire.analysis.energy import AC_PJ, MAC_PJ, Energy, counted
+from multifire.analysis.evaluate import Evaluation, evaluate
 from multifire.analysis.gradients import Gradients, Loss, mean_cross_entropy, measure_gradients
 from multifire.analysis.probe import require_samples, undisturbed
-from multifire.evaluate import Evaluation, evaluate
 from multifire.nn import MLF, SpikingResNet
 
 EVERY = 7

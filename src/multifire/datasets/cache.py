@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from multifire.config import DataConfig
-from multifire.datasets import EventSplit, get_info
+from multifire.config import RECIPES, DataConfig
+from multifire.datasets.registry import get_info
+from multifire.datasets.splits import EventSplit
 from multifire.events import FrameOptions
-from multifire.recipes import RECIPES
-from multifire.runtime import write_atomic
+from multifire.utils.files import write_atomic
 
 CACHE_VERSION = 1
 """Of the files, and of what the same options make of the same recordings."""

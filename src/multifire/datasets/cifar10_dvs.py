@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from multifire.config import DataConfig
-from multifire.datasets import CIFAR10_NAMES
 from multifire.datasets.recordings import (
     TEST,
     TRAIN,
@@ -19,6 +18,7 @@ from multifire.datasets.recordings import (
     fingerprint,
     list_recordings,
 )
+from multifire.datasets.registry import CIFAR10_NAMES
 
 MOST = 256 << 20
 """Bytes of a recording; a real one has some 1.6 million."""

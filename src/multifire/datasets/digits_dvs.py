@@ -11,7 +11,7 @@ from multifire.datasets.images import read_digits
 from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, chunked
 from multifire.events import Recording
 from multifire.events.recording import pack
-from multifire.events.saccade import SaccadeOptions, simulate_events
+from multifire.events.simulate import SaccadeOptions, simulate_events
 
 CHUNK = 128
 SEEDS = {TRAIN: 0, TEST: 1}

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from multifire.datasets import Download, get_info
+from multifire.datasets.registry import Download, get_info
 
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, the bytes that are here and the bytes that it has."""

@@ -6,17 +6,16 @@ Source: Amir et al., "A low power, fully event-based gesture recognition system"
 """
 
 import itertools
-import logging
 import re
 from collections.abc import Container, Iterator
 from functools import partial
 from pathlib import Path
 
 from multifire.config import DataConfig
-from multifire.datasets import GESTURE_NAMES, archives
+from multifire.datasets import archives
 from multifire.datasets.recordings import TEST, TRAIN, InFile, Job, Sample, Source, absent, fingerprint
-
-log = logging.getLogger("multifire")
+from multifire.datasets.registry import GESTURE_NAMES
+from multifire.utils.log import log
 
 ARCHIVE = "DvsGesture.tar.gz"
 RECORDING = re.compile(r"(user(\d+)_[a-z_]+)\.aedat")

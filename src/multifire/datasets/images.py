@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from multifire.datasets import DATASETS, DatasetInfo
 from multifire.datasets.archives import AGAIN, TAR_BLOCK, open_unpacked, tar_header
+from multifire.datasets.registry import DATASETS, DatasetInfo
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images [N, C, H, W] uint8 and labels [N] int64."""

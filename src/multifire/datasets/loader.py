@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multifire.config import DataConfig
-from multifire.datasets import DatasetInfo, EventSplit, Split
 from multifire.datasets.augment import Draws, augment
+from multifire.datasets.registry import DatasetInfo
+from multifire.datasets.splits import EventSplit, Split
 
 
 class Order:
@@ -26,16 +27,16 @@ class Order:
         assert batch_size >= 1
         if seed < 0:
             raise ValueError(f"seed is {seed}, expected at least 0")
-        self._samples, self._batch_size, self._shuffle, self._seed = samples, batch_size, shuffle, seed
+        self.samples, self._batch_size, self._shuffle, self._seed = samples, batch_size, shuffle, seed
         self._rank, self._world = processes
 
     def __len__(self) -> int:
         """Batches in an epoch, the last partial one counted."""
-        return -(-self._samples // self._batch_size)
+        return -(-self.samples // self._batch_size)
 
     def size(self, batch: int) -> int:
         """Samples in a batch, over all processes."""
-        return min(self._batch_size, self._samples - batch * self._batch_size)
+        return min(self._batch_size, self.samples - batch * self._batch_size)
 
     def epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws]]:
         """Positions [N] of this process's samples, and their random numbers, of each batch from number `start` on.
@@ -48,9 +49,9 @@ class Order:
         return self._draw(epoch, start)
 
     def _draw(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws]]:
-        order = torch.arange(self._samples)
+        order = torch.arange(self.samples)
         if self._shuffle:
-            order = torch.randperm(self._samples, generator=self._generator(epoch, 0))
+            order = torch.randperm(self.samples, generator=self._generator(epoch, 0))
         for batch in range(start, len(self)):
             index_N = order[batch * self._batch_size : (batch + 1) * self._batch_size]
             n, rank, world = len(index_N), self._rank, self._world

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from multifire import pictures
 from multifire.config import DataConfig
-from multifire.datasets import EventSplit, get_info
 from multifire.datasets.cache import SPLITS, cache_folder, open_split, read_record
+from multifire.datasets.registry import get_info
+from multifire.datasets.splits import EventSplit
+from multifire.utils import images as pictures
 
 SAMPLES_OF_A_CLASS = 8
 WIDTH = 256

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from multifire.config import DataConfig
-from multifire.datasets import cifar10_dvs, digits_dvs, dvs_gesture, get_info, nmnist
+from multifire.datasets import cifar10_dvs, digits_dvs, dvs_gesture, nmnist
 from multifire.datasets.cache import (
     SPLITS,
     Record,
@@ -41,10 +41,10 @@ from multifire.datasets.cache import (
     write_record,
 )
 from multifire.datasets.recordings import Job, Sample, Source
+from multifire.datasets.registry import get_info
 from multifire.events import FrameOptions, Frames, frames_of_windows
-from multifire.runtime import flush_folder, holding, write_atomic
-
-log = logging.getLogger("multifire")
+from multifire.utils.files import flush_folder, hold_lock, write_atomic
+from multifire.utils.log import log
 
 FINDERS: dict[str, Callable[[Path, DataConfig], Source]] = {
     "dvs-gesture": dvs_gesture.find,
@@ -116,7 +116,7 @@ def prepare(
         raise FileNotFoundError(f"{source}: no such file or folder")
     found = FINDERS[cfg.name](place, cfg)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with holding(folder.with_name(f"{folder.name}.lock"), _say_busy), _told_of_a_full_disk(folder):
+    with hold_lock(folder.with_name(f"{folder.name}.lock"), _say_busy), _told_of_a_full_disk(folder):
         if rebuild and folder.exists():
             (folder / "cache.json").unlink(missing_ok=True)
             shutil.rmtree(folder)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from multifire.datasets import archives, get_info
+from multifire.datasets import archives
+from multifire.datasets.registry import get_info
 from multifire.events import Recording, open_recording
 
 TRAIN, TEST = "train", "test"

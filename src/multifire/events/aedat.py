@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from multifire.events.recording import CHUNK_BYTES, ByteStream, Packed, log, pack
+from multifire.events.recording import CHUNK_BYTES, ByteStream, Packed, pack
+from multifire.utils.log import log
 
 DVS128 = (128, 128)
 SPECIAL = 0x8000  # set in an address that is no pixel: an edge on the camera's synchronisation input

@@ -28,7 +28,8 @@ import numpy as np
 
 from multifire.events import camera_process
 from multifire.events.camera_process import CUT, EVENT, EVENTS, HEAD, MB, WRONG
-from multifire.events.recording import Packed, Recording, log, pack
+from multifire.events.recording import Packed, Recording, pack
+from multifire.utils.log import log
 
 INSTALL = "pip install 'multifire[cameras]'"
 

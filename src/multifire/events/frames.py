@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import DTypeLike
 
-from multifire.events.recording import EVENT_DTYPE, Packed, Recording, log, pack
+from multifire.events.recording import EVENT_DTYPE, Packed, Recording, pack
+from multifire.utils.log import log
 
 Slicing = Literal["duration", "time", "count"]
 Window = tuple[int | None, int | None]

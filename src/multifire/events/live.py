@@ -13,7 +13,8 @@ from typing import BinaryIO, NamedTuple, Self
 import numpy as np
 
 from multifire.events.frames import FOREVER, FrameOptions, cells_of
-from multifire.events.recording import CHUNK_BYTES, EVENT_DTYPE, Packed, log, pack
+from multifire.events.recording import CHUNK_BYTES, EVENT_DTYPE, Packed, pack
+from multifire.utils.log import log
 
 LOCALHOST = "127.0.0.1"
 PACKET_BYTES = 1 << 16

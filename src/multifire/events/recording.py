@@ -1,12 +1,11 @@
 """An open recording, and the bytes that it is read from."""
 
-import logging
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 
-log = logging.getLogger("multifire")
+from multifire.utils.log import log
 
 EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
 """An event: time in µs, column, row, polarity (1 where it became brighter)."""

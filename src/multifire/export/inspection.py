@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from multifire.checkpoint import kind_of, load_checkpoint, read_tensors
-from multifire.export.files import import_format
-from multifire.export.passport import KINDS, measured, passport_of, read_passport
+from multifire.export.export_run import import_format
+from multifire.export.onnx_digest import read_sealed
 from multifire.export.pretrained import inspect_folder
-from multifire.export.sealed import read_sealed
+from multifire.export.provenance import KINDS, measured, passport_of, read_passport
+from multifire.training.checkpoint import load_checkpoint
+from multifire.utils.tensor_files import kind_of, read_tensors
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 

@@ -20,18 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifire import datasets, ops
-from multifire.checkpoint import check_keys, load_model, read_tensors, write_tensors
-from multifire.config import ModelConfig, model_config, parse_model_name
+from multifire.analysis.evaluate import evaluate
+from multifire.config import ModelConfig
+from multifire.config.architecture import parse_model_name
+from multifire.config.json_format import model_config
 from multifire.datasets.loader import make_batches
-from multifire.evaluate import evaluate
 from multifire.export.fold import FoldedFire, Shift, fold
-from multifire.export.passport import KINDS, accuracy_record, make_passport, read_passport
+from multifire.export.provenance import KINDS, accuracy_record, make_passport, read_passport
 from multifire.nn import MLF, SpikingResNet, Stream, Streaming, StreamState, model_from_config
 from multifire.nn.block import convolve, stands_still
 from multifire.nn.conv import pick_pixels
-from multifire.progress import Bar
-from multifire.runs import RunFolder
-from multifire.runtime import log
+from multifire.training.load_run import load_run
+from multifire.utils.log import log
+from multifire.utils.progress import Bar
+from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
 
 INT8_VERSION = KINDS["int8"]
 LARGEST_WEIGHT = 127
@@ -288,10 +290,9 @@ def export_run(
         FileNotFoundError: no such run, checkpoint or data.
         ValueError: a damaged checkpoint, or a network that int8 cannot hold.
     """
-    run = RunFolder(folder)
-    which = which or run.headline()
-    passport = make_passport(folder, which)
-    model, cfg = load_model(run.checkpoint(which))
+    run = load_run(folder, which)
+    model, cfg = run.model, run.cfg
+    passport = make_passport(folder, run.which)
     info = datasets.get_info(cfg.data.name)
     network, accuracy = quantise_network(model, cfg.model, info.events), None
     if measure:
@@ -301,7 +302,7 @@ def export_run(
         with Bar("evaluating", len(batches)) as bar:
             accuracy = evaluate(network, batches, on_batch=bar.advance).accuracy  # pyright: ignore[reportArgumentType] - it is called as one
         passport["accuracy"].append(accuracy_record(accuracy, "this int8 network", cfg, "multifire export --measure"))
-    path = out or folder / f"{which}-int8.safetensors"
+    path = out or folder / f"{run.which}-int8.safetensors"
     save_int8(path, network, passport)
     size, floats = path.stat().st_size, sum(p.numel() for p in model.parameters())
     return Exported(path, size, size / (4 * floats), accuracy)

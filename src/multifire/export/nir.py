@@ -29,13 +29,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from multifire.config import ModelConfig, model_config
+from multifire.config import ModelConfig
+from multifire.config.json_format import model_config
+from multifire.config.parameters import count_parameters
 from multifire.export.fold import fold
 from multifire.export.graph import trace
-from multifire.export.sealed import MOST_TEXT
+from multifire.export.onnx_digest import MOST_TEXT
 from multifire.nn import MLF, ConvFire, SpikingResNet, config_of_model, model_from_config
-from multifire.recipes import count_parameters
-from multifire.runtime import write_atomic
+from multifire.utils.files import write_atomic
 
 NIR_VERSION = 1
 DISCRETISATION = (

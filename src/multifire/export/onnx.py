@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from multifire.export.fold import fold
 from multifire.export.graph import trace
-from multifire.export.sealed import seal
+from multifire.export.onnx_digest import seal
 from multifire.nn import MLF, SpikingResNet
-from multifire.runtime import write_atomic
+from multifire.utils.files import write_atomic
 
 OPSET = 18
 IR_VERSION = 9

@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from multifire.checkpoint import check_keys, read_tensors, write_tensors
-from multifire.config import ModelConfig, model_config
+from multifire.config import ModelConfig
+from multifire.config.json_format import model_config
+from multifire.config.parameters import count_parameters
 from multifire.export import hub
-from multifire.export.passport import describe, read_passport
+from multifire.export.provenance import describe, read_passport
 from multifire.nn import SpikingResNet, config_of_model, model_from_config
-from multifire.recipes import count_parameters
-from multifire.runtime import write_atomic, write_json
+from multifire.utils.files import write_atomic, write_json
+from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
 
 PRETRAINED_VERSION = 1
 KIND = "pretrained"

@@ -4,7 +4,6 @@ Shapes: x_TNCHW is [time, sample, channel, row, column].
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from multifire import ops
 from multifire.nn.conv import SpikeConv2d
 from multifire.nn.neuron import MLF, Stream, Streaming
 from multifire.nn.norm import TdBatchNorm2d
-from multifire.ops import ownership
 
 MakeNeuron = Callable[[], MLF]
 
@@ -23,30 +21,6 @@ def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
     T, N, *shape = x_TNCHW.shape
     out = conv(x_TNCHW.reshape(T * N, *shape))
     return out.reshape(T, N, *out.shape[1:])
-
-
-def first_summand(x: Tensor) -> Tensor:
-    """x, for that of its uses whose gradient autograd has first: the last.
-
-    The gradient that `convolve` leaves is a view, and autograd adds another in place only to a tensor of its own.
-    """
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if transformed or not (x.requires_grad and torch.is_grad_enabled()):
-        return x
-    return cast(Tensor, _FirstSummand.apply(x))
-
-
-class _FirstSummand(torch.autograd.Function):
-    """The identity. Where nobody holds the gradient that it gets, it hands on a tensor of its own on its memory."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride] - counted as an argument of its own
-        alone = ownership.is_held_by_nobody(grad)
-        return grad.data if alone and not torch.is_grad_enabled() else grad
 
 
 def stands_still(x_TNCHW: Tensor) -> bool:
@@ -130,8 +104,7 @@ class DSBlock(Streaming):
 
     def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW, stream)
-        summand = x_TNCHW if self.shortcut is None else first_summand(x_TNCHW)
-        return self.fire2(self.fire1(summand, stream), stream, add_after=residual)
+        return self.fire2(self.fire1(x_TNCHW, stream), stream, add_after=residual)
 
 
 class PlainBlock(Streaming):
@@ -149,8 +122,7 @@ class PlainBlock(Streaming):
 
     def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW)
-        summand = x_TNCHW if self.shortcut is None else first_summand(x_TNCHW)
-        return self.fire2(self.fire1(summand, stream), stream, add_before=residual)
+        return self.fire2(self.fire1(x_TNCHW, stream), stream, add_before=residual)
 
 
 BLOCKS = {"ds": DSBlock, "plain": PlainBlock}

@@ -1,7 +1,5 @@
 """A convolution that remembers its spikes in a few bits each."""
 
-import threading
-import weakref
 from collections.abc import Sequence
 from typing import cast
 
@@ -32,7 +30,7 @@ class SpikeConv2d(nn.Conv2d):
             input = input.to(torch.get_autocast_dtype(input.device.type))
         if picks:
             input = cast(Tensor, _PickPixels.apply(input, self.stride))
-        packed = _memo.pack(input, self.bits)
+        packed = ops.pack_spikes(input, self.bits)
         if packed is None:
             return F.conv2d(input, weight.to(input.dtype), None, stride, self.padding, self.dilation)
         self.bits = packed.bits
@@ -111,29 +109,3 @@ class _Convolve(torch.autograd.Function):
             grads[0], x, weight.to(x.dtype), None, *ctx.options, False, (0, 0), 1, (need_x, need_weight, False)
         )
         return grad_x, grad_weight.to(weight.dtype) if need_weight else None, None, None, None, None
-
-
-class _Memo(threading.local):
-    """What the activation packed last became: a block's first convolution and its shortcut read the same one."""
-
-    def __init__(self):
-        self._base: weakref.ref | None = None
-        self._bytes: weakref.ref | None = None
-        self._packed: ops.PackedSpikes | None = None  # without its bytes, which live as long as a graph holds them
-        self._key: tuple = ()
-
-    def pack(self, x: Tensor, bits: int) -> ops.PackedSpikes | None:
-        base = x if x._base is None else x._base
-        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
-        if self._base is not None and self._bytes is not None and self._base() is base and self._key == key:
-            held = self._bytes()
-            if held is not None and self._packed is not None:
-                return self._packed._replace(bytes=held)
-        packed = ops.pack_spikes(x, bits)
-        if packed is not None:
-            self._base, self._bytes, self._key = weakref.ref(base), weakref.ref(packed.bytes), key
-            self._packed = packed._replace(bytes=None)
-        return packed
-
-
-_memo = _Memo()

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from multifire import ops
-from multifire.config import ModelConfig, parse_model_name, unknown
+from multifire.config import ModelConfig
+from multifire.config.architecture import parse_model_name
 from multifire.nn.block import BLOCKS, ConvFire, MakeNeuron
 from multifire.nn.neuron import MLF, Membranes, Stream
 from multifire.nn.norm import TdBatchNorm2d
+from multifire.utils.errors import unknown
 
 
 class StreamState(NamedTuple):

@@ -4,7 +4,6 @@ A backend is a module with `mlf`, `tdbn` and `tdbn_mlf` of the reference's signa
 says why it cannot compute for this tensor with so many levels, or None where it can.
 """
 
-import logging
 import os
 from collections.abc import Sequence
 from types import ModuleType
@@ -14,13 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from multifire.config import unknown
 from multifire.ops import cpu, reference, triton
+from multifire.utils.errors import unknown
+from multifire.utils.log import log
 
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
 
-_log = logging.getLogger("multifire")
 _used: dict[str, None] = {}
 
 
@@ -30,7 +29,20 @@ def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], wi
 
 
 def choose_backend(backend: str, x: Tensor, levels: int = 1) -> ModuleType:
-    """The module that computes for `x`; `auto` asks MULTIFIRE_BACKEND first, then takes the fastest that can.
+    """Return the module that computes for `x`; see `backend_name`. Its first use is announced in the log.
+
+    Raises:
+        ValueError: no such backend, or it cannot run here; says why.
+    """
+    name = backend_name(backend, x, levels)
+    _announce(name, backend == "auto" and x.is_cpu)
+    return BACKENDS[name]
+
+
+def backend_name(backend: str, x: Tensor, levels: int = 1) -> str:
+    """Return the name of the backend that computes for `x`.
+
+    "auto" is the environment variable MULTIFIRE_BACKEND if it is set, else the fastest backend that can run.
 
     Raises:
         ValueError: no such backend, or it cannot run here; says why.
@@ -43,8 +55,7 @@ def choose_backend(backend: str, x: Tensor, levels: int = 1) -> ModuleType:
         raise unknown("backend", name, ["auto", *BACKENDS])
     elif (reason := BACKENDS[name].why_not(x, levels)) is not None:
         raise ValueError(f"backend {name!r} cannot run here: {reason}")
-    _announce(name, backend == "auto" and x.is_cpu)
-    return BACKENDS[name]
+    return name
 
 
 def backends_used() -> list[str]:
@@ -57,9 +68,9 @@ def _announce(name: str, wanted_cpu: bool) -> None:
     if name in _used:  # asked in here, where torch.compile does not guard on what the next line changes
         return
     _used[name] = None
-    _log.info("neurons run on the %s backend", name)
+    log.info("neurons run on the %s backend", name)
     if name == "reference" and wanted_cpu and not cpu.is_built():
-        _log.warning("the CPU kernel is missing, the slow reference computes: %s", cpu.NOT_BUILT)
+        log.warning("the CPU kernel is missing, the slow reference computes: %s", cpu.NOT_BUILT)
 
 
 def mlf(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.fused import Backend, Call, FusedOps, Gradients, in_order
+from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, in_order
 
 MAX_LEVELS = 8
 DTYPES = (torch.float32, torch.bfloat16)
@@ -23,7 +23,7 @@ LIBRARY = Path(os.environ.get("MULTIFIRE_LIBRARY", Path(__file__).with_name("_ml
 NOT_BUILT = "it was not built when multifire was installed; install a C++ compiler, then multifire again"
 
 _INTEGERS = (
-    "timesteps", "outer", "channels", "inner", "shared_input", "bf16", "training", "threads", "whole",
+    "timesteps", "outer", "channels", "inner", "shared_input", "bf16", "training", "threads",
     "levels", "surrogate", "detach_reset",
 )  # fmt: skip
 _FLOATS = ("decay", "width", "eps", "scale")
@@ -143,7 +143,7 @@ class _Kept:
 def _measure(call: Call) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
     kept, args = _args(call)
-    if call.sync and call.x.shape[1] > 0:  # a process may have no sample in this batch
+    if call.x.shape[1] > 0:  # a process may have no sample in this batch
         _LIBRARY.multifire_stats(ctypes.byref(args))
     return kept, args
 
@@ -162,7 +162,7 @@ def _backward(
     assert _LIBRARY is not None
     kept, args = _args(call)
     if call.norm:
-        args.sums, args.values = sums.data_ptr(), call.values
+        args.sums = sums.data_ptr()
     args.grad_out = kept.pointer(grad_out, call.channels_last)
     if grad_state is not None:
         args.grad_state_out = kept.pointer(grad_state.float(), call.channels_last)
@@ -176,9 +176,8 @@ def _backward(
 def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[_Kept, Args]) -> None:
     assert _LIBRARY is not None
     _, args = left
-    if call.sync:  # else `backward` has done it
-        args.values = values
-        _LIBRARY.multifire_finish(ctypes.byref(args))
+    args.values = values
+    _LIBRARY.multifire_finish(ctypes.byref(args))
 
 
 def _move_running(
@@ -197,7 +196,7 @@ def _move_running(
     torch.autograd.graph.increment_version(running)
 
 
-_backend = Backend(_measure, _forward, _backward, _finish, _move_running, in_place=True)
+_backend = Backend(_measure, _forward, _backward, _finish, _move_running)
 _ops = FusedOps("tdbn_mlf_cpu", _backend, device_types="cpu")
 mlf, tdbn, tdbn_mlf = _ops.mlf, _ops.tdbn, _ops.tdbn_mlf
 
@@ -217,7 +216,6 @@ def _args(call: Call) -> tuple[_Kept, Args]:
         bf16=x.dtype == torch.bfloat16,
         training=call.training,
         threads=torch.get_num_threads(),
-        whole=call.training and not call.sync,  # nothing happens between the passes, so that one call makes two of them
         levels=len(call.thresholds),
         surrogate=SURROGATE_CODES[call.surrogate],
         detach_reset=call.detach_reset,

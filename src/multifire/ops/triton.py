@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.fused import Backend, Call, FusedOps, Gradients, in_order
+from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, in_order
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 """torch's GPU builds for Linux bring Triton along, others do not. Found out here, as torch.compile cannot."""

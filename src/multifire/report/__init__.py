@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from multifire.report import draw
 from multifire.report.charts import CHARTS, charts_of, label_runs
 from multifire.report.page import Report, page
-from multifire.report.run import Run, plain
-from multifire.runtime import write_atomic
+from multifire.report.run import Run
+from multifire.report.values import plain
+from multifire.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from multifire.report.samples import Samples

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from multifire.report.run import Run, number, show
+from multifire.report.run_files import RunFiles
+from multifire.report.values import number, show
 
 POINTS = 1000
 """A line has about so many points at most; a longer one is thinned evenly."""
@@ -89,7 +90,7 @@ class Label:
     group_name: str
 
 
-def label_runs(runs: Sequence[Run]) -> list[Label]:
+def label_runs(runs: Sequence[RunFiles]) -> list[Label]:
     """Name the runs by what is different about them; runs with one configuration, whatever their seed, are a group."""
     keys = list(dict.fromkeys([*TOLD_FIRST, *(key for run in runs for key in run.fields)]))
     compared = [key for key in keys if key not in NOT_A_DIFFERENCE]
@@ -130,7 +131,9 @@ def _thin(items: Sequence[Any]) -> Sequence[Any]:
     return items if step <= 1 else [*items[:-1:step], items[-1]]
 
 
-def _over_epochs(runs: Sequence[Run], value: Callable[[dict[str, Any]], Any], source: str, **more: Any) -> list[Series]:
+def _over_epochs(
+    runs: Sequence[RunFiles], value: Callable[[dict[str, Any]], Any], source: str, **more: Any
+) -> list[Series]:
     """A line of `value` over epochs for each run that has any; epochs count from 1."""
     series = []
     for index, run in enumerate(runs):
@@ -145,7 +148,7 @@ def _one(key: str, title: str, about: str, x: str, y: str, series: list[Series],
     return [Chart(key, title, about, x, y, [Facet(series=series)], **more)] if series else []
 
 
-def _curve(runs: Sequence[Run], key: str, title: str, about: str, y: str, **more: Any) -> list[Chart]:
+def _curve(runs: Sequence[RunFiles], key: str, title: str, about: str, y: str, **more: Any) -> list[Chart]:
     name = key
     parts = {f"train_{name}": "training", f"test_{name}": "test", f"validation_{name}": "validation"}
     series = [
@@ -158,25 +161,25 @@ def _curve(runs: Sequence[Run], key: str, title: str, about: str, y: str, **more
     return _one(key, title, about, "epoch", y, series, whole=True, **more)
 
 
-def accuracy(runs: Sequence[Run]) -> list[Chart]:
+def accuracy(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Share of samples classified rightly, after each epoch: dashed on training samples, solid on held-out ones."
     return _curve(runs, "accuracy", "Accuracy", about, "accuracy", percent=True)
 
 
-def loss(runs: Sequence[Run]) -> list[Chart]:
+def loss(runs: Sequence[RunFiles]) -> list[Chart]:
     about = (
         "Cross entropy of the time-averaged logits, after each epoch: dashed on training samples, solid on held-out."
     )
     return _curve(runs, "loss", "Loss", about, "loss")
 
 
-def learning_rate(runs: Sequence[Run]) -> list[Chart]:
+def learning_rate(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Learning rate of the last step of each epoch."
     series = _over_epochs(runs, lambda r: r.get("lr"), "metrics", part=1)
     return _one("learning_rate", "Learning rate", about, "epoch", "rate", series, whole=True)
 
 
-def dormant_units(runs: Sequence[Run]) -> list[Chart]:
+def dormant_units(runs: Sequence[RunFiles]) -> list[Chart]:
     about = (
         "Share of (sample, neuron) whose surrogate derivative is 0 at every level and time step: no gradient passes."
     )
@@ -185,7 +188,13 @@ def dormant_units(runs: Sequence[Run]) -> list[Chart]:
 
 
 def _by_layer(
-    runs: Sequence[Run], key: str, title: str, about: str, y: str, value: Callable[[dict[str, Any]], Value], **more: Any
+    runs: Sequence[RunFiles],
+    key: str,
+    title: str,
+    about: str,
+    y: str,
+    value: Callable[[dict[str, Any]], Value],
+    **more: Any,
 ) -> list[Chart]:
     series = []
     for index, run in enumerate(runs):
@@ -197,14 +206,14 @@ def _by_layer(
     return _one(key, title, about, "layer", y, series, whole=True, **more)
 
 
-def dormant_layers(runs: Sequence[Run]) -> list[Chart]:
+def dormant_layers(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Dormant share of each layer of neurons at the end, from the input on."
     return _by_layer(
         runs, "dormant_layers", "Dormant units by layer", about, "dormant", lambda layer: layer["dormant"], percent=True
     )
 
 
-def dormant_map(runs: Sequence[Run]) -> list[Chart]:
+def dormant_map(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Dormant share of each layer, from the input (top) to the output, over the epochs."
     charts = []
     for index, run in enumerate(runs):
@@ -237,12 +246,12 @@ def _spikes(layer: dict[str, Any]) -> Value:
     return sum(rate for rate in rates if rate is not None) if any(rate is not None for rate in rates) else None
 
 
-def firing_layers(runs: Sequence[Run]) -> list[Chart]:
+def firing_layers(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Spikes of a neuron in a time step, over all levels, by layer: near 0 a layer says nothing."
     return _by_layer(runs, "firing_layers", "Firing rate by layer", about, "spikes per neuron and step", _spikes)
 
 
-def firing_map(runs: Sequence[Run]) -> list[Chart]:
+def firing_map(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Share of neurons that fire, for each layer and time step: one map for each firing level."
     charts = []
     for index, run in enumerate(runs):
@@ -263,7 +272,7 @@ def firing_map(runs: Sequence[Run]) -> list[Chart]:
     return charts
 
 
-def membranes(runs: Sequence[Run]) -> list[Chart]:
+def membranes(runs: Sequence[RunFiles]) -> list[Chart]:
     about = (
         "Where membranes are before they fire, at every time step, for each level. Shaded: the level's surrogate "
         "window. What lies outside all windows gets no gradient."
@@ -302,7 +311,7 @@ def _outlines(membrane: dict[str, Any]) -> list[Series]:
     return outlines
 
 
-def gradient_layers(runs: Sequence[Run]) -> list[Chart]:
+def gradient_layers(runs: Sequence[RunFiles]) -> list[Chart]:
     about = (
         "Norm of the loss's gradient with respect to each layer's output. A line that falls to the left shows a "
         "gradient that dies on its way to the input."
@@ -318,7 +327,7 @@ def gradient_layers(runs: Sequence[Run]) -> list[Chart]:
     )
 
 
-def weight_gradients(runs: Sequence[Run]) -> list[Chart]:
+def weight_gradients(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Norm of the loss's gradient with respect to each convolution's weights."
     return _by_layer(
         runs,
@@ -331,13 +340,13 @@ def weight_gradients(runs: Sequence[Run]) -> list[Chart]:
     )
 
 
-def gradient_ratio(runs: Sequence[Run]) -> list[Chart]:
+def gradient_ratio(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "The last layer's gradient norm over the first's, with respect to activations: far above 1, it vanishes."
     series = _over_epochs(runs, lambda r: r["gradient"]["activation_ratio"], "history", part=1)
     return _one("gradient_ratio", "Last layer over first", about, "epoch", "ratio", series, log=True, whole=True)
 
 
-def _by_step(runs: Sequence[Run], key: str, title: str, about: str, name: str, **more: Any) -> list[Chart]:
+def _by_step(runs: Sequence[RunFiles], key: str, title: str, about: str, name: str, **more: Any) -> list[Chart]:
     series = []
     for index, run in enumerate(runs):
         values = run.headline.get("per_step", {}).get(name, []) or (name == "accuracy" and run.summary.get("per_step"))
@@ -346,17 +355,17 @@ def _by_step(runs: Sequence[Run], key: str, title: str, about: str, name: str, *
     return _one(key, title, about, "time step", name, series, whole=True, **more)
 
 
-def accuracy_steps(runs: Sequence[Run]) -> list[Chart]:
+def accuracy_steps(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Accuracy of the mean logits of the first t steps: how early one could stop."
     return _by_step(runs, "accuracy_steps", "Accuracy after each time step", about, "accuracy", percent=True)
 
 
-def loss_steps(runs: Sequence[Run]) -> list[Chart]:
+def loss_steps(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Cross entropy of the mean logits of the first t steps."
     return _by_step(runs, "loss_steps", "Loss after each time step", about, "loss")
 
 
-def confusion(runs: Sequence[Run]) -> list[Chart]:
+def confusion(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Share of each true class (row) that is predicted as each class (column); the diagonal is right."
     charts = []
     for index, run in enumerate(runs):
@@ -373,7 +382,7 @@ def confusion(runs: Sequence[Run]) -> list[Chart]:
     return charts
 
 
-def class_accuracy(runs: Sequence[Run]) -> list[Chart]:
+def class_accuracy(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Share of each class's test samples that are classified rightly."
     series = []
     for index, run in enumerate(runs):
@@ -386,7 +395,7 @@ def class_accuracy(runs: Sequence[Run]) -> list[Chart]:
 NETWORKS = {"snn_pj": "spiking", "quantised_pj": "quantised ANN", "ann_pj": "ANN"}
 
 
-def energy(runs: Sequence[Run]) -> list[Chart]:
+def energy(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "The spiking network, and the same network without time as a quantised ANN and as an ANN."
     series = []
     for index, run in enumerate(runs):
@@ -398,7 +407,7 @@ def energy(runs: Sequence[Run]) -> list[Chart]:
     return _one("energy", "Energy of an inference", about, "network", "energy [µJ]", series, kind="bar")
 
 
-def operations(runs: Sequence[Run]) -> list[Chart]:
+def operations(runs: Sequence[RunFiles]) -> list[Chart]:
     about = "Accumulates that spikes cause in each connection (solid), and the MACs of an ANN there (dashed)."
     series = []
     for index, run in enumerate(runs):
@@ -413,7 +422,7 @@ def operations(runs: Sequence[Run]) -> list[Chart]:
     )
 
 
-SECTIONS: dict[str, tuple[str, tuple[Callable[[Sequence[Run]], list[Chart]], ...]]] = {
+SECTIONS: dict[str, tuple[str, tuple[Callable[[Sequence[RunFiles]], list[Chart]], ...]]] = {
     "Learning": ("How accuracy and loss went.", (accuracy, loss, learning_rate, class_accuracy)),
     "Sleep": (
         "A dormant neuron gets no gradient from a sample, so it cannot learn from it.",
@@ -431,6 +440,6 @@ SECTIONS: dict[str, tuple[str, tuple[Callable[[Sequence[Run]], list[Chart]], ...
 CHARTS = {function.__name__: function for _, functions in SECTIONS.values() for function in functions}
 
 
-def charts_of(name: str, runs: Sequence[Run]) -> list[Chart]:
+def charts_of(name: str, runs: Sequence[RunFiles]) -> list[Chart]:
     """The charts of that name: one of all runs, or one for each run that has the figures."""
     return CHARTS[name](runs)

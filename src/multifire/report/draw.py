@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multifire.report.charts import Chart, Facet, Heat, Label, Series
-from multifire.runtime import write_atomic
+from multifire.utils.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multifire import __version__
-from multifire.compare import mean_and_deviation
+from multifire.config import RECIPES
+from multifire.config.json_format import flatten_config
 from multifire.datasets import DATASETS
-from multifire.progress import format_seconds
-from multifire.recipes import RECIPES
 from multifire.report.charts import CHARTS, NETWORKS, SECTIONS, Chart, Label
 from multifire.report.draw import colour, needing, plotly_parts
-from multifire.report.run import Run, show
-from multifire.runs import flat
+from multifire.report.run_files import RunFiles
+from multifire.report.values import mean_and_deviation, show
+from multifire.utils.progress import format_seconds
 
 if TYPE_CHECKING:
     from multifire.report.samples import Sample, Samples
@@ -39,7 +39,7 @@ HALF_MOON = (
 class Report:
     """Everything that a page shows."""
 
-    runs: Sequence[Run]
+    runs: Sequence[RunFiles]
     labels: Sequence[Label]
     charts: Sequence[Chart]
     samples: "dict[int, Samples]" = field(default_factory=dict)
@@ -124,8 +124,8 @@ def _title(report: Report) -> str:
     return report.runs[0].name if len(report.runs) == 1 else f"{len(report.runs)} runs"
 
 
-def _groups(report: Report) -> list[tuple[str, list[Run]]]:
-    found: dict[int, tuple[str, list[Run]]] = {}
+def _groups(report: Report) -> list[tuple[str, list[RunFiles]]]:
+    found: dict[int, tuple[str, list[RunFiles]]] = {}
     for label, run in zip(report.labels, report.runs, strict=True):
         found.setdefault(label.group, (label.group_name, []))[1].append(run)
     return list(found.values())
@@ -158,7 +158,7 @@ def _hero(report: Report) -> str:
     return f'<div class="hero">{inner}</div>'
 
 
-def _lead(run: Run) -> str:
+def _lead(run: RunFiles) -> str:
     """What was trained on what, in a sentence."""
     field = run.fields.get
     known = DATASETS.get(str(field("data.name")))
@@ -187,7 +187,7 @@ def _lead_of_many(report: Report) -> str:
     )
 
 
-def _tiles(run: Run) -> str:
+def _tiles(run: RunFiles) -> str:
     accuracy, summary, found = run.accuracy, run.summary, run.headline
     tiles = []
     if accuracy is not None:
@@ -217,7 +217,7 @@ def _tiles(run: Run) -> str:
 
 def _table_of_runs(report: Report) -> str:
     """A row for each configuration: means and deviations over its seeds."""
-    columns: dict[str, tuple[Callable[[Run], float | None], int]] = {
+    columns: dict[str, tuple[Callable[[RunFiles], float | None], int]] = {
         "test accuracy %": (lambda run: _times(run.accuracy, 100), 2),
         "dormant %": (lambda run: _times(run.headline.get("dormant"), 100), 1),
         "energy µJ": (lambda run: _times(run.headline.get("energy", {}).get("snn_pj"), 1e-6), 3),
@@ -362,7 +362,7 @@ def _samples(report: Report) -> str:
     return f'<div class="whose-section">{section}</div>' if several else section
 
 
-def _mistake(run: Run, sample: "Sample", pixels: str) -> str:
+def _mistake(run: RunFiles, sample: "Sample", pixels: str) -> str:
     true, said = _text(run.class_name(sample.label)), _text(run.class_name(sample.predicted))
     sure = f"{100 * sample.running[-1][sample.predicted]:.0f} %"
     return (
@@ -371,7 +371,7 @@ def _mistake(run: Run, sample: "Sample", pixels: str) -> str:
     )
 
 
-def _player(run: Run, sample: "Sample", number: int) -> str:
+def _player(run: RunFiles, sample: "Sample", number: int) -> str:
     last = len(sample.running) - 1
     return (
         f'<div class="card player" data-recording="{number}">'
@@ -393,9 +393,9 @@ def _about(report: Report) -> str:
     )
 
 
-def _facts(run: Run) -> str:
+def _facts(run: RunFiles) -> str:
     recipe = RECIPES.get(str(run.fields.get("recipe")))
-    usual = flat(asdict(recipe.config)) if recipe else {}
+    usual = flatten_config(asdict(recipe.config)) if recipe else {}
     changed = {key: value for key, value in run.fields.items() if key in usual and _differs(usual[key], value)}
     machine = run.summary.get("machine", {}) if run.summary else {}
     rows = [
@@ -426,7 +426,7 @@ def _differs(usual: Any, value: Any) -> bool:
     return str(list(usual) if isinstance(usual, tuple) else usual) != str(value)
 
 
-def _notes(run: Run) -> str:
+def _notes(run: RunFiles) -> str:
     if not run.notes:
         return ""
     items = "".join(f"<li>{_code(_text(note))}</li>" for note in run.notes)

@@ -1,272 +1,29 @@
-"""A run's folder as a reader finds it: whatever of it is there and sound, and notes on the rest.
-
-The folder may come from a stranger. Nothing of it is trusted: files are read up to a size, values that are not of the
-expected type become None or an empty list, and names lose what is not printable. So charts and pages need not ask.
-"""
+"""A run with its charts, for a notebook."""
 
 import functools
 import html
-import json
-import unicodedata
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from multifire import config as configs
-from multifire.config import RunConfig
-from multifire.datasets import DATASETS
-from multifire.runs import flat
-from multifire.runtime import write_json
-
-LARGEST = 64 * 2**20
-"""Bytes of a file that are read; a larger one is left out."""
-LONGEST = 1024
-"""Entries that a list may have: layers, bins, classes."""
-HUGE = 1e30
-"""No figure of a network is so large; axes overflow not far beyond."""
-TEXT = 160
-"""Characters that a name may have."""
-
-LAYER = {
-    "name": str,
-    "shape": [float],
-    "dormant": float,
-    "rate": [[float]],
-    "membrane": {"low": float, "high": float, "counts": [[float]], "below": [float], "above": [float]},
-    "weight_grad_norm": float,
-    "activation_grad_norm": float,
-}
-ENERGY = {
-    **dict.fromkeys(("ac_pj", "mac_pj", "macs", "synops", "snn_pj", "ann_macs", "ann_pj"), float),
-    **dict.fromkeys(("quantised_bits", "quantised_pj"), float),
-    "connections": [{"name": str, "kind": str, "ann_macs": float, "macs": float, "synops": float}],
-}
-ANALYSIS = {
-    "epoch": float,
-    "split": str,
-    "samples": float,
-    "timesteps": float,
-    "neuron": {"thresholds": [float], "decay": float, "surrogate": str, "width": float, "windows": [[float]]},
-    "dormant": float,
-    "layers": [LAYER],
-    "gradient": {"loss": float, "weight_ratio": float, "activation_ratio": float, "voting_grad_norm": float},
-    "per_step": {"samples": float, "accuracy": [float], "loss": [float]},
-    "confusion": [[float]],
-    "energy": ENERGY,
-}
-"""What `multifire.analysis` says of a network, see there."""
-SUMMARY = {
-    **dict.fromkeys(("recipe", "data", "test_accuracy_of"), str),
-    **dict.fromkeys(("test_accuracy", "test_loss", "last_test_accuracy", "epochs", "parameters"), float),
-    **dict.fromkeys(("skipped_steps", "train_seconds", "images_per_second", "processes"), float),
-    "simulated": bool,
-    "best": {"chosen_by": str, "accuracy": float, "epoch": float},
-    "per_class": [float],
-    "per_step": [float],
-    "machine": dict,
-    "backends": [str],
-}
-EVALUATION = {"checkpoint": str, "count": float, "loss": float, "accuracy": float, "per_class": [float]}
+from multifire.report.charts import CHARTS, charts_of
+from multifire.report.draw import plotly_figure
+from multifire.report.run_files import RunFiles
 
 
-HISTORY_MISSING = "`multifire train ... --analyze-every 1` measures dormant units and gradients over the epochs"
-ANALYSIS_MISSING = "`multifire report RUN` measures the network where its checkpoint and its data are there"
+class Run(RunFiles):
+    """A run for a notebook: `config`, `summary`, `metrics`, `analysis`, `figures`, `notes`.
 
-
-def clean(value: Any, spec: Any) -> Any:
-    """`value` in the shape of `spec`: a dict has its keys, a list its items, a float is finite; None where it is not.
-
-    Where `spec` is `dict` itself, the values are any numbers and texts, and lists of numbers.
-    """
-    if spec is dict:
-        found = list(value.items())[:LONGEST] if isinstance(value, dict) else []
-        return {plain(key): kept for key, item in found if (kept := _free(item)) is not None}
-    if isinstance(spec, dict):
-        found = value if isinstance(value, dict) else {}
-        return {key: clean(found.get(key), part) for key, part in spec.items()}
-    if isinstance(spec, list):
-        return [clean(item, spec[0]) for item in value[:LONGEST]] if isinstance(value, list) else []
-    if spec is str:
-        return plain(value) if isinstance(value, str | int | float) else ""
-    return value is True if spec is bool else number(value)
-
-
-def _free(value: Any) -> Any:
-    if isinstance(value, list):
-        return [number(item) for item in value[:LONGEST]]
-    return plain(value) if isinstance(value, str) else number(value)
-
-
-def number(value: Any) -> float | None:
-    """A number that can be drawn; None for anything else, infinity and what is near it."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if -HUGE < value < HUGE else None
-
-
-def plain(text: Any) -> str:
-    """Text in one line without control or direction characters, cut to a length that a page can bear."""
-    kept = "".join(c for c in str(text)[: 4 * TEXT] if unicodedata.category(c)[0] != "C")
-    return kept if len(kept) <= TEXT else kept[: TEXT - 1] + "…"
-
-
-class Table(list[dict[str, Any]]):
-    """Rows, which a notebook shows as a table."""
-
-    def columns(self) -> list[str]:
-        return list(dict.fromkeys(key for row in self for key in row))
-
-    def _repr_html_(self) -> str:
-        def line(tag: str, cells: Sequence[Any]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(show(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-        columns = self.columns()
-        rows = (line("td", [row.get(column) for column in columns]) for row in self)
-        return f"<table>{line('th', columns)}{''.join(rows)}</table>"
-
-
-def show(value: Any) -> str:
-    """A cell of a table, as a person reads it."""
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return ", ".join(map(show, value))
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.5g}"
-    return f"{value:,}" if type(value) is int else str(value)
-
-
-class Run:
-    """What is known of a run: `run.config`, `run.summary`, `run.metrics`, `run.analysis`, `run.figures`, `run.notes`.
+    Args:
+        path: the run's folder.
 
     Raises:
         FileNotFoundError: no such folder, or no run in it.
-        ValueError: there are a run's files in it, and not one of them can be read.
+        ValueError: none of the run's files can be read.
     """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.notes: list[str] = []
-        """What is missing or damaged, and how to get it; one sentence each."""
-        if not self.path.is_dir():
-            raise FileNotFoundError(f"{self.path}: no such run folder")
-        names = ("config.json", "metrics.jsonl", "summary.json")
-        if not any((self.path / name).is_file() for name in names):
-            raise FileNotFoundError(f"{self.path}: no run in this folder: expected {', '.join(names)} in it")
-        self.name = plain(self.path.resolve().name)
-        self.config, self.fields = self._read_config()
-        self.metrics = Table(self._read_lines("metrics.jsonl", dict, "no epoch has finished"))
-        self.summary = self._read_object("summary.json", SUMMARY, "the run has not finished")
-        if not (self.fields or self.metrics or self.summary):
-            raise ValueError(f"{self.path}: not a run: {' '.join(self.notes)}")
-        self.history: list[dict[str, Any]] = self._read_lines("analysis.jsonl", ANALYSIS, HISTORY_MISSING)
-        self.analysis = self._read_object("analysis.json", ANALYSIS, ANALYSIS_MISSING)
-        self.evaluations = [
-            found
-            for file in sorted(self.path.glob("eval-*.json"))[:8]
-            if (found := self._read_object(file.name, EVALUATION))
-        ]
-
-    def _read_config(self) -> tuple[RunConfig | None, dict[str, Any]]:
-        """The configuration where it is one, and its fields by their whole names in any case."""
-        text = self._text("config.json", "where it came from is unknown")
-        if text is None:
-            return None, {}
-        try:
-            cfg, fields = configs.from_json(text, "config.json"), json.loads(text)
-        except ValueError as error:
-            self.notes.append(f"{plain(error)}.")
-            cfg, fields = None, _parse(text)
-        fields = flat(fields) if isinstance(fields, dict) and _depth(fields) < 8 else {}
-        fields.pop("version", None)
-        listed = list(fields.items())[:LONGEST]
-        return cfg, {plain(key): value if number(value) is not None else plain(value) for key, value in listed}
-
-    def _read_object(self, name: str, spec: dict[str, Any], missing: str = "") -> dict[str, Any]:
-        """The JSON object of a file in the shape of `spec`, or an empty one."""
-        text = self._text(name, missing)
-        found = None if text is None else _parse(text)
-        if text is not None and not isinstance(found, dict):
-            self.notes.append(f"{plain(name)} is damaged, and left out.")
-        return clean(found, spec) if isinstance(found, dict) else {}
-
-    def _read_lines(self, name: str, spec: Any, missing: str) -> list[dict[str, Any]]:
-        """One record for each epoch, of a file that has a JSON object in each line; lines that are none are left out.
-
-        A run that was resumed may have an epoch twice; the later record counts.
-        """
-        lines = (self._text(name, missing) or "").splitlines()
-        found = [_parse(line) for line in lines if line]
-        records = [r for r in found if isinstance(r, dict) and type(r.get("epoch")) is int and abs(r["epoch"]) < 10**9]
-        if len(records) < len(found):
-            self.notes.append(f"{len(found) - len(records):,} damaged lines of {name} are left out.")
-        return [clean(record, spec) for record in {r["epoch"]: r for r in records}.values()]
-
-    def _text(self, name: str, missing: str) -> str | None:
-        path = self.path / name
-        try:
-            if not path.is_file():
-                if missing:
-                    self.notes.append(f"{name} is missing: {missing}.")
-                return None
-            if path.stat().st_size > LARGEST:
-                self.notes.append(f"{plain(name)} has more than {LARGEST >> 20} MB, and is left out.")
-                return None
-            return path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            self.notes.append(f"{plain(name)} cannot be read: {error.strerror}.")
-            return None
-
-    def measured(self, analysis: dict[str, Any]) -> None:
-        """Take in an analysis that was made just now, and keep it beside the run where that may be written to."""
-        self.analysis = clean(analysis, ANALYSIS)
-        self.notes = [note for note in self.notes if ANALYSIS_MISSING not in note]
-        try:
-            write_json(self.path / "analysis.json", analysis)
-        except OSError as error:
-            self.notes.append(f"The analysis made for this page could not be kept: {error.strerror}.")
-
-    @property
-    def headline(self) -> dict[str, Any]:
-        """The newest of the analyses there are; an empty one where there is none."""
-        return self.analysis or (self.history[-1] if self.history else {})
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where the data set is unknown."""
-        known = DATASETS.get(str(self.fields.get("data.name", self.summary.get("data"))))
-        return known.classes if known else ()
-
-    def class_name(self, label: int) -> str:
-        return self.classes[label] if label < len(self.classes) else str(label)
-
-    @property
-    def simulated(self) -> bool:
-        """Whether no camera saw the data."""
-        known = DATASETS.get(str(self.fields.get("data.name")))
-        return known.simulated if known else bool(self.summary.get("simulated"))
-
-    @property
-    def accuracy(self) -> float | None:
-        """The summary's accuracy or, of a run that has not finished, its last epoch's."""
-        if self.summary and self.summary["test_accuracy"] is not None:
-            return self.summary["test_accuracy"]
-        last = self.metrics[-1] if self.metrics else {}
-        return number(last.get("test_accuracy", last.get("validation_accuracy")))
 
     @property
     def figures(self) -> "Figures":
         return Figures(self)
-
-    def __repr__(self) -> str:
-        accuracy = "no accuracy yet" if self.accuracy is None else f"{100 * self.accuracy:.2f} %"
-        return f"Run({self.name!r}: {self.describe()}; {accuracy} after {len(self.metrics)} epochs)"
-
-    def describe(self) -> str:
-        """Network and data in one line."""
-        field = self.fields.get
-        data = f"{field('data.name', 'unknown data')}{' (simulated)' * self.simulated}"
-        return f"{field('model.name', 'unknown network')}, K = {field('model.levels', '?')}, {data}"
 
     def _repr_html_(self) -> str:
         accuracy = "no accuracy yet" if self.accuracy is None else f"{100 * self.accuracy:.2f} %"
@@ -283,42 +40,19 @@ class Figures:
     A chart with several parts, such as the membranes of each layer, shows one at a time and has a menu.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: RunFiles):
         self._run = run
 
     def __dir__(self) -> list[str]:
-        from multifire.report.charts import CHARTS
-
         return list(CHARTS)
 
     def __getattr__(self, name: str) -> Callable[[], Any]:
-        from multifire.report.charts import CHARTS
-
         if name not in CHARTS:
             raise AttributeError(f"no chart {name!r}; there are {', '.join(CHARTS)}")
         return functools.partial(self._draw, name)
 
     def _draw(self, name: str) -> Any:
-        from multifire.report.charts import charts_of
-        from multifire.report.draw import plotly_figure
-
         charts = charts_of(name, [self._run])
         if not charts:
             raise ValueError(f"{self._run.path}: nothing to draw {name} of; {' '.join(self._run.notes)}")
         return plotly_figure(charts[0])
-
-
-def _parse(text: str) -> Any:
-    """JSON; None where it is not."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _depth(tree: Any) -> int:
-    """How deep objects are nested; `json.loads` bears no more than the interpreter does."""
-    depth, level = 0, [tree]
-    while level := [item for value in level if isinstance(value, dict) for item in value.values()]:
-        depth += 1
-    return depth

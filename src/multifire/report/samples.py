@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from multifire import datasets, pictures
+from multifire import datasets
 from multifire.analysis import analyze
-from multifire.checkpoint import load_model
+from multifire.analysis.evaluate import evaluate
 from multifire.config import RunConfig
 from multifire.datasets import EventSplit, Split
 from multifire.datasets.loader import make_batches
-from multifire.evaluate import evaluate
 from multifire.nn import SpikingResNet
-from multifire.runs import RunFolder
-from multifire.runtime import autocast, pick_device
-from multifire.train import loss_of
+from multifire.training.checkpoint import load_model
+from multifire.training.run_folder import RunFolder
+from multifire.training.step import sum_of_losses
+from multifire.utils import images as pictures
+from multifire.utils.device import autocast, pick_device
 
 LOOKED_AT = 512
 """Test samples that are gone through, evenly spread: a test set may be in the order of its classes."""
@@ -89,7 +90,9 @@ def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dic
     """What analysis.json holds, of a few test samples; the scores are of some more."""
     scored = evaluate(model, spread(model, cfg, data, LOOKED_AT)[1], cfg.precision)
     batches = list(spread(model, cfg, data, MEASURED_ON)[1].epoch(0))
-    found = analyze(model, batches, loss=partial(loss_of, optim=cfg.optim), precision=cfg.precision, scored=scored)
+    found = analyze(
+        model, batches, loss=partial(sum_of_losses, optim=cfg.optim), precision=cfg.precision, scored=scored
+    )
     checkpoint = "best by validation" if cfg.data.validation else "last"
     return {"split": "test", "checkpoint": checkpoint, **found.record()}
 

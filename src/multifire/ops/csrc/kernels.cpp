@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <optional>
 #include <thread>
 #include <vector>
 
@@ -257,25 +256,6 @@ void in_parallel(int64_t jobs, int64_t threads, F f) {
   if (team <= 1) return work();
 #pragma omp parallel num_threads(team)
   work();
-}
-
-// Two passes by one team, for to wake a thread takes as long as a small pass: `between` runs once, after the last job of the
-// first pass and before any of the second.
-template <class F, class B, class G>
-void in_two_passes(int64_t jobs, int64_t threads, F first, B between, G second) {
-  std::atomic<int64_t> done{0};
-  std::atomic<bool> ready{false};
-  in_parallel(2 * jobs, threads, [&](int64_t job) {
-    if (job < jobs) {
-      first(job);
-      if (done.fetch_add(1) + 1 < jobs) return;
-      between();
-      ready = true;
-    } else {
-      while (!ready) std::this_thread::yield();
-      second(job - jobs);
-    }
-  });
 }
 
 // This thread's scratch memory, on a cache line's boundary: registers that straddle two lines cost twice.
@@ -586,9 +566,8 @@ inline void forward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& n
 template <int K, class S>
 void forward(const Args& a) {
   const Grid g(a);
-  std::optional<NormTables> norm_tables;
-  const auto fire = [&](int64_t index) {
-    const NormTables& tables = *norm_tables;
+  const NormTables tables(a, g);
+  in_parallel(g.units, a.threads, [&](int64_t index) {
     const Args own = a;  // nothing that is stored can change these, so that they may stay in registers
     const Neurons<K> neurons(own);
     const Tensors<S> tensors(own, g);
@@ -600,15 +579,7 @@ void forward(const Args& a) {
       else
         forward_tile<K, false>(own, tensors, neurons, norm, g.step, at, count);
     });
-  };
-  const auto make_tables = [&] { norm_tables.emplace(a, g); };
-  if (!a.whole) {
-    make_tables();
-    return in_parallel(g.units, a.threads, fire);
-  }
-  Stats<S> stats(a, g);
-  const auto gather = [&](int64_t index) { stats.gather(index); };
-  in_two_passes(g.units, a.threads, gather, [&] { stats.write(); make_tables(); }, fire);
+  });
 }
 
 // Surrogates, in the order of reference.SURROGATES: kept + h(v)·pull, h the derivative at v = u - θ.
@@ -790,7 +761,7 @@ void backward_pass(const Args& a) {
   const Grid g(a);
   const NormTables tables(a, g);
   Sums sums(g);
-  const auto first = [&](int64_t index) {
+  in_parallel(g.units, a.threads, [&](int64_t index) {
     const Args own = a;  // as in `forward`
     const Neurons<K> neurons(own);
     const Tensors<S> tensors(own, g);
@@ -806,22 +777,14 @@ void backward_pass(const Args& a) {
           backward_tile<K, false, Reset>(own, tensors, neurons, surrogate, norm, memory, g.step, at, count, sum + c, product + c);
       });
     });
-  };
-  const auto write_sums = [&] {
-    if (!a.sums) return;
-    const std::vector<double> totals = sums.totals();
-    std::copy(totals.begin(), totals.end(), a.sums);
-    for (int64_t c = 0; c < a.channels; ++c) {
-      if (a.grad_weight) a.grad_weight[c] = static_cast<float>(totals[a.channels + c] * factor_of(a, c));
-      if (a.grad_bias) a.grad_bias[c] = static_cast<float>(totals[c]);
-    }
-  };
-  if (!a.whole) {
-    in_parallel(g.units, a.threads, first);
-    return write_sums();
+  });
+  if (!a.sums) return;
+  const std::vector<double> totals = sums.totals();
+  std::copy(totals.begin(), totals.end(), a.sums);
+  for (int64_t c = 0; c < a.channels; ++c) {
+    if (a.grad_weight) a.grad_weight[c] = static_cast<float>(totals[a.channels + c] * factor_of(a, c));
+    if (a.grad_bias) a.grad_bias[c] = static_cast<float>(totals[c]);
   }
-  std::optional<Finish<S>> finish;
-  in_two_passes(g.units, a.threads, first, [&] { write_sums(); finish.emplace(a, g); }, [&](int64_t unit) { (*finish)(unit); });
 }
 
 template <int K, class S, class Surrogate>

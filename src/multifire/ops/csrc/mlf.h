@@ -16,7 +16,6 @@ struct Args {
   int64_t timesteps, outer, channels, inner;
   int64_t shared_input;  // x holds one time step, which stands for all of them
   int64_t bf16, training, threads;
-  int64_t whole;  // `forward` begins with what `stats` does, and `backward` ends with what `finish` does
   int64_t levels, surrogate, detach_reset;  // levels = 0: the norm alone
   double decay, width, eps, scale;
   double thresholds[kMaxLevels];
@@ -31,11 +30,11 @@ struct Args {
 
   const void* grad_out;
   const float* grad_state_out;
-  void* grad_x;  // may be grad_out itself: of a tile, the one is read before the other is written
+  void* grad_x;
   void* grad_add_before;
   float *grad_weight, *grad_bias, *grad_state;
   double* sums;   // Σ dy and Σ dy·(x - μ) per channel: written by `backward`, read by `finish`; null: no norm
-  double values;  // per channel, which the mean and variance are of; read by `finish`, and by `backward` of a whole
+  double values;  // per channel, which the mean and variance are of; read by `finish`
 };
 
 // Inference in integers, channels last: out = MLF(scale·sums + bias) + add_after, in bytes. `sums` holds a convolution's

@@ -1,0 +1,157 @@
+"""multifire data: list, download, prepare and show data sets."""
+
+import argparse
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from multifire.cli.options import add_data_root
+from multifire.cli.output import print_lines, print_table
+from multifire.config import DataConfig, get_recipe
+from multifire.utils.progress import Bar
+
+FRAME_FIELDS = ("timesteps", "frame_size", "bin_factor", "slicing", "duration_us", "binary", "split_seed")
+
+
+def add_parser(commands) -> None:
+    """Add the command's subcommands and their options."""
+    parser = commands.add_parser("data", help="list, download, prepare and show data sets")
+    subcommands = parser.add_subparsers(metavar="command", required=True)
+    subcommands.add_parser("list", help="list the data sets").set_defaults(run=list_data)
+    downloading = subcommands.add_parser("download", help="download a data set; resumes an interrupted download")
+    downloading.add_argument("name", help="data set; see `multifire data list`")
+    add_data_root(downloading)
+    downloading.set_defaults(run=download)
+    preparing = subcommands.add_parser("prepare", help="cut event recordings into frames; resumes where it stopped")
+    _add_frame_options(preparing)
+    preparing.add_argument("--source", type=Path, help="archive or folder with the recordings (default: ROOT/NAME)")
+    preparing.add_argument("--rebuild", action="store_true", help="delete the prepared frames, and start anew")
+    preparing.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    preparing.set_defaults(run=prepare)
+    info = subcommands.add_parser("info", help="counts and event rates of prepared frames, and a picture of them")
+    _add_frame_options(info)
+    info.set_defaults(run=show_info)
+    showing = subcommands.add_parser("show", help="save a prepared sample as an animated picture")
+    _add_frame_options(showing)
+    showing.add_argument("index", type=int, help="number of the sample in its split; the first is 0")
+    showing.add_argument("--split", choices=("train", "test"), metavar="split", default="train", help="train or test")
+    showing.add_argument("--out", type=Path, help="file that ends in .gif or .png (default: NAME-SPLIT-INDEX.gif)")
+    showing.set_defaults(run=show)
+
+
+def _add_frame_options(parser: argparse.ArgumentParser) -> None:
+    """Add the data set's name, its root, and the options that decide how frames are cut."""
+    parser.add_argument("name", help="data set of events; see `multifire data list`")
+    add_data_root(parser)
+    frames = parser.add_argument_group("frames", "default: the values of the recipe of the same name")
+    frames.add_argument("--timesteps", type=int, help="frames of a sample")
+    frames.add_argument("--frame-size", type=int, help="height and width of a frame")
+    frames.add_argument("--bin-factor", type=float, help="pixels to a cell (default: sensor's size over the frame's)")
+    frames.add_argument("--slicing", choices=("duration", "time", "count"), metavar="slicing",
+                        help="duration (from the first event on), or equal shares of time or count")  # fmt: skip
+    frames.add_argument("--duration-us", type=int, help="length of a frame in µs, for slicing by duration")
+    frames.add_argument("--binary", action="store_const", const=True, help="store 0 or 1 instead of counts of events")
+    frames.add_argument("--split-seed", type=int, help="cifar10-dvs: draw the training recordings by this seed")
+
+
+def list_data(args: argparse.Namespace) -> int:
+    """Print the table of data sets."""
+    from multifire.datasets import DATASETS
+
+    rows = []
+    for name, info in DATASETS.items():
+        size = sum(download.size for download in info.downloads)
+        train, test = (f"{count:,}" for count in info.published_sizes)
+        shape = f"{'T×' * info.events}{info.channels}×{info.size}×{info.size}"
+        how = f"{size / 1e6:,.0f} MB" if size else "by hand" if info.fetch else "embedded"
+        rows.append([name, shape, train, test, how])
+    print_table(["data set", "shape", "train", "test", "download"], rows, text_columns=2)
+    print_lines(f"{name}: {info.about}" for name, info in DATASETS.items())
+    print_lines(["next: multifire data download NAME; for events also multifire data prepare NAME"])
+    return 0
+
+
+def download(args: argparse.Namespace) -> int:
+    """Download a data set, with a bar for each file."""
+    from multifire.datasets.download import download
+
+    with contextlib.ExitStack() as stack:
+        bars: dict[str, Bar] = {}
+
+        def show(filename: str, done: int, total: int) -> None:
+            if filename not in bars:
+                bars[filename] = stack.enter_context(Bar(filename, total, done))
+            bars[filename].update(done, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+        folder = download(args.name, args.root, show)
+    print(f"{args.name}: complete in {folder}")
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Cut the recordings into frames, and print what there is."""
+    cfg = _data_config(args)
+    folder = prepare_with_bar(cfg, source=args.source, rebuild=args.rebuild, workers=args.workers)
+    return _print_info(cfg, folder)
+
+
+def prepare_with_bar(cfg: DataConfig, **options: Any) -> Path:
+    """Return the cache of these frames; make it, with a bar, if it is missing."""
+    from multifire.datasets.prepare import prepare
+
+    with contextlib.ExitStack() as stack:
+        bars: list[Bar] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(Bar(f"preparing {cfg.name}", total, done)))
+            bars[0].update(done, f"{done:,} of {total:,} recordings")
+
+        return prepare(cfg, Path(cfg.root), on_progress=show, **options)
+
+
+def show_info(args: argparse.Namespace) -> int:
+    """Print counts and event rates of prepared frames."""
+    from multifire.datasets.cache import cache_folder
+
+    cfg = _data_config(args)
+    return _print_info(cfg, cache_folder(cfg, args.root))
+
+
+def _print_info(cfg: DataConfig, folder: Path) -> int:
+    from multifire.datasets.look import contact_sheet, describe
+
+    figures = describe(cfg, folder)
+    rows = [
+        [row.name, *(f"{value:,.0f}" for value in (row.train, row.test, row.events, row.rate))] for row in figures.rows
+    ]
+    title = f"{cfg.name}{' (simulated)' * figures.simulated}: {figures.frames}"
+    print_table(["class", "train", "test", "events", "events/s"], rows, title=title)
+    print_lines(figures.lines)
+    print(f"{cfg.name}: {figures.train:,} training and {figures.test:,} test samples in {folder}")
+    print(f"picture of them: {contact_sheet(cfg, folder)}")
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Save a prepared sample as an animation."""
+    from multifire.datasets.look import animate
+
+    cfg = _data_config(args)
+    out = args.out or Path(f"{args.name}-{args.split}-{args.index}.gif")
+    print(f"{animate(cfg, args.split, args.index, out)}; written to {out}")
+    return 0
+
+
+def _data_config(args: argparse.Namespace) -> DataConfig:
+    """Return the recipe's DataConfig with the command line's values."""
+    from multifire.datasets import DATASETS, get_info
+
+    if not get_info(args.name).events:
+        event_sets = ", ".join(name for name, info in DATASETS.items() if info.events)
+        raise ValueError(f"{args.name} holds images, which need no preparation; event sets: {event_sets}")
+    given = {name: getattr(args, name) for name in FRAME_FIELDS if getattr(args, name) is not None}
+    recipe = get_recipe(args.name)
+    cfg = dataclasses.replace(recipe.data, root=str(args.root), **given)
+    return dataclasses.replace(recipe, data=cfg).data  # which checks the values

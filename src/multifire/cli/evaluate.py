@@ -1,0 +1,42 @@
+"""multifire eval: score a run's checkpoint on the test set."""
+
+import argparse
+from pathlib import Path
+
+from multifire.cli.options import add_checkpoint, add_device, add_root
+from multifire.cli.output import print_lines, print_table
+
+
+def add_parser(commands) -> None:
+    """Add the command's options."""
+    parser = commands.add_parser("eval", help="score a run's checkpoint on the test set")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    add_checkpoint(parser)
+    add_root(parser)
+    add_device(parser)
+    parser.add_argument("--batch-size", type=int, help="images in one step (default: the run's)")
+    parser.add_argument("--margin", type=float, nargs="+", default=[], metavar="M",
+                        help="accuracy and time steps if samples stop at these margins, as in `run`")  # fmt: skip
+    parser.set_defaults(run=evaluate)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Score the run and print accuracy by class and by time step."""
+    from multifire.experiments.score import evaluate_run
+
+    scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size, args.margin)
+    names = scored.pop("classes")
+    rows = [
+        [name, "-" if accuracy is None else f"{100 * accuracy:.2f}"]
+        for name, accuracy in zip(names, scored["per_class"], strict=True)
+    ]
+    print_table(["class", "accuracy %"], rows, title=f"{path}: {scored['count']:,} test samples")
+    steps = "  ".join(f"{100 * accuracy:.2f}" for accuracy in scored["per_step"])
+    print_lines([f"accuracy after each time step %: {steps}"])
+    for early in scored["early"]:
+        print_lines([
+            f"stopped at margin {early['margin']:g}: accuracy {100 * early['accuracy']:.2f} % after "
+            f"{early['mean_steps']:.2f} of {len(scored['per_step'])} steps on average"
+        ])  # fmt: skip
+    print(f"accuracy {100 * scored['accuracy']:.2f} %, loss {scored['loss']:.4f}; written to {path}")
+    return 0

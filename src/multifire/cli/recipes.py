@@ -1,0 +1,27 @@
+"""multifire recipes: list the recipes."""
+
+import argparse
+
+from multifire.cli.output import print_table
+from multifire.config import RECIPES
+from multifire.config.architecture import parse_model_name
+from multifire.config.parameters import count_parameters
+
+
+def add_parser(commands) -> None:
+    """Add the command."""
+    commands.add_parser("recipes", help="list the recipes").set_defaults(run=recipes)
+
+
+def recipes(args: argparse.Namespace) -> int:
+    """Print the table of recipes."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        cfg = recipe.config
+        published = "-" if recipe.published is None else f"{recipe.published:.2f}"
+        depth = 6 * parse_model_name(cfg.model.name)[1] + 2
+        figures = (cfg.data.timesteps, depth, cfg.model.width, f"{count_parameters(cfg.model):,}", published)
+        rows.append([name, cfg.data.name, *map(str, figures)])
+    head = ["recipe", "data", "T", "depth", "width", "params", "paper %"]
+    print_table(head, rows, title="multifire train RECIPE", text_columns=2)
+    return 0

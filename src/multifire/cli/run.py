@@ -1,0 +1,45 @@
+"""multifire run: play a recording, or follow a camera, through a run's network."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from multifire.cli.options import add_checkpoint, add_device
+
+
+def add_parser(commands) -> None:
+    """Add the command's options."""
+    parser = commands.add_parser("run", help="play a recording, or follow a camera, through a run's network")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("source", type=Path, nargs="?", metavar="RECORDING",
+                        help="recording of any known format; .npy of frames [T, C, H, W]; folder of .npy")  # fmt: skip
+    parser.add_argument("--follow", action="store_true",
+                        help="read events from standard input as they come: records of 13 bytes, little-endian, "
+                        "t [us, int64], x, y [int16], p [int8]")  # fmt: skip
+    parser.add_argument("--udp", type=int, metavar="PORT",
+                        help="with --follow: read packets of such records from this port of 127.0.0.1")  # fmt: skip
+    parser.add_argument("--margin", type=float, metavar="M",
+                        help="decide once the first class leads the second by this probability")  # fmt: skip
+    add_checkpoint(parser)
+    add_device(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the prediction after each frame, and the latencies at the end."""
+    if args.follow == (args.source is not None) or (args.udp is not None and not args.follow):
+        raise ValueError("give either a recording to play, or --follow with or without --udp PORT")
+    from multifire.engine.stream import Player
+
+    player = Player(args.folder, args.checkpoint, args.device, args.margin)
+    try:
+        if args.follow:
+            player.follow(sys.stdin.buffer, args.udp)
+        else:
+            player.play(args.source)
+    except KeyboardInterrupt:
+        if not args.follow:
+            raise
+    finally:
+        player.summarise()
+    return 0

@@ -1,0 +1,120 @@
+"""multifire sweep: train a recipe many times with varied fields."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from multifire.cli.data import prepare_with_bar
+from multifire.cli.output import print_table
+from multifire.cli.overrides import asks_for_help, parse_overrides, parse_seeds, recipe_of
+from multifire.config import RECIPES, RunConfig
+from multifire.utils.errors import unknown
+
+SOME_RUNS_FAILED = 1
+USAGE_ERROR = 2
+
+HELP = """usage: multifire sweep KIND RECIPE [--overrides] [--vary FIELD=V1,V2] [--seeds 0,1,2] [--jobs N]
+
+Train a recipe many times, side by side, and write a table and a report of all. Finished runs are kept: the same
+command goes on where it was stopped.
+  ablation  plain and DS blocks, each with K = 1, 2, 3 firing levels
+  depth     plain and DS blocks, each at depth 14, 20, 32, 44, 68
+  grid      the values that --vary names, in every combination
+Recipes: {recipes}.
+
+`multifire sweep KIND RECIPE --help` lists every override and option, for example
+  multifire sweep ablation cifar10-small --seeds 0,1,2 --jobs 2 --budget 4h
+  multifire sweep grid digits --vary model.levels=1,2,3 --vary optim.lr=0.1,0.05 --budget '3 epochs'"""
+
+
+@dataclass(frozen=True)
+class SweepArguments(RunConfig):
+    """Overrides of the recipe, and the options of the command."""
+
+    recipe: Annotated[str, tyro.conf.Suppress] = ""
+    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A field and its values, such as model.levels=1,2,3; may be given several times."""
+    seeds: str = "0"
+    """Every combination is trained with each of these seeds, such as 0,1,2."""
+    jobs: int = 1
+    """How many runs at a time; they share the cores."""
+    budget: str | None = None
+    """Scale the epochs to a total time (30m, 4h), or to a number of epochs for each run ('5 epochs')."""
+    out: Path | None = None
+    """Folder of the runs (default: runs/KIND-RECIPE)."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """List the runs, and write nothing."""
+
+
+def add_parser(commands) -> None:
+    """Add the command to the list; its options are parsed by `main`."""
+    commands.add_parser("sweep", help="train a recipe many times with varied fields, and make a table", add_help=False)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Carry out the sweep that the first two arguments, kind and recipe, name."""
+    if len(argv) < 2 or asks_for_help(argv):
+        print(HELP.format(recipes=", ".join(RECIPES)))
+        return 0 if asks_for_help(argv) else USAGE_ERROR
+    from multifire.experiments import sweep
+
+    kind, args = argv[0], argv[1:]
+    if kind not in sweep.KINDS:
+        raise unknown("sweep", kind, sweep.KINDS)
+    cfg, options = parse_overrides(recipe_of(args, f"sweep {kind}"), args[1:], "sweep", SweepArguments)
+    if options.jobs < 1:
+        raise ValueError(f"jobs is {options.jobs}, expected at least 1")
+    out = options.out or Path("runs") / f"{kind}-{cfg.recipe}"
+    fields = sweep.variations(kind, cfg, options.vary)
+    cells = sweep.cells_of(cfg, fields, parse_seeds(options.seeds), out, _override)
+    if options.dry_run:
+        for cell in cells:
+            print(cell.name)
+        print(f"{len(cells)} runs; nothing was written")
+        return 0
+    _prepare_data(cells)
+    outcomes, stopped = sweep.sweep(cells, out, budget=options.budget, jobs=options.jobs, cost=_cost, say=print)
+    return _print_outcomes(outcomes, stopped, out)
+
+
+def _override(cfg: RunConfig, args: Sequence[str]) -> RunConfig:
+    return parse_overrides(cfg, args, "sweep", SweepArguments)[0]
+
+
+def _prepare_data(cells: Sequence) -> None:
+    """Prepare each data set once, before several runs would prepare it at the same time."""
+    from multifire.datasets import get_info
+
+    for data in {repr(cell.cfg.data): cell.cfg.data for cell in cells}.values():
+        if get_info(data.name).events:
+            prepare_with_bar(data)
+
+
+def _cost(cfg: RunConfig) -> tuple[float, float]:
+    from multifire.experiments.plan import plan
+
+    found = plan(cfg)
+    return found.start_seconds, found.epoch_seconds
+
+
+def _print_outcomes(outcomes: Sequence, stopped: int, out: Path) -> int:
+    """Print the table of the finished runs and the errors of the failed ones; return the exit code."""
+    from multifire.experiments.sweep import finish
+
+    count = sum(outcome.error is None for outcome in outcomes)
+    if count:
+        head, rows = finish(outcomes, out, with_report=not stopped)
+        print_table(head, rows, text_columns=len(outcomes[0].cell.values))
+        files = f"table.md, table.csv, table.tex{', report.html, figures' * (not stopped)}"
+        print(f"runs finished: {count}; {files} in {out}")
+    if stopped:
+        print(f"multifire: stopped; the same command goes on in {out}", file=sys.stderr)
+        return 128 + stopped
+    failed = [outcome for outcome in outcomes if outcome.error]
+    for outcome in failed:
+        print(f"multifire: failed: {outcome.cell.name}: {outcome.error}", file=sys.stderr)
+    return SOME_RUNS_FAILED if failed else 0

@@ -1,0 +1,15 @@
+"""Configurations and recipes. Imports neither torch nor NumPy, so that help and tables appear at once."""
+
+from multifire.config.recipes import RECIPES, Recipe, get_recipe
+from multifire.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainOptions
+
+__all__ = [
+    "RECIPES",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Recipe",
+    "RunConfig",
+    "TrainOptions",
+    "get_recipe",
+]

@@ -1,0 +1,121 @@
+"""Named configurations: the rows of the paper, the demo, and small ones for a laptop."""
+
+from dataclasses import dataclass, replace
+
+from multifire.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig
+from multifire.utils.errors import unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration, what it is for, and the accuracy that its authors published, in percent."""
+
+    config: RunConfig
+    about: str
+    published: float | None = None
+
+
+CIFAR10 = RunConfig(
+    recipe="cifar10",
+    data=DataConfig(name="cifar10", timesteps=4, crop_padding=4, flip=True),
+    model=ModelConfig(name="ds_resnet20", width=64),
+    optim=OptimConfig(epochs=110, batch_size=64, lr=0.1, schedule="step"),
+)
+
+DIGITS = RunConfig(
+    recipe="digits",
+    data=DataConfig(name="digits", timesteps=4, crop_padding=2),
+    model=ModelConfig(name="ds_resnet8", in_channels=1, width=16),
+    optim=OptimConfig(epochs=10, batch_size=32, lr=0.1, schedule="one-cycle", label_smoothing=0.1),
+)
+
+DVS_GESTURE = RunConfig(
+    recipe="dvs-gesture",
+    data=DataConfig(name="dvs-gesture", timesteps=40, frame_size=32, slicing="duration", duration_us=30_000),
+    model=ModelConfig(name="ds_resnet20", in_channels=2, num_classes=11, width=16, norm_input=True),
+    optim=OptimConfig(epochs=120, batch_size=28, lr=0.1, schedule="step"),
+)
+
+CIFAR10_DVS = RunConfig(
+    recipe="cifar10-dvs",
+    data=DataConfig(
+        name="cifar10-dvs", timesteps=10, frame_size=42, bin_factor=3.04, slicing="duration", duration_us=10_000
+    ),
+    model=ModelConfig(name="ds_resnet14", in_channels=2, width=32),
+    optim=OptimConfig(epochs=100, batch_size=32, lr=0.1, schedule="step", weight_decay=1e-3),
+)
+
+NMNIST = RunConfig(
+    recipe="nmnist",
+    data=DataConfig(
+        name="nmnist", timesteps=6, frame_size=17, slicing="time", roll=1, rotation=10.0, cutout=4, time_jitter=1
+    ),
+    model=ModelConfig(name="ds_resnet8", in_channels=2, width=16, norm_input=True),
+    optim=OptimConfig(epochs=40, batch_size=32, lr=0.1, schedule="one-cycle", label_smoothing=0.1),
+)
+
+DIGITS_DVS = replace(
+    NMNIST,
+    recipe="digits-dvs",
+    data=replace(NMNIST.data, name="digits-dvs", timesteps=4, cutout=0, time_jitter=0),
+    optim=replace(NMNIST.optim, epochs=6),
+)
+
+MODERN = OptimConfig(lr=0.1, schedule="one-cycle", label_smoothing=0.1, loss="tet")
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(DIGITS, "the demo: 4,000 embedded MNIST digits"),
+    "cifar10": Recipe(CIFAR10, "CIFAR-10 as in the paper", published=94.25),
+    "cifar10-small": Recipe(
+        replace(
+            CIFAR10,
+            recipe="cifar10-small",
+            model=replace(CIFAR10.model, width=16),
+            optim=replace(CIFAR10.optim, epochs=30, schedule="one-cycle"),
+        ),
+        "CIFAR-10 for a laptop",
+    ),
+    "fashion-mnist": Recipe(
+        replace(
+            DIGITS,
+            recipe="fashion-mnist",
+            data=DataConfig(name="fashion-mnist", timesteps=4, crop_padding=2, flip=True),
+            optim=replace(DIGITS.optim, epochs=15),
+        ),
+        "Fashion-MNIST",
+    ),
+    "dvs-gesture": Recipe(DVS_GESTURE, "DVS128 Gesture as in the paper", published=97.29),
+    "dvs-gesture-modern": Recipe(
+        replace(
+            DVS_GESTURE,
+            recipe="dvs-gesture-modern",
+            data=replace(DVS_GESTURE.data, flip=True, roll=3, rotation=10.0, cutout=8, time_jitter=3),
+            optim=replace(MODERN, epochs=120, batch_size=28),
+        ),
+        "DVS128 Gesture, augmented",
+    ),
+    "cifar10-dvs": Recipe(CIFAR10_DVS, "CIFAR10-DVS as in the paper", published=67.07),
+    "cifar10-dvs-modern": Recipe(
+        replace(
+            CIFAR10_DVS,
+            recipe="cifar10-dvs-modern",
+            data=replace(CIFAR10_DVS.data, flip=True, roll=5, rotation=15.0, cutout=8, swap_polarity=0.1),
+            model=replace(CIFAR10_DVS.model, norm_input=True),
+            optim=replace(MODERN, epochs=100, batch_size=32, weight_decay=1e-3),
+        ),
+        "CIFAR10-DVS, augmented",
+    ),
+    "nmnist": Recipe(NMNIST, "N-MNIST for a laptop"),
+    "digits-dvs": Recipe(DIGITS_DVS, "the demo with events, simulated from the embedded digits"),
+}
+
+
+def get_recipe(name: str) -> RunConfig:
+    """The configuration called `name`.
+
+    Raises:
+        ValueError: no such recipe; names the nearest one.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return RECIPES[name].config

@@ -1,0 +1,206 @@
+"""The known data sets: sizes, classes, normalisation, where to get them. Imports neither torch nor NumPy."""
+
+from dataclasses import dataclass
+
+from multifire.utils.errors import unknown
+
+DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+GESTURE_NAMES = (
+    "hand clapping",
+    "right hand wave",
+    "left hand wave",
+    "right arm clockwise",
+    "right arm counter-clockwise",
+    "left arm clockwise",
+    "left arm counter-clockwise",
+    "arm roll",
+    "air drums",
+    "air guitar",
+    "other",
+)
+GESTURE_MIRROR = (0, 2, 1, 6, 5, 4, 3, 7, 8, 9, 10)
+FASHION_NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file of a data set, as its authors publish it."""
+
+    url: str
+    filename: str
+    size: int
+    """Bytes."""
+    checksum: str
+    """algorithm:hexdigest."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set before it is read."""
+
+    about: str
+    channels: int
+    size: int
+    """Height and width of an image or a sensor, in pixels."""
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Mean of each channel over the training images, with pixels in 0..1; none for events, whose counts stay counts."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, likewise."""
+    published_sizes: tuple[int, int]
+    """Training and test samples."""
+    downloads: tuple[Download, ...] = ()
+    """Empty where the data set is embedded in the package, or where `fetch` says how to get it."""
+    fetch: str = ""
+    """Where a person gets the files that no program may download, and where to put them."""
+    events: bool = False
+    """Recordings of an event camera, whose sensor has size × size pixels; channels are OFF and ON."""
+    simulated: bool = False
+    """No camera saw this: events are computed from images."""
+    mirror: tuple[int, ...] = ()
+    """The class that the mirror image of each class belongs to; empty where it is the class itself."""
+
+
+def _idx_downloads(base_url: str, sizes_and_md5s: dict[str, tuple[int, str]]) -> tuple[Download, ...]:
+    return tuple(
+        Download(f"{base_url}/{filename}", filename, size, f"md5:{md5}")
+        for filename, (size, md5) in sizes_and_md5s.items()
+    )
+
+
+DATASETS: dict[str, DatasetInfo] = {
+    "digits": DatasetInfo(
+        about="5,000 MNIST digits, embedded",
+        channels=1,
+        size=28,
+        classes=DIGIT_NAMES,
+        mean=(0.1307,),
+        std=(0.3081,),
+        published_sizes=(4_000, 1_000),
+    ),
+    "cifar10": DatasetInfo(
+        about="CIFAR-10: small colour photographs of ten kinds of thing",
+        channels=3,
+        size=32,
+        classes=CIFAR10_NAMES,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        published_sizes=(50_000, 10_000),
+        downloads=(
+            Download(
+                url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                filename="cifar-10-binary.tar.gz",
+                size=170_052_171,
+                checksum="sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            ),
+        ),
+    ),
+    "mnist": DatasetInfo(
+        about="MNIST: handwritten digits",
+        channels=1,
+        size=28,
+        classes=DIGIT_NAMES,
+        mean=(0.1307,),
+        std=(0.3081,),
+        published_sizes=(60_000, 10_000),
+        downloads=_idx_downloads(
+            "https://ossci-datasets.s3.amazonaws.com/mnist",
+            {
+                "train-images-idx3-ubyte.gz": (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+                "train-labels-idx1-ubyte.gz": (28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
+                "t10k-images-idx3-ubyte.gz": (1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
+                "t10k-labels-idx1-ubyte.gz": (4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
+            },
+        ),
+    ),
+    "fashion-mnist": DatasetInfo(
+        about="Fashion-MNIST: grey pictures of clothes",
+        channels=1,
+        size=28,
+        classes=FASHION_NAMES,
+        mean=(0.2860,),
+        std=(0.3530,),
+        published_sizes=(60_000, 10_000),
+        downloads=_idx_downloads(
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+            {
+                "train-images-idx3-ubyte.gz": (26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+                "train-labels-idx1-ubyte.gz": (29_515, "25c81989df183df01b3e8a0aad5dffbe"),
+                "t10k-images-idx3-ubyte.gz": (4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
+                "t10k-labels-idx1-ubyte.gz": (5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
+            },
+        ),
+    ),
+    "dvs-gesture": DatasetInfo(
+        about="DVS128 Gesture: eleven gestures of 29 people under three lights, DVS128 camera",
+        channels=2,
+        size=128,
+        classes=GESTURE_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(1_176, 288),
+        fetch="IBM asks who downloads it: get DvsGesture.tar.gz (about 3 GB) from "
+        "https://research.ibm.com/interactive/dvsgesture/",
+        events=True,
+        mirror=GESTURE_MIRROR,
+    ),
+    "cifar10-dvs": DatasetInfo(
+        about="CIFAR10-DVS: 10,000 CIFAR-10 images moved before a DVS128 camera",
+        channels=2,
+        size=128,
+        classes=CIFAR10_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(9_000, 1_000),
+        downloads=tuple(
+            Download(f"https://ndownloader.figshare.com/files/{number}", f"{name}.zip", size, f"md5:{md5}")
+            for name, number, size, md5 in (
+                ("airplane", 7712788, 747_054_427, "0afd5c4bf9ae06af762a77b180354fdd"),
+                ("automobile", 7712791, 970_159_102, "8438dfeba3bc970c94962d995b1b9bdd"),
+                ("bird", 7712794, 760_766_288, "a9c207c91c55b9dc2002dc21c684d785"),
+                ("cat", 7712812, 843_271_197, "52c63c677c2b15fa5146a8daf4d56687"),
+                ("deer", 7712815, 778_283_422, "b6bf21f6c04d21ba4e23fc3e36c8a4a3"),
+                ("dog", 7712818, 844_609_875, "f379ebdf6703d16e0a690782e62639c3"),
+                ("frog", 7712842, 818_824_848, "cad6ed91214b1c7388a5f6ee56d08803"),
+                ("horse", 7712851, 929_265_395, "e7cbbf77bec584ffbf913f00e682782a"),
+                ("ship", 7712836, 742_404_857, "41c7bd7d6b251be82557c6cce9a7d5c9"),
+                ("truck", 7712839, 950_111_954, "89f3922fd147d9aeff89e76a2b0b70a7"),
+            )
+        ),
+        events=True,
+    ),
+    "nmnist": DatasetInfo(
+        about="N-MNIST: MNIST before an ATIS camera that makes three saccades",
+        channels=2,
+        size=34,
+        classes=DIGIT_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(60_000, 10_000),
+        fetch="get Train.zip and Test.zip (1.2 GB, CC BY-SA 4.0) from https://data.mendeley.com/datasets/468j46mzdv",
+        events=True,
+    ),
+    "digits-dvs": DatasetInfo(
+        about="simulated: saccades over the embedded digits",
+        channels=2,
+        size=34,
+        classes=DIGIT_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(4_000, 1_000),
+        events=True,
+        simulated=True,
+    ),
+}
+
+
+def get_info(name: str) -> DatasetInfo:
+    """What is known of the data set `name`.
+
+    Raises:
+        ValueError: no such data set; names the nearest one.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    return DATASETS[name]

@@ -1,0 +1,1 @@
+"""Networks on streams of frames: recordings and cameras."""

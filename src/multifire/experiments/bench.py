@@ -1,0 +1,235 @@
+"""How fast a recipe's network trains and evaluates, beside its convolutions alone: the floor for any neuron."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multifire import datasets, ops
+from multifire.config import RunConfig
+from multifire.config.json_format import from_json, to_json
+from multifire.nn import kept_for_backward, model_from_config
+from multifire.training.optim import make_optimizer
+from multifire.training.step import train_step
+from multifire.utils.device import autocast, describe_machine, pick_device
+from multifire.utils.memory import keep_freed_memory, peak_resident
+
+KINDS = {
+    "convolutions": ("mkldnn_convolution", "convolution_backward", "cudnn_convolution"),
+    "neurons and norms": ("multifire",),
+    "optimiser": ("_fused_sgd_",),
+}
+"""Kinds of work, and what the names of their operators contain."""
+
+
+class Network:
+    """A recipe's network, a batch x_TNCHW, y for it (random images by default), and what is timed of it."""
+
+    def __init__(self, cfg: RunConfig, device: torch.device, batch: tuple[Tensor, Tensor] | None = None):
+        torch.manual_seed(cfg.seed)
+        self.cfg = cfg
+        self.model = model_from_config(cfg.model, cfg.backend).to(device)
+        self.optimizer = make_optimizer(self.model, cfg.optim)
+        self.x_TNCHW, self.y = _random_images(cfg, device) if batch is None else batch
+
+    def step(self) -> None:
+        self.model.train()
+        train_step(self.model, self.optimizer, self.x_TNCHW, self.y, self.cfg)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        self.model.eval()
+        with autocast(self.x_TNCHW.device, self.cfg.precision):
+            self.model(self.x_TNCHW)
+
+
+def _random_images(cfg: RunConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    info = datasets.get_info(cfg.data.name)
+    size = cfg.data.frame_size if info.events else info.size
+    shape = (cfg.optim.batch_size, cfg.model.in_channels, size, size)
+    steps = cfg.data.timesteps if info.events else 1  # an image stands still
+    x_TNCHW = torch.randn(steps, *shape, device=device).expand(cfg.data.timesteps, *shape)
+    return x_TNCHW, torch.randint(0, cfg.model.num_classes, shape[:1], device=device)
+
+
+class Floor:
+    """The network's convolutions alone, on channels-last tensors of its shapes: T·N images each, also in the stem."""
+
+    def __init__(self, network: Network):
+        dtype = torch.bfloat16 if network.cfg.precision == "bf16" else torch.float32
+        like: dict[str, Any] = {"dtype": dtype, "memory_format": torch.channels_last}
+        self.calls: list[tuple[nn.Conv2d, Tensor, Tensor, Tensor]] = []
+        for conv, shape, out_shape in _shapes_of_convolutions(network):
+            device = conv.weight.device
+            x = torch.randn(shape, device=device).to(**like).requires_grad_(bool(self.calls))  # an image needs none
+            weight = conv.weight.detach().to(**like).requires_grad_()
+            self.calls.append((conv, x, weight, torch.randn(out_shape, device=device).to(**like)))
+
+    def step(self) -> None:
+        outs = [F.conv2d(x, weight, None, _stride(conv), conv.padding) for conv, x, weight, _ in self.calls]
+        torch.autograd.backward(outs, [grad for *_, grad in self.calls])
+        for _, x, weight, _ in self.calls:
+            x.grad = weight.grad = None
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        for conv, x, weight, _ in self.calls:
+            F.conv2d(x, weight, None, _stride(conv), conv.padding)
+
+
+def _stride(conv: nn.Conv2d) -> tuple[int, ...]:
+    """A strided 1×1 convolution is timed on the pixels that it reads; nn/conv.py says why."""
+    return (1, 1) if conv.kernel_size == (1, 1) else conv.stride
+
+
+def _shapes_of_convolutions(network: Network) -> list[tuple[nn.Conv2d, tuple[int, ...], tuple[int, ...]]]:
+    found = []
+    samples = network.x_TNCHW.shape[0] * network.x_TNCHW.shape[1]
+
+    def note(conv, inputs, out):
+        size = out.shape[2:] if conv.kernel_size == (1, 1) else inputs[0].shape[2:]
+        found.append((conv, (samples, inputs[0].shape[1], *size), (samples, *out.shape[1:])))
+
+    with _hooked([m for m in network.model.modules() if isinstance(m, nn.Conv2d)], note):
+        network.evaluate()
+    return found
+
+
+@contextmanager
+def _hooked(modules: list[nn.Conv2d], hook: Callable) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, fastest and slowest of `runs`."""
+
+    median: float
+    fastest: float
+    slowest: float
+    runs: int
+
+
+def bench(
+    cfg: RunConfig, runs: int, on_run: Callable[[], None] | None = None, reference: bool = False
+) -> dict[str, Any]:
+    """Time a training step and an evaluation, in turn with the floor's, in this process; memory in one of its own.
+
+    With `reference`, each is timed on the reference backend in fp32 too, in the same turns.
+
+    A ratio is the median of the ratios of neighbouring runs, which share whatever else the machine was doing.
+    """
+    device = pick_device(cfg.device)
+    network = Network(cfg, device)
+    floor = Floor(network)
+    timed: dict[str, Network | Floor] = {"network": network, "convolutions alone": floor}
+    if reference:
+        timed["reference in fp32"] = Network(replace(cfg, backend="reference", precision="fp32"), device)
+    steps = alternate({name: each.step for name, each in timed.items()}, runs, device, on_run)
+    evaluations = alternate({name: each.evaluate for name, each in timed.items()}, runs, device, on_run)
+    shape = network.x_TNCHW.shape
+    with autocast(device, cfg.precision):
+        kept = kept_for_backward(network.model.train(), network.x_TNCHW)
+    return {
+        "recipe": cfg.recipe,
+        "model": cfg.model.name,
+        "width": cfg.model.width,
+        "levels": cfg.model.levels,
+        "precision": cfg.precision,
+        "input [T, N, C, H, W]": list(shape),
+        "batch_size": shape[1],
+        "timings": {"training step": _compare(steps), "evaluation": _compare(evaluations)},
+        "share_of_a_step": _shares(network),
+        "kept_bytes": kept.by_kind,
+        "kept_bytes_per_neuron_and_step": kept.bytes_per_neuron_step,
+        "peak_bytes": peak_in_own_process(cfg),
+        "backends": ops.backends_used(),
+        "machine": describe_machine(device),
+    }
+
+
+def alternate(
+    calls: dict[str, Callable[[], None]], runs: int, device: torch.device, on_run: Callable[[], None] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each call's runs, in turns A B C A B C; `on_run` is called after each turn, also of the warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-2, runs):  # the first two warm up
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+        if on_run:
+            on_run()
+    return seconds
+
+
+def _compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Each one's timing, and its ratio to the floor's neighbouring runs."""
+    floor = seconds["convolutions alone"]
+    return {
+        name: vars(_timing(times)) | {"ratio": statistics.median(a / b for a, b in zip(times, floor, strict=True))}
+        for name, times in seconds.items()
+    }
+
+
+def _timing(times: list[float]) -> Timing:
+    return Timing(statistics.median(times), min(times), max(times), len(times))
+
+
+def _shares(network: Network) -> dict[str, float]:
+    """Share of a training step's operator time that each kind of work takes.
+
+    The reference backend's neurons and norms are operators of torch like others, and count among the rest.
+    """
+    with torch.profiler.profile() as profile:
+        network.step()
+    took = dict.fromkeys([*KINDS, "the rest"], 0.0)
+    for event in profile.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(n in event.key for n in names)), "the rest")
+        took[kind] += event.self_cpu_time_total + event.self_device_time_total
+    return {kind: time_of / sum(took.values()) for kind, time_of in took.items() if time_of}
+
+
+def peak_in_own_process(cfg: RunConfig) -> int | None:
+    """Peak bytes of three training steps over those of an interpreter with torch loaded; None where unreadable."""
+    done = subprocess.run(
+        [sys.executable, "-m", "multifire.experiments.bench"],
+        input=to_json(cfg),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def _print_peak() -> None:
+    cfg = from_json(sys.stdin.read(), "standard input")
+    device = pick_device(cfg.device)
+    square = torch.ones(64, 64, device=device)
+    square.matmul(square)  # the libraries' own buffers are no part of the step
+    before = 0 if device.type == "cuda" else peak_resident()
+    network = Network(cfg, device)
+    for _ in range(3):
+        network.step()
+    print(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident() - before)
+
+
+if __name__ == "__main__":
+    keep_freed_memory(after_first_step=True)
+    _print_peak()

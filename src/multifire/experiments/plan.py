@@ -1,0 +1,67 @@
+"""What a run would take: its network, memory and time, from a few real steps on random images."""
+
+import time
+from dataclasses import dataclass
+from statistics import median
+
+from multifire import datasets
+from multifire.config import RunConfig
+from multifire.experiments.bench import Network, alternate, peak_in_own_process
+from multifire.nn import kept_for_backward
+from multifire.utils.device import autocast, pick_device
+
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, times in seconds."""
+
+    parameters: int
+    steps_per_epoch: int
+    step_seconds: float
+    epoch_seconds: float
+    """Its steps, and the evaluation after it."""
+    start_seconds: float
+    """What a process takes that starts, builds the network and trains it the first steps."""
+    run_seconds: float
+    kept_bytes: int
+    """What autograd holds between forward and backward."""
+    peak_bytes: int | None
+    """Of a training step, over the interpreter's."""
+    checkpoint_bytes: int
+
+
+def plan(cfg: RunConfig) -> Plan:
+    """Build the network, train and evaluate it on a few random batches of the recipe's shape, and reckon the rest."""
+    device = pick_device(cfg.device)
+    network = Network(cfg, device)
+    timed = alternate({"train": network.step, "evaluate": network.evaluate}, STEPS, device)
+    step, batch = median(timed["train"]), median(timed["evaluate"])
+    with autocast(device, cfg.precision):
+        kept = kept_for_backward(network.model.train(), network.x_TNCHW)
+    began = time.perf_counter()
+    peak = peak_in_own_process(cfg)
+    start_seconds = time.perf_counter() - began
+    train, test = datasets.get_info(cfg.data.name).published_sizes
+    held_out = int(train * cfg.data.validation)
+    steps = _batches(min(train - held_out, cfg.data.limit or train), cfg)
+    epoch_seconds = steps * step + _batches(held_out or test, cfg) * batch
+    parameters = sum(p.nbytes for p in network.model.parameters())
+    weights = sum(tensor.nbytes for tensor in network.model.state_dict().values())
+    copies = 2 if cfg.optim.ema_decay is not None else 1
+    return Plan(
+        parameters=sum(p.numel() for p in network.model.parameters()),
+        steps_per_epoch=steps,
+        step_seconds=step,
+        epoch_seconds=epoch_seconds,
+        start_seconds=start_seconds,
+        run_seconds=start_seconds + cfg.optim.epochs * epoch_seconds,
+        kept_bytes=kept.bytes,
+        peak_bytes=peak,
+        checkpoint_bytes=parameters + copies * weights,
+    )
+
+
+def _batches(samples: int, cfg: RunConfig) -> int:
+    return -(-samples // cfg.optim.batch_size)

@@ -1,0 +1,54 @@
+"""A run's checkpoint as a file of an exchange format, or as a folder to share."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from multifire.datasets import get_info
+from multifire.export.int8 import quantise_network
+from multifire.export.pretrained import save_pretrained
+from multifire.export.provenance import make_passport
+from multifire.training.load_run import load_run
+
+ENDINGS = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "nir": ".nir", "pretrained": "-pretrained"}
+
+
+def write_run(folder: Path, to: str, out: Path | None = None, which: str | None = None, step: bool = False) -> Path:
+    """Write a run's checkpoint, "best" or "last", in one of ENDINGS' formats; returns where it lies.
+
+    Raises:
+        FileNotFoundError: no such run or checkpoint.
+        ValueError: the packages of the format are not installed, or it cannot hold the network.
+    """
+    run = load_run(folder, which)
+    model, cfg = run.model, run.cfg
+    passport = make_passport(folder, run.which)
+    info = get_info(cfg.data.name)
+    side = cfg.data.frame_size if info.events else info.size
+    path = out or folder / f"{run.which}{'-step' if step else ''}{ENDINGS[to]}"
+    if to == "pretrained":
+        save_pretrained(model, path, passport)
+        return path
+    module = import_format(to)
+    if to == "onnx":
+        module.write_onnx(path, model, (side, side), passport, step=step)
+    elif to == "onnx-int8":
+        network = quantise_network(model, cfg.model, info.events)
+        module.write_onnx_int8(path, model, network, (side, side), passport, step=step)
+    else:
+        module.write_nir(path, model, (side, side), passport)
+    return path
+
+
+def import_format(to: str) -> ModuleType:
+    """The module of a format whose packages are an extra.
+
+    Raises:
+        ValueError: they are not installed.
+    """
+    try:
+        return importlib.import_module(f"multifire.export.{'onnx_int8' if to == 'onnx-int8' else to}")
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} is not installed; run `pip install 'multifire[{to.removesuffix('-int8')}]'`"
+        ) from None

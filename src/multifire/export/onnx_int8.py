@@ -1,0 +1,141 @@
+"""An int8 network as an ONNX file: the graph of `onnx.py` with weights of 8 bits and exact integer sums.
+
+Between layers go the same small integers as in `int8.py`; a convolution's sums are integers, and one scale and bias
+per channel follow. The bias of a stem with an input norm is one per pixel, as in `ByteFire`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from multifire.export.fold import fold
+from multifire.export.int8 import SAMPLES_AT_ONCE, ByteConv2d, ByteFire, Int8Network
+from multifire.export.onnx import LARGEST_SHARE_APART, OnnxStep, metadata, onnx_graph, run_frames, zero_states
+from multifire.export.onnx_digest import seal
+from multifire.nn import SpikingResNet
+from multifire.utils.files import write_atomic
+
+FLOAT = onnx.TensorProto.FLOAT
+LARGEST_SHARE_OF_SPIKES = 1e-3
+"""Of a layer's activations that may differ: a membrane that meets its threshold falls either way, others follow."""
+
+
+class Int8Step(OnnxStep):
+    """A Target that spells a folded network's convolutions as those of the int8 network that was made of it."""
+
+    def __init__(self, size: tuple[int, int], network: Int8Network):
+        super().__init__(size, np.float32)
+        self._network = network.network
+
+    def shift(self, x: str, mean: Tensor, name: str) -> str:
+        return x if self._network.input_norm is None else super().shift(x, mean, name)
+
+    def conv(self, x: str, conv: nn.Conv2d, name: str) -> str:
+        layer = self._network.get_submodule(name.removesuffix(".conv"))
+        assert isinstance(layer, ByteFire)
+        if not isinstance(layer.conv, ByteConv2d):
+            return super().conv(x, conv, name)
+        sums = self._shaped(self._sums(x, layer.conv, name), x, conv)
+        scale, bias = layer.scale, layer.bias_at(*self._shapes[sums][1:])
+        scaled = self.node("Mul", [sums, self.constant(f"{name}.scale", _per_pixel(scale))], f"{name}.scaled")
+        out = self.node("Add", [scaled, self.constant(f"{name}.bias", _per_pixel(bias))], f"{name}.out")
+        self._shapes[out] = self._shapes[sums]
+        return out
+
+    def _sums(self, x: str, conv: ByteConv2d, name: str) -> str:
+        """The convolution's integer sums: in floats, as `ByteConv2d` has checked that they stay below 2^24.
+
+        ConvInteger gives the same in ONNX Runtime, in about twice the time, and takes no counts above 255.
+        """
+        weight = self.node("Cast", [self.constant(f"{name}.weight", conv.weight)], f"{name}.floats", to=FLOAT)
+        return self.node("Conv", [x, weight], f"{name}.sums", strides=conv.stride, pads=conv.padding * 2)
+
+
+def _per_pixel(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1) if values.dim() == 1 else values
+
+
+def write_onnx_int8(
+    path: Path,
+    model: SpikingResNet,
+    network: Int8Network,
+    size: tuple[int, int],
+    passport: dict[str, Any],
+    *,
+    step: bool = False,
+) -> None:
+    """Write the int8 network that was made of a model as an ONNX file, once ONNX Runtime has run it and agrees.
+
+    Raises:
+        ValueError: what ONNX Runtime makes of the file is not what the int8 network computes; nothing is written.
+    """
+    folded = fold(model).cpu().float()
+    graph = onnx_graph(folded, size, step=step, target=Int8Step(size, network))
+    helper.set_model_props(graph, metadata(passport, step, "int8"))
+    content = graph.SerializeToString()
+    check(content, folded, network, size, step=step)
+    write_atomic(path, seal(content))
+
+
+@torch.no_grad()
+def check(content: bytes, folded: SpikingResNet, network: Int8Network, size: tuple[int, int], *, step: bool) -> None:
+    """Run a file beside the int8 network on a few frames: every layer's activations, and the predictions.
+
+    Raises:
+        ValueError: they disagree in more than what rounding explains.
+    """
+    noise = torch.Generator().manual_seed(0)
+    shape = (3, 2 * SAMPLES_AT_ONCE, folded.in_channels, *size)
+    counts, image = torch.randint(0, 4, shape, generator=noise).float(), torch.randn(shape, generator=noise)
+    x_TNCHW = counts if network.counts else image
+    expected, logits_NK = activations(network, x_TNCHW)
+    found = _onnx_activations(onnx_graph(folded, size, step=True, target=Int8Step(size, network)), expected, x_TNCHW)
+    for name, values in expected.items():
+        share = (values != found[name]).mean()
+        if share > LARGEST_SHARE_OF_SPIKES:
+            raise ValueError(f"ONNX Runtime's {name} has {100 * share:.1f} % other activations; nothing is written")
+    found_NK = run_frames(_session(content).run, onnx.load_from_string(content), x_TNCHW.numpy(), step)
+    share = (found_NK.argmax(1) != logits_NK.argmax(1)).mean()
+    if share > LARGEST_SHARE_APART:
+        raise ValueError(f"ONNX Runtime predicts {100 * share:.0f} % of the samples otherwise; nothing is written")
+
+
+def activations(network: Int8Network, x_TNCHW: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What each firing layer gives, [T, N, C, H, W] by its name in the graph, and the logits."""
+    parts: dict[str, list[Tensor]] = {}
+    layers = {name: layer for name, layer in network.network.named_modules() if isinstance(layer, ByteFire)}
+    hooks = [
+        layer.register_forward_hook(lambda *args, name=name: parts.setdefault(_graph_name(name), []).append(args[2]))
+        for name, layer in layers.items()
+    ]
+    logits = network(x_TNCHW)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(part, 1).numpy() for name, part in parts.items()}, logits.numpy()
+
+
+def _graph_name(layer: str) -> str:
+    """A block's second layer fires and adds the shortcut in one; the graph has two nodes for it."""
+    return f"{layer.removesuffix('.fire2')}.add.out" if layer.endswith(".fire2") else f"{layer}.neuron.out"
+
+
+def _onnx_activations(step: onnx.ModelProto, names: Iterable[str], x_TNCHW: Tensor) -> dict[str, np.ndarray]:
+    step.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in names)
+    run, states = _session(step.SerializeToString()).run, zero_states(step, x_TNCHW.shape[1])
+    frames = []
+    for frame_NCHW in x_TNCHW.numpy():
+        _, *outputs = run(None, {"frame": frame_NCHW, **states})
+        states = dict(zip(states, outputs, strict=False))
+        frames.append(outputs[len(states) :])
+    return {name: np.stack(steps) for name, steps in zip(names, zip(*frames, strict=True), strict=True)}
+
+
+def _session(content: bytes) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -1,0 +1,82 @@
+"""Values read from a stranger's files: checked, cut to a length, and formatted for a reader."""
+
+import html
+import statistics
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+LONGEST = 1024
+"""Entries that a list may have: layers, bins, classes."""
+HUGE = 1e30
+"""No figure of a network is so large; axes overflow not far beyond."""
+TEXT = 160
+"""Characters that a name may have."""
+
+
+def clean(value: Any, spec: Any) -> Any:
+    """`value` in the shape of `spec`: a dict has its keys, a list its items, a float is finite; None where it is not.
+
+    Where `spec` is `dict` itself, the values are any numbers and texts, and lists of numbers.
+    """
+    if spec is dict:
+        found = list(value.items())[:LONGEST] if isinstance(value, dict) else []
+        return {plain(key): kept for key, item in found if (kept := _free(item)) is not None}
+    if isinstance(spec, dict):
+        found = value if isinstance(value, dict) else {}
+        return {key: clean(found.get(key), part) for key, part in spec.items()}
+    if isinstance(spec, list):
+        return [clean(item, spec[0]) for item in value[:LONGEST]] if isinstance(value, list) else []
+    if spec is str:
+        return plain(value) if isinstance(value, str | int | float) else ""
+    return value is True if spec is bool else number(value)
+
+
+def _free(value: Any) -> Any:
+    if isinstance(value, list):
+        return [number(item) for item in value[:LONGEST]]
+    return plain(value) if isinstance(value, str) else number(value)
+
+
+def number(value: Any) -> float | None:
+    """A number that can be drawn; None for anything else, infinity and what is near it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if -HUGE < value < HUGE else None
+
+
+def plain(text: Any) -> str:
+    """Text in one line without control or direction characters, cut to a length that a page can bear."""
+    kept = "".join(c for c in str(text)[: 4 * TEXT] if unicodedata.category(c)[0] != "C")
+    return kept if len(kept) <= TEXT else kept[: TEXT - 1] + "…"
+
+
+class Table(list[dict[str, Any]]):
+    """Rows, which a notebook shows as a table."""
+
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self for key in row))
+
+    def _repr_html_(self) -> str:
+        def line(tag: str, cells: Sequence[Any]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(show(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+        columns = self.columns()
+        rows = (line("td", [row.get(column) for column in columns]) for row in self)
+        return f"<table>{line('th', columns)}{''.join(rows)}</table>"
+
+
+def show(value: Any) -> str:
+    """A cell of a table, as a person reads it."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(show, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.5g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation, which is 0 for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,34 @@
+"""Load the trained network of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from multifire.config import RunConfig
+from multifire.nn import SpikingResNet
+from multifire.training.checkpoint import load_model
+from multifire.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained network and where it came from."""
+
+    model: SpikingResNet
+    cfg: RunConfig
+    which: str
+    """"best" or "last"."""
+    checkpoint: Path
+
+
+def load_run(folder: Path, which: str | None = None, backend: str = "auto") -> LoadedRun:
+    """Load the network of a run's "best" or "last" checkpoint; by default the one that the summary quotes.
+
+    Raises:
+        FileNotFoundError: no such run or checkpoint.
+        ValueError: a damaged file.
+    """
+    run = RunFolder(folder)
+    which = which or run.headline()
+    checkpoint = run.checkpoint(which)
+    model, cfg = load_model(checkpoint, backend)
+    return LoadedRun(model, cfg, which, checkpoint)

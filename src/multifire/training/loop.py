@@ -1,0 +1,103 @@
+"""The training loop: `train` calls the functions below it in order; each step of theirs is explained where it lives."""
+
+from pathlib import Path
+from typing import Any
+
+from multifire.analysis.evaluate import Evaluation, evaluate
+from multifire.config import RunConfig, TrainOptions
+from multifire.training.distributed import join_processes
+from multifire.training.guards import (
+    CheckpointTimer,
+    Watchdog,
+    check_loss_finite,
+    explain_full_disk,
+    explain_out_of_memory,
+    save_and_stop_if_asked,
+    stop_if_asked,
+)
+from multifire.training.messages import TrainingBar, epoch_line, show_header
+from multifire.training.meter import Meter
+from multifire.training.optim import set_learning_rate
+from multifire.training.records import epoch_figures, record_epoch, selection_split, summarise
+from multifire.training.resume import restore, save_best, save_last
+from multifire.training.signals import catch_signals
+from multifire.training.state import Training, open_run_folder, set_up
+from multifire.training.step import train_step
+from multifire.utils.memory import return_freed_memory
+
+
+def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dict[str, Any]:
+    """Train the network of `cfg` on its data, write a run into the folder `out`, and return the run's summary.
+
+    Args:
+        cfg: what to train; decides every number that is computed.
+        out: the run's folder.
+        options: how to carry the run out: resuming, checkpoints, time limit, trackers.
+
+    Raises:
+        ValueError, FileNotFoundError: bad configuration, data or checkpoint.
+        FileExistsError: `out` is not empty and not to be resumed, or another process trains in it.
+        FloatingPointError: a loss or a gradient is NaN or infinite; the last good checkpoint is kept.
+        MemoryError: a training step or an evaluation does not fit; the message says what would.
+        OSError: the disk is full.
+        Interrupted: SIGINT, SIGTERM or options.max_time, after a checkpoint.
+    """
+    with catch_signals() as requests, join_processes() as processes:
+        training = set_up(cfg, out, options or TrainOptions(), processes, requests)
+        with explain_full_disk(out), open_run_folder(training):
+            restore(training)
+            show_header(training)
+            with TrainingBar(training) as bar, Watchdog() as watchdog:
+                while not training.is_finished:
+                    train_epoch(training, bar, watchdog)
+                    finish_epoch(training, bar, watchdog)
+            return summarise(training)
+
+
+def train_epoch(training: Training, bar: TrainingBar, watchdog: Watchdog) -> None:
+    """Train from the current position to the end of its epoch."""
+    cfg, position, batches = training.cfg, training.position, training.batches.train
+    meter, timer = Meter(training), CheckpointTimer(training.options)
+    for x_TNCHW, y in batches.epoch(position.epoch, position.step):
+        set_learning_rate(training.optimizer, cfg.optim, training.step, training.steps_per_epoch)
+        samples = batches.order.size(position.step)
+        with explain_out_of_memory(training, x_TNCHW, y):
+            meter.add(train_step(training.network, training.optimizer, x_TNCHW, y, cfg, samples, training.processes))
+        if training.average:
+            training.average.update_parameters(training.model)
+        bar.step_finished(meter.figures())
+        where = f"{bar.epoch_name}, step {position.step}"
+        watchdog.step_finished(where)
+        save_and_stop_if_asked(training, meter, timer, f"at {where}")
+    meter.flush()
+
+
+def finish_epoch(training: Training, bar: TrainingBar, watchdog: Watchdog) -> None:
+    """Score the network, record the epoch, move on to the next one and write the checkpoints."""
+    position = training.position
+    scored = score(training, bar, watchdog)
+    check_loss_finite(training, scored.loss, selection_split(training.cfg))
+    figures = epoch_figures(training, scored)
+    is_best = position.best is None or scored.accuracy > position.best
+    if is_best:
+        position.best, position.best_epoch = scored.accuracy, position.epoch
+    bar.say(epoch_line(training, figures))
+    record_epoch(training, scored, figures)
+    position.finish_epoch()
+    if is_best:
+        save_best(training)
+    save_last(training)
+    return_freed_memory()
+
+
+def score(training: Training, bar: TrainingBar, watchdog: Watchdog) -> Evaluation:
+    """Score the network on the split that chooses the best epoch."""
+    where = f"the evaluation after {bar.epoch_name}"
+
+    def on_batch() -> None:
+        bar.batch_scored()
+        watchdog.step_finished(f"a batch of {where}")
+        stop_if_asked(training, f"in {where}")
+
+    model, batches, total = training.scored_model, training.batches.selection, training.processes.total
+    return evaluate(model, batches, training.cfg.precision, on_batch, total=total)

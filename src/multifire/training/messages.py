@@ -1,0 +1,105 @@
+"""What a person sees while a network trains, at 80 columns."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from multifire import datasets, ops
+from multifire.training.records import selection_split
+from multifire.training.state import Training
+from multifire.utils.device import processor
+from multifire.utils.progress import CONSOLE, Bar, format_seconds
+
+
+def show_header(training: Training) -> None:
+    """Print what trains on what and where, then the head of the epochs' table."""
+    for name, text in header(training):
+        CONSOLE.print(f"{name:<8}{text}", highlight=False, markup=False, soft_wrap=True)
+    CONSOLE.print(epoch_head(training), highlight=False, markup=False, soft_wrap=True)
+
+
+def header(training: Training) -> list[tuple[str, str]]:
+    """Return name and text of each line: recipe, network, data, device, epochs, folder."""
+    cfg, batches, unit = training.cfg, training.batches, training.sample_name
+    info = datasets.get_info(cfg.data.name)
+    parameters = sum(p.numel() for p in training.model.parameters())
+    scored = f"{batches.selection.order.samples:,} {selection_split(cfg)}"
+    device = training.model.voting.weight.device
+    on = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{processor()}, {torch.get_num_threads()} threads"
+    )
+    kernel = ops.backend_name(cfg.backend, training.model.voting.weight, cfg.model.levels)
+    processes = f", {training.processes.world} processes" if training.processes.world > 1 else ""
+    epochs = f"{cfg.optim.epochs} of {training.steps_per_epoch:,} steps with {cfg.optim.batch_size} {unit}"
+    resumed = f", going on at {training.position.epoch + 1}" if training.step else ""
+    return [
+        ("recipe", cfg.recipe),
+        ("network", f"{cfg.model.name}, width {cfg.model.width}, K = {cfg.model.levels}, T = {cfg.data.timesteps}; "
+                    f"{parameters:,} parameters"),
+        ("data", f"{cfg.data.name}{' (simulated)' * info.simulated}: {batches.train.order.samples:,} training and "
+                 f"{scored} {unit}"),
+        ("device", f"{on}{processes}"),
+        ("kernel", f"{kernel}, {cfg.precision}"),
+        ("epochs", f"{epochs}{resumed}"),
+        ("folder", str(training.run.path)),
+    ]  # fmt: skip
+
+
+def epoch_head(training: Training) -> str:
+    """Return the head of the table of epochs."""
+    split, unit = selection_split(training.cfg), f"{training.sample_name}/s"
+    return f"{'epoch':>9} {'train loss':>11} {'acc':>8} {f'{split} loss':>16} {'acc':>8} {unit:>11} {'time':>8}"
+
+
+def epoch_line(training: Training, figures: dict[str, Any]) -> str:
+    """Return the finished epoch's line of the table."""
+    position, split = training.position, selection_split(training.cfg)
+    epoch = f"{position.epoch + 1}/{training.cfg.optim.epochs}"
+    accuracies = (100 * figures["train_accuracy"], 100 * figures[f"{split}_accuracy"])
+    return (
+        f"{epoch:>9} {figures['train_loss']:11.4f} {accuracies[0]:6.2f} % {figures[f'{split}_loss']:16.4f} "
+        f"{accuracies[1]:6.2f} % {figures['images_per_second']:11,.0f} {format_seconds(figures['seconds']):>8}"
+    )
+
+
+class TrainingBar:
+    """One progress bar for the whole run: it moves with every training step and every scored batch."""
+
+    def __init__(self, training: Training):
+        self._training = training
+        self._scored = 0
+        self._units_per_epoch = training.steps_per_epoch + len(training.batches.selection)
+        self._bar = Bar("training", training.cfg.optim.epochs * self._units_per_epoch, self._done())
+
+    def __enter__(self) -> Self:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._bar.__exit__(kind, error, trace)
+
+    @property
+    def epoch_name(self) -> str:
+        """The current epoch, such as "epoch 3/10"."""
+        return f"epoch {self._training.position.epoch + 1}/{self._training.cfg.optim.epochs}"
+
+    def step_finished(self, figures: str) -> None:
+        """Move by one training step."""
+        self._scored = 0
+        self._bar.update(self._done(), figures, f"{self.epoch_name} training")
+
+    def batch_scored(self) -> None:
+        """Move by one batch of the evaluation."""
+        self._scored += 1
+        self._bar.update(self._done(), "", f"{self.epoch_name} evaluation")
+
+    def say(self, line: str) -> None:
+        """Print a line that stays above the bar."""
+        self._bar.say(line)
+
+    def _done(self) -> int:
+        position = self._training.position
+        return position.epoch * self._units_per_epoch + position.step + self._scored

@@ -1,0 +1,96 @@
+"""The optimiser and its learning-rate schedule."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from multifire.config import OptimConfig
+
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1e-4
+"""The one-cycle schedule begins and ends at these factors of the highest rate."""
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Return SGD over the model's parameters."""
+    return SGD(parameter_groups(model, optim), optim.lr, optim.momentum, optim.weight_decay)
+
+
+def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Group the parameters: without `decay_norms`, norm weights and biases form a group that does not decay."""
+    if optim.decay_norms:
+        return [{"params": list(model.parameters())}]
+    decaying = [p for p in model.parameters() if p.dim() > 1]
+    return [{"params": decaying}, {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, steps_per_epoch: int) -> None:
+    """Set the rate of all parameter groups to that of training step number `step`."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(optim, step, steps_per_epoch)
+
+
+def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the rate of training step number `step`, counted from 0 over the whole run.
+
+    It depends on the step alone, so that a checkpoint need not store it.
+    """
+    progress = step / (optim.epochs * steps_per_epoch)
+    warmup = min(1.0, (step + 1) / max(1.0, optim.warmup_epochs * steps_per_epoch))
+    if optim.schedule == "step":
+        return warmup * optim.lr * optim.gamma ** (step // steps_per_epoch // optim.step_epochs)
+    if optim.schedule == "cosine":
+        return warmup * optim.lr * _cosine(1.0, 0.0, progress)
+    if progress < optim.warmup_share:
+        return optim.lr * _cosine(ONE_CYCLE_START, 1.0, progress / optim.warmup_share)
+    return optim.lr * _cosine(1.0, ONE_CYCLE_END, (progress - optim.warmup_share) / (1 - optim.warmup_share))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class SGD(torch.optim.SGD):
+    """torch's SGD with its fused kernel, called with all tensors in the weight's memory layout.
+
+        v = momentum·v + (∇ + weight_decay·w),   w = w - lr·v
+
+    torch 2.13 copies the gradient of every channels-last weight, which takes twice as long as the step itself, and it
+    mixes up the values of a gradient or v whose layout differs from the weight's. Groups and state are torch's.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
+        super().__init__(params, lr, momentum, weight_decay=weight_decay, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do one step; call `closure` first, if there is one, to compute the gradients, and return its result."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            momentum = group["momentum"]
+            torch._fused_sgd_(
+                [_contiguous_view(p) for p in params],
+                [_contiguous_view(_to_layout(p, p.grad)) for p in params],
+                [_contiguous_view(self._velocity(p)) for p in params] if momentum else [],
+                weight_decay=group["weight_decay"], momentum=momentum, lr=group["lr"],
+                dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+            )  # fmt: skip
+        return loss
+
+    def _velocity(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        v = state.get("momentum_buffer")
+        state["momentum_buffer"] = torch.zeros_like(p) if v is None else _to_layout(p, v)
+        return state["momentum_buffer"]
+
+
+def _to_layout(p: Tensor, x: Tensor) -> Tensor:
+    return x if x.stride() == p.stride() else torch.empty_like(p).copy_(x)
+
+
+def _contiguous_view(x: Tensor) -> Tensor:
+    """Return a contiguous view of a contiguous or channels-last tensor."""
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else x

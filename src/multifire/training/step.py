@@ -1,0 +1,107 @@
+"""One training step: loss, gradients, clipping, optimiser.
+
+Shapes: T time steps, N samples, C channels, H rows, W columns, K classes.
+"""
+
+import contextlib
+import math
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from multifire.config import OptimConfig, RunConfig
+from multifire.training.distributed import ALONE, Processes
+from multifire.utils.device import autocast
+from multifire.utils.memory import first_step_done
+
+
+class StepResult(NamedTuple):
+    """Figures of a training step, still on the device."""
+
+    totals: Tensor
+    """Sum of losses, number of correct predictions and number of samples of this process, float64 [3]."""
+    grad_norms: Tensor
+    """Norm of each parameter's gradient, in the optimiser's order."""
+
+
+def train_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_TNCHW: Tensor,
+    y: Tensor,
+    cfg: RunConfig,
+    batch_samples: int | None = None,
+    processes: Processes = ALONE,
+) -> StepResult:
+    """Do one step of gradient descent.
+
+    Args:
+        network: the model or its DistributedDataParallel wrapper.
+        optimizer: holds the network's parameters.
+        x_TNCHW: this process's part of the batch.
+        y: labels [N].
+        cfg: loss, precision, accumulation and clipping.
+        batch_samples: samples of the batch over all processes (default: N).
+        processes: the processes that share the batch.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    # DistributedDataParallel averages gradients over processes, hence the factor world.
+    grad_scale = processes.world / (len(y) if batch_samples is None else batch_samples)
+    saved_buffers = [buffer.clone() for buffer in network.buffers()] if cfg.optim.skip_nonfinite else []
+    totals = torch.zeros(3, dtype=torch.float64, device=y.device)
+    parts = cfg.optim.accumulate
+    for part in range(parts):
+        own = slice(len(y) * part // parts, len(y) * (part + 1) // parts)
+        with synchronise_gradients(network, is_last=part + 1 == parts):
+            totals += add_gradients(network, x_TNCHW[:, own], y[own], cfg, grad_scale)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grad_norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
+    total_norm = grad_norms.norm()
+    if cfg.optim.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, cfg.optim.clip_norm, total_norm)
+    if not cfg.optim.skip_nonfinite or math.isfinite(total_norm.item()):
+        optimizer.step()
+    else:
+        for buffer, saved in zip(network.buffers(), saved_buffers, strict=True):
+            buffer.copy_(saved)
+    first_step_done()
+    return StepResult(totals, grad_norms)
+
+
+def synchronise_gradients(network: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
+    """Let DistributedDataParallel exchange gradients in the last part of an accumulated batch only."""
+    if isinstance(network, DistributedDataParallel) and not is_last:
+        return cast(contextlib.AbstractContextManager, network.no_sync())
+    return contextlib.nullcontext()
+
+
+def add_gradients(network: nn.Module, x_TNCHW: Tensor, y: Tensor, cfg: RunConfig, grad_scale: float) -> Tensor:
+    """Add grad_scale·∇(sum of losses) to the gradients; return the `totals` of a StepResult."""
+    # A process without samples takes part, since the others wait for it, but has no batch statistics of its own.
+    network.train(len(y) > 0 or cfg.sync_norm)
+    with autocast(x_TNCHW.device, cfg.precision):
+        logits_TNK = network(x_TNCHW, per_step=True)
+    logits_TNK = logits_TNK.to(torch.promote_types(logits_TNK.dtype, torch.float32))
+    loss = sum_of_losses(logits_TNK, y, cfg.optim)
+    (loss * grad_scale).backward()
+    correct = logits_TNK.detach().mean(0).argmax(1).eq(y).sum()
+    return torch.stack([loss.detach().double(), correct.double(), correct.new_tensor(len(y)).double()])
+
+
+def sum_of_losses(logits_TNK: Tensor, y: Tensor, optim: OptimConfig) -> Tensor:
+    """Return the sum over samples of the loss that `optim.loss` names.
+
+        mean: CE(mean_t logits[t], y)        tet: mean_t CE(logits[t], y)
+
+    Source of TET: Deng et al., "Temporal efficient training", ICLR 2022.
+    """
+    if optim.loss == "tet":
+        timesteps = len(logits_TNK)
+        losses = F.cross_entropy(
+            logits_TNK.flatten(0, 1), y.repeat(timesteps), reduction="sum", label_smoothing=optim.label_smoothing
+        )
+        return losses / timesteps
+    return F.cross_entropy(logits_TNK.mean(0), y, reduction="sum", label_smoothing=optim.label_smoothing)

@@ -1,0 +1,1 @@
+"""Small helpers that know nothing of networks: devices, memory, files, progress, images."""

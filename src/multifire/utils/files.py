@@ -1,0 +1,104 @@
+"""Files that are never half written, locks, and free disk space."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def older(path: Path, age: int) -> Path:
+    """Return the name under which `write_atomic` keeps the version of `path` from `age` writes ago."""
+    return path.with_suffix(f".{age}{path.suffix}") if age else path
+
+
+def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
+    """Write beside the target, flush and rename: a reader sees the old file or the new one, never a mixture.
+
+    Args:
+        path: the file to write.
+        content: its bytes.
+        keep: number of versions to keep: `path`, and earlier ones as `older(path, 1)` and so on.
+
+    Raises:
+        OSError: names `path`, whatever file the system's error was about.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        for age in range(keep - 1, 0, -1):
+            if older(path, age - 1).exists():
+                older(path, age - 1).replace(older(path, age))
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names no file, and the temporary file means nothing to the user
+        raise
+    finally:
+        with contextlib.suppress(OSError):  # a disk that has become read-only refuses this too
+            temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, on_busy: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file `path`; the system releases it when the process ends, however it ends.
+
+    If another process holds it, call `on_busy`, which may raise, then wait for the lock.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_busy()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def lock_folder(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Be the only process that writes to this run folder.
+
+    Raises:
+        FileExistsError: another process writes to it.
+    """
+
+    def refuse() -> None:
+        raise FileExistsError(
+            f"{folder}: another process is training in this folder; wait for it, or give --out for another folder"
+        ) from None
+
+    return hold_lock(folder / ".lock", refuse)
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Refuse to start a run whose checkpoints do not fit on the disk.
+
+    Raises:
+        OSError: fewer than `needed` bytes are free.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"{folder}: {free / 1e6:,.1f} MB free on this disk, a run's checkpoints need {needed / 1e6:,.1f} MB; "
+            "make room, or give --out for a folder on another disk"
+        )
