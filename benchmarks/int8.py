@@ -34,8 +34,8 @@ from torch import Tensor
 import multifire as mf
 from benchmarks.results import markdown, write_csv
 from multifire.config import ModelConfig
-from multifire.export.int8 import LARGEST_ACTIVATION, ByteConv2d, Int8Network, quantise_network, save_int8
-from multifire.export.provenance import PASSPORT_VERSION
+from multifire.export.int8 import LARGEST_ACTIVATION, Int8Conv2d, Int8Network, quantise_network, save_int8
+from multifire.export.provenance import PROVENANCE_VERSION
 from multifire.nn import model_from_config
 from multifire.utils.device import autocast, describe_machine
 from multifire.utils.files import write_atomic
@@ -66,7 +66,7 @@ def random_network() -> mf.SpikingResNet:
 def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
     """The network read from its int8 file, and that file's size over the size of one with its float weights."""
     passport: dict[str, Any] = dict.fromkeys(("recipe", "config", "data", "accuracy", "checkpoint", "versions"))
-    passport |= {"passport": PASSPORT_VERSION, "recipe": "random", "config": {"model": vars(MODEL)}, "accuracy": []}
+    passport |= {"passport": PROVENANCE_VERSION, "recipe": "random", "config": {"model": vars(MODEL)}, "accuracy": []}
     passport |= {"data": {"name": "none", "about": "random"}, "versions": {}}
     passport |= {"checkpoint": {"file": "none", "epochs": 0, "sha256": ""}}
     save_int8(folder / "int8.safetensors", quantise_network(net, MODEL, counts=False), passport)
@@ -90,7 +90,7 @@ def convolutions(before: int, after: int, size: int, stride: int) -> dict[str, C
     """One convolution in each way, on the same bytes; those that give sums have been checked."""
     x = torch.randint(0, 13, (IMAGES, before, size, size), dtype=torch.uint8)
     x_last = x.contiguous(memory_format=torch.channels_last)
-    conv = ByteConv2d(before, after, 3, stride)
+    conv = Int8Conv2d(before, after, 3, stride)
     conv.weight.random_(-127, 128)
     floats = x_last.float(), conv.weight.float().contiguous(memory_format=torch.channels_last)
     integer, rounded = (onnx_convolution(kind, conv.weight, stride) for kind in ("ConvInteger", "QLinearConv"))

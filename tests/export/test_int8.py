@@ -14,7 +14,7 @@ from multifire import ops
 from multifire.cli import main
 from multifire.config import ModelConfig
 from multifire.export import int8
-from multifire.export.int8 import ByteConv2d, ByteFire, CountConv2d, Int8Network, quantise, quantise_network, save_int8
+from multifire.export.int8 import CountConv2d, Int8Conv2d, Int8MLF, Int8Network, quantise, quantise_network, save_int8
 from multifire.nn import model_from_config
 from multifire.utils.tensor_files import read_tensors, write_tensors
 from tests.export.test_passport import run  # noqa: F401 - a fixture
@@ -48,7 +48,7 @@ def test_sums_are_exact(monkeypatch, shape, largest, vendor):
     monkeypatch.setattr(int8, "vendor_has_int8", lambda: vendor)
     torch.manual_seed(0)
     before, after, kernel, stride = shape
-    conv = ByteConv2d(before, after, kernel, stride)
+    conv = Int8Conv2d(before, after, kernel, stride)
     conv.weight.random_(-127, 128)
     conv.weight[0], conv.weight[1] = 127, -127
     x = torch.randint(0, largest + 1, (3, before, 9, 10), dtype=torch.uint8)
@@ -84,10 +84,10 @@ def test_kernel_fires_as_the_reference(isa, levels, channels):
         pytest.skip(str(error))
     torch.manual_seed(0)
     try:
-        for timesteps, shared, in_order in ((4, False, True), (3, True, True), (1, False, False)):
+        for timesteps, shared, to_layout in ((4, False, True), (3, True, True), (1, False, False)):
             step = (2, channels, 5, 7)
             sums = torch.randint(-900, 1500, (1 if shared else timesteps, *step)).float()
-            if in_order:
+            if to_layout:
                 sums = sums.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (-1, 2))
             for bias in (torch.randn(channels), torch.randn(channels, 5, 7)):
                 arguments = {
@@ -99,14 +99,14 @@ def test_kernel_fires_as_the_reference(isa, levels, channels):
                     "return_state": True,
                     "timesteps": timesteps,
                 }
-                out, state = ops.fire_bytes(sums, **arguments, backend="cpu")
-                expected, expected_state = ops.fire_bytes(sums, **arguments, backend="reference")
+                out, state = ops.mlf_uint8(sums, **arguments, backend="cpu")
+                expected, expected_state = ops.mlf_uint8(sums, **arguments, backend="reference")
                 assert out.dtype == torch.uint8
                 assert torch.equal(out, expected)
                 assert torch.equal(state, expected_state)
                 without = arguments | {"add_after": None, "state": None, "return_state": False}
-                out, state = ops.fire_bytes(sums, **without, backend="cpu")
-                assert torch.equal(out, ops.fire_bytes(sums, **without, backend="reference")[0])
+                out, state = ops.mlf_uint8(sums, **without, backend="cpu")
+                assert torch.equal(out, ops.mlf_uint8(sums, **without, backend="reference")[0])
                 assert out.any()
                 assert state is None
     finally:
@@ -125,7 +125,7 @@ def test_firing_refuses_what_does_not_fit():
         ({"state": sums}, "state has shape"),
     ):
         with pytest.raises(ValueError, match=message):
-            ops.fire_bytes(**({"sums": sums, "scale": per_channel, "bias": per_channel} | change))
+            ops.mlf_uint8(**({"sums": sums, "scale": per_channel, "bias": per_channel} | change))
 
 
 def test_scales_are_chosen_by_error():
@@ -168,7 +168,7 @@ def dequantised(network: Int8Network) -> mf.SpikingResNet:
     """The same weights as a folded network in float64."""
     folded = mf.export.fold(trained(network.model)).double()
     for name, layer in network.network.named_modules():
-        if isinstance(layer, ByteFire):
+        if isinstance(layer, Int8MLF):
             conv = folded.get_submodule(name).conv
             conv.weight.data = layer.conv.weight.double() * layer.scale.double().view(-1, 1, 1, 1)
             conv.bias.data = layer.bias.double()
@@ -182,7 +182,7 @@ def test_spikes_are_those_of_the_dequantised_weights(model):
     network = quantise_network(trained(model), model, counts=model.norm_input)
     reference, x = dequantised(network), inputs(model)
     fired: dict[str, torch.Tensor] = {}
-    layers = {name: layer for name, layer in network.network.named_modules() if isinstance(layer, ByteFire)}
+    layers = {name: layer for name, layer in network.network.named_modules() if isinstance(layer, Int8MLF)}
     seen: dict[str, tuple] = {}
     for name, layer in layers.items():
         layer.register_forward_hook(
@@ -208,7 +208,7 @@ def test_file_and_stream_give_the_same(tmp_path, run, model):  # noqa: F811
     logits = network(x, per_step=True)
     assert logits.std() > 0.01
     path = tmp_path / "a.safetensors"
-    save_int8(path, network, mf.export.make_passport(run))
+    save_int8(path, network, mf.export.make_provenance(run))
     again = mf.load_int8(path)
     assert again.passport["recipe"] == "digits"
     assert torch.equal(again(x, per_step=True), logits)
@@ -252,7 +252,7 @@ def test_networks_beyond_a_byte_are_refused(change, message):
 @pytest.fixture
 def saved(tmp_path, run):  # noqa: F811
     path = tmp_path / "a.safetensors"
-    save_int8(path, quantise_network(trained(COUNTS), COUNTS, counts=True), mf.export.make_passport(run))
+    save_int8(path, quantise_network(trained(COUNTS), COUNTS, counts=True), mf.export.make_provenance(run))
     return path
 
 

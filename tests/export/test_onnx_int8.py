@@ -17,8 +17,8 @@ import onnxruntime
 import multifire as mf
 from multifire.cli import main
 from multifire.config import ModelConfig
-from multifire.export import fold, make_passport, onnx_int8
-from multifire.export.int8 import ByteConv2d, quantise_network, save_int8
+from multifire.export import fold, make_provenance, onnx_int8
+from multifire.export.int8 import Int8Conv2d, quantise_network, save_int8
 from multifire.export.onnx import onnx_graph, run_frames, write_onnx
 from multifire.export.onnx_int8 import Int8Step, write_onnx_int8
 from tests.export.test_int8 import COUNTS, IMAGES, inputs, trained
@@ -37,7 +37,7 @@ def session(path) -> onnxruntime.InferenceSession:
 @pytest.mark.parametrize(("model", "counts"), [(IMAGES, False), (COUNTS, True), (IMAGES_NORMED, False)])
 def test_it_computes_what_the_saved_int8_network_does(tmp_path, run, model, counts, step):  # noqa: F811
     net = trained(model)
-    save_int8(tmp_path / "a.safetensors", quantise_network(net, model, counts), make_passport(run))
+    save_int8(tmp_path / "a.safetensors", quantise_network(net, model, counts), make_provenance(run))
     ours = mf.load_int8(tmp_path / "a.safetensors")
     write_onnx_int8(tmp_path / "a.onnx", net, ours, SIZE, {}, step=step)
     written = onnx.load(tmp_path / "a.onnx")
@@ -56,7 +56,7 @@ def test_sums_are_the_same_integers(model, counts):
     network = quantise_network(net, model, counts)
     step = onnx_graph(fold(net), SIZE, step=True, target=Int8Step(SIZE, network))
     convs = {node.output[0]: node.input[0] for node in step.graph.node if node.output[0].endswith(".sums")}
-    byte_convs = [module for module in network.modules() if isinstance(module, ByteConv2d)]
+    byte_convs = [module for module in network.modules() if isinstance(module, Int8Conv2d)]
     assert len(convs) == len(byte_convs)
     names = [name for name in [*convs, *convs.values()] if name != "frame"]
     x = inputs(model, 1, 8)

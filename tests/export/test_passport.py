@@ -8,11 +8,11 @@ import torch
 
 from multifire.cli import main
 from multifire.config import DataConfig, ModelConfig, RunConfig, json_format
-from multifire.export import make_passport
+from multifire.export import make_provenance
 from multifire.export.inspection import inspect
 from multifire.export.onnx_digest import seal
 from multifire.export.pretrained import save_pretrained
-from multifire.export.provenance import KINDS, read_passport
+from multifire.export.provenance import KINDS, read_provenance
 from multifire.nn import model_from_config
 from multifire.training.checkpoint import Checkpoint, Position, save_checkpoint
 from multifire.utils.tensor_files import digest_of, write_tensors
@@ -32,7 +32,7 @@ def run(tmp_path):
 
 
 def test_says_where_a_network_came_from(run):
-    passport = make_passport(run)
+    passport = make_provenance(run)
     assert passport["recipe"] == "digits"
     assert passport["data"]["classes"] == tuple("0123456789")
     assert passport["accuracy"] == []
@@ -41,7 +41,7 @@ def test_says_where_a_network_came_from(run):
         "epochs": 3,
         "sha256": digest_of(run / "last.safetensors"),
     }
-    again = read_passport(json.dumps(passport), "x")
+    again = read_provenance(json.dumps(passport), "x")
     assert json_format.from_json(json.dumps({"version": json_format.CONFIG_VERSION, **again["config"]}), "x") == CONFIG
 
 
@@ -50,12 +50,12 @@ def test_accuracy_is_that_of_this_checkpoint(run):
     summary = {"test_accuracy": 0.5, "test_accuracy_of": "last", "epochs": 2}
     (run / "summary.json").write_text(json.dumps(summary))
     (run / "eval-last.json").write_text(json.dumps({"accuracy": 0.6, "digest": "0" * 64}))
-    assert make_passport(run)["accuracy"] == []
+    assert make_provenance(run)["accuracy"] == []
     (run / "summary.json").write_text(json.dumps(summary | {"epochs": 3}))
-    assert [one["value"] for one in make_passport(run)["accuracy"]] == [0.5]
+    assert [one["value"] for one in make_provenance(run)["accuracy"]] == [0.5]
     scored = {"accuracy": 0.6, "digest": digest_of(run / "last.safetensors")}
     (run / "eval-last.json").write_text(json.dumps(scored))
-    (accuracy,) = make_passport(run)["accuracy"]
+    (accuracy,) = make_provenance(run)["accuracy"]
     assert accuracy["value"] == 0.6
     assert accuracy["on"] == "digits's test set, T = 4"
 
@@ -64,20 +64,20 @@ def test_energy_is_that_of_this_checkpoint_and_says_how_it_was_counted(run, caps
     energy = {"snn_pj": 510032.35, "synops": 419175.5, "macs": 28864.0, "ac_pj": 0.9, "mac_pj": 4.6}
     analysis = {"split": "test", "checkpoint": "last", "samples": 32, "energy": {**energy, "connections": []}}
     (run / "analysis.json").write_text(json.dumps(analysis))
-    assert make_passport(run)["energy"] is None, "no summary says that it is of this epoch"
+    assert make_provenance(run)["energy"] is None, "no summary says that it is of this epoch"
     summary = {"test_accuracy": 0.5, "test_accuracy_of": "last", "epochs": 3}
     (run / "summary.json").write_text(json.dumps(summary))
-    assert make_passport(run)["energy"] == {**energy, "on": "32 test samples"}
+    assert make_provenance(run)["energy"] == {**energy, "on": "32 test samples"}
     assert main(["inspect", str(run / "last.safetensors")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "0.51 µJ an inference of the checkpoint, counted" in said
     assert "419,176 accumulates of 0.9 pJ and 28,864 multiply-accumulates of 4.6 pJ (45 nm), mean of 32 test" in said
     for change in ({"checkpoint": "best by validation"}, {"energy": {**energy, "macs": None}}, {"energy": [1]}):
         (run / "analysis.json").write_text(json.dumps(analysis | change))
-        assert make_passport(run)["energy"] is None
+        assert make_provenance(run)["energy"] is None
     (run / "summary.json").write_text(json.dumps(summary | {"epochs": 2}))
     (run / "analysis.json").write_text(json.dumps(analysis))
-    assert make_passport(run)["energy"] is None
+    assert make_provenance(run)["energy"] is None
 
 
 def test_inspect_shows_a_checkpoint(run, capsys):
@@ -122,25 +122,25 @@ def test_inspect_refuses_what_is_no_file_of_ours(tmp_path):
 )
 def test_no_passport(text, message):
     with pytest.raises(ValueError, match=rf"x\.nir: its passport is {message}|x\.nir: its passport {message}"):
-        read_passport(text, "x.nir")
+        read_provenance(text, "x.nir")
 
 
 @pytest.mark.parametrize("field", ["config", "data", "accuracy", "checkpoint", "versions"])
 @pytest.mark.parametrize("value", [None, 3, "x", [3]])
 def test_a_strangers_passport_is_refused(run, field, value):
-    passport = make_passport(run) | {field: value}
+    passport = make_provenance(run) | {field: value}
     with pytest.raises(ValueError, match="malformed"):
-        read_passport(json.dumps(passport), "x")
+        read_provenance(json.dumps(passport), "x")
 
 
 @pytest.mark.parametrize("energy", [3, "x", [3], {}, {"snn_pj": "1"}])
 def test_a_strangers_energy_is_refused(run, energy):
     with pytest.raises(ValueError, match="malformed"):
-        read_passport(json.dumps(make_passport(run) | {"energy": energy}), "x")
+        read_provenance(json.dumps(make_provenance(run) | {"energy": energy}), "x")
 
 
 def test_what_a_file_says_cannot_drive_the_terminal(run, capsys):
-    passport = make_passport(run) | {"recipe": "\x1b[2Jevil\n"}
+    passport = make_provenance(run) | {"recipe": "\x1b[2Jevil\n"}
     path = run / "a.safetensors"
     header = {"multifire": str(KINDS["int8"]), "kind": "int8", "passport": json.dumps(passport)}
     write_tensors(path, {"w": torch.zeros(3)}, header)

@@ -38,7 +38,7 @@ from torch.nn.grad import conv2d_input
 
 from multifire.analysis.probe import Pairs, run, undisturbed
 from multifire.nn import PlainBlock, SpikingResNet
-from multifire.nn.block import stands_still
+from multifire.nn.block import is_static_input
 
 AC_PJ = 0.9
 MAC_PJ = 4.6
@@ -164,7 +164,7 @@ class Count:
         assert self._input is not None
         connection = self._convolution(name, conv, out, real=True)
         timesteps, samples = self._input.shape[:2]
-        if stands_still(self._input):
+        if is_static_input(self._input):
             connection.macs += samples * connection.ann_macs
         elif are_counts(self._input):
             connection.synops += arriving(conv, self._input.flatten(0, 1), out)

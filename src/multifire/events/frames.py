@@ -191,8 +191,8 @@ def _count(factory: Callable[[], Recording], windows: Sequence[Window], options:
                 low, high = window.bounds(t)
                 window.note(t[low:high])
                 window.total += high - low
-    in_order = _sorted(factory) if recording.backwards and options.slicing == "count" else factory
-    return _fill(in_order, measured, options, totals_known=True)
+    to_layout = _sorted(factory) if recording.backwards and options.slicing == "count" else factory
+    return _fill(to_layout, measured, options, totals_known=True)
 
 
 def _fill(

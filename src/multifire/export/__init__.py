@@ -2,7 +2,7 @@
 
 from multifire.export.fold import FoldedFire, Shift, fold
 from multifire.export.int8 import Int8Network, load_int8, quantise_network, save_int8
-from multifire.export.provenance import describe, make_passport
+from multifire.export.provenance import describe, make_provenance
 
 __all__ = [
     "FoldedFire",
@@ -11,7 +11,7 @@ __all__ = [
     "describe",
     "fold",
     "load_int8",
-    "make_passport",
+    "make_provenance",
     "quantise_network",
     "save_int8",
 ]

@@ -7,7 +7,7 @@ from types import ModuleType
 from multifire.datasets import get_info
 from multifire.export.int8 import quantise_network
 from multifire.export.pretrained import save_pretrained
-from multifire.export.provenance import make_passport
+from multifire.export.provenance import make_provenance
 from multifire.training.load_run import load_run
 
 ENDINGS = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "nir": ".nir", "pretrained": "-pretrained"}
@@ -22,7 +22,7 @@ def write_run(folder: Path, to: str, out: Path | None = None, which: str | None 
     """
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
-    passport = make_passport(folder, run.which)
+    passport = make_provenance(folder, run.which)
     info = get_info(cfg.data.name)
     side = cfg.data.frame_size if info.events else info.size
     path = out or folder / f"{run.which}{'-step' if step else ''}{ENDINGS[to]}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from multifire import ops
 from multifire.nn import ConvFire, ConvNorm, SpikingResNet, Stream, Streaming, TdBatchNorm2d
-from multifire.nn.block import convolve, stands_still
+from multifire.nn.block import convolve, is_static_input
 
 
 class FoldedFire(Streaming):
@@ -33,7 +33,7 @@ class FoldedFire(Streaming):
         add_after: Tensor | None = None,
     ) -> Tensor:
         timesteps = x_TNCHW.shape[0]
-        if stands_still(x_TNCHW):
+        if is_static_input(x_TNCHW):
             x_TNCHW = x_TNCHW[:1]
         spikes, state = ops.tdbn_mlf(
             convolve(self.conv, x_TNCHW),

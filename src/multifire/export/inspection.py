@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from multifire.export.export_run import import_format
-from multifire.export.onnx_digest import read_sealed
+from multifire.export.onnx_digest import read_metadata
 from multifire.export.pretrained import inspect_folder
-from multifire.export.provenance import KINDS, measured, passport_of, read_passport
+from multifire.export.provenance import KINDS, measured, provenance_of, read_provenance
 from multifire.training.checkpoint import load_checkpoint
 from multifire.utils.tensor_files import kind_of, read_tensors
 
@@ -38,13 +38,13 @@ def _format(path: Path) -> str:
 
 
 def _inspect_nir(path: Path) -> tuple[str, dict[str, Any]]:
-    what, passport = import_format("nir").read_sealed(path)
-    return what, read_passport(passport, str(path))
+    what, passport = import_format("nir").read_metadata(path)
+    return what, read_provenance(passport, str(path))
 
 
 def _inspect_onnx(path: Path) -> tuple[str, dict[str, Any]]:
-    metadata = read_sealed(path)
-    passport = read_passport(metadata.get("passport", "null"), str(path))
+    metadata = read_metadata(path)
+    passport = read_provenance(metadata.get("passport", "null"), str(path))
     what = f"ONNX {metadata.get('kind', 'model')}, weights in {metadata.get('weights', 'unknown')}"
     return f"{what}, {path.stat().st_size:,} bytes", passport
 
@@ -54,6 +54,6 @@ def _inspect_safetensors(path: Path) -> tuple[str, dict[str, Any]]:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     what = f"{kind_of(header)}, {len(tensors)} tensors, {numbers:,} numbers"
     if kind_of(header) != "checkpoint":
-        return what, read_passport(header.get("passport", "null"), str(path))
+        return what, read_provenance(header.get("passport", "null"), str(path))
     checkpoint = load_checkpoint(path)
-    return what, passport_of(path, checkpoint) | measured(path, checkpoint)
+    return what, provenance_of(path, checkpoint) | measured(path, checkpoint)

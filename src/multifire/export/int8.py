@@ -26,9 +26,9 @@ from multifire.config.architecture import parse_model_name
 from multifire.config.json_format import model_config
 from multifire.datasets.loader import make_batches
 from multifire.export.fold import FoldedFire, Shift, fold
-from multifire.export.provenance import KINDS, accuracy_record, make_passport, read_passport
+from multifire.export.provenance import KINDS, accuracy_record, make_provenance, read_provenance
 from multifire.nn import MLF, SpikingResNet, Stream, Streaming, StreamState, model_from_config
-from multifire.nn.block import convolve, stands_still
+from multifire.nn.block import convolve, is_static_input
 from multifire.nn.conv import pick_pixels
 from multifire.training.load_run import load_run
 from multifire.utils.log import log
@@ -67,7 +67,7 @@ def _round(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight / scale).round().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
 
 
-class ByteConv2d(nn.Module):
+class Int8Conv2d(nn.Module):
     """Convolution of bytes with 8-bit weights: the exact integer sums, as float32.
 
     oneDNN computes them, once it has been compared with exact sums for this layer and this shape. Where it is missing
@@ -130,7 +130,7 @@ class ByteConv2d(nn.Module):
             raise ValueError(f"{source}: sums of up to {most:,} may occur, expected at most {LARGEST_SUM:,}")
 
 
-class CountConv2d(ByteConv2d):
+class CountConv2d(Int8Conv2d):
     """The same of event counts of any size, in floating point: their digits to the base 128 are convolved by turns."""
 
     BASE = 128
@@ -156,14 +156,14 @@ def _bytes(x_NIHW: Tensor) -> Tensor:
     return x_NIHW.to(torch.uint8, memory_format=torch.channels_last)
 
 
-class ByteFire(Streaming):
+class Int8MLF(Streaming):
     """o = MLF(scale·conv(x - mean) + bias) + add_after in bytes; a FoldedFire whose activations are integers.
 
     Only the stem of a network with an input norm has a mean. Its share of the sums differs along the borders, where the
     window hangs over the edge, and is part of the bias.
     """
 
-    def __init__(self, conv: nn.Conv2d | ByteConv2d, neuron: MLF, mean: Tensor | None = None):
+    def __init__(self, conv: nn.Conv2d | Int8Conv2d, neuron: MLF, mean: Tensor | None = None):
         super().__init__()
         self.conv, self.neuron = conv, neuron
         self.scale: Tensor
@@ -187,10 +187,10 @@ class ByteFire(Streaming):
 
     def forward(self, x_TNIHW: Tensor, stream: Stream | None = None, *, add_after: Tensor | None = None) -> Tensor:
         timesteps = x_TNIHW.shape[0]
-        if stands_still(x_TNIHW):
+        if is_static_input(x_TNIHW):
             x_TNIHW = x_TNIHW[:1]
         sums = convolve(self.conv, x_TNIHW)  # pyright: ignore[reportArgumentType] - a convolution of bytes is one too
-        spikes, state = ops.fire_bytes(
+        spikes, state = ops.mlf_uint8(
             sums,
             self.scale,
             self.bias_at(*sums.shape[3:]),
@@ -252,13 +252,13 @@ def quantise_network(trained: SpikingResNet, model: ModelConfig, counts: bool) -
     folded = fold(trained)
     network = _skeleton(folded, model, counts)
     for name, layer in network.named_modules():
-        if not isinstance(layer, ByteFire):
+        if not isinstance(layer, Int8MLF):
             continue
         conv = folded.get_submodule(f"{name}.conv")
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
         layer.bias.copy_(conv.bias)
-        if isinstance(layer.conv, ByteConv2d):
+        if isinstance(layer.conv, Int8Conv2d):
             integers, scale = quantise(conv.weight)
             layer.conv.weight.copy_(integers)
             layer.scale.copy_(scale)
@@ -292,7 +292,7 @@ def export_run(
     """
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
-    passport = make_passport(folder, run.which)
+    passport = make_provenance(folder, run.which)
     info = datasets.get_info(cfg.data.name)
     network, accuracy = quantise_network(model, cfg.model, info.events), None
     if measure:
@@ -329,7 +329,7 @@ def load_int8(path: str | Path, backend: str = "auto") -> Int8Network:
     """
     path, source = Path(path), str(path)
     header, tensors = read_tensors(path, {"int8": INT8_VERSION})
-    passport = read_passport(header.get("passport", "null"), source)
+    passport = read_provenance(header.get("passport", "null"), source)
     try:
         about = json.loads(header["network"])
         model, counts = model_config(about["model"], source), about["counts"]
@@ -365,15 +365,15 @@ def _skeleton(folded: SpikingResNet, model: ModelConfig, counts: bool) -> Spikin
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, FoldedFire):
-                setattr(parent, name, ByteFire(_byte_conv(ByteConv2d, layer.conv), layer.neuron))
+                setattr(parent, name, Int8MLF(_byte_conv(Int8Conv2d, layer.conv), layer.neuron))
     stem, shift = folded.stem, folded.input_norm
     if not counts:
         floating = copy.deepcopy(stem.conv)
         floating.bias = None
-        network.add_module("stem", ByteFire(floating, stem.neuron))
+        network.add_module("stem", Int8MLF(floating, stem.neuron))
     else:
         mean = shift.mean.clone() if isinstance(shift, Shift) else None
-        network.add_module("stem", ByteFire(_byte_conv(CountConv2d, stem.conv), stem.neuron, mean))
+        network.add_module("stem", Int8MLF(_byte_conv(CountConv2d, stem.conv), stem.neuron, mean))
         network.input_norm = None
     last_stage = network.stages[-1]
     assert isinstance(last_stage, nn.ModuleList)
@@ -381,7 +381,7 @@ def _skeleton(folded: SpikingResNet, model: ModelConfig, counts: bool) -> Spikin
     return network.float().eval().requires_grad_(False)
 
 
-def _byte_conv(kind: type[ByteConv2d], conv: nn.Conv2d) -> ByteConv2d:
+def _byte_conv(kind: type[Int8Conv2d], conv: nn.Conv2d) -> Int8Conv2d:
     return kind(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0])
 
 
@@ -392,7 +392,7 @@ def largest_activation(model: ModelConfig) -> int:
 
 def _check_sums(network: SpikingResNet, model: ModelConfig, source: str) -> None:
     for name, layer in network.named_modules():
-        if isinstance(layer, ByteConv2d):
+        if isinstance(layer, Int8Conv2d):
             if layer.weight.min() < -LARGEST_WEIGHT:
                 raise ValueError(f"{source}: {name}.weight holds -128, expected -127 to 127")
             if not isinstance(layer, CountConv2d):  # which knows its largest input only when it sees it

@@ -230,7 +230,7 @@ def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
         return nir.read(source)  # pyright: ignore[reportArgumentType] - h5py takes any binary file
 
 
-def read_sealed(path: Path) -> tuple[str, str]:
+def read_metadata(path: Path) -> tuple[str, str]:
     """What a file that `write_nir` made holds, and its passport as text; its arrays are read one after the other.
 
     Raises:

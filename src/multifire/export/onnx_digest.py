@@ -24,7 +24,7 @@ def seal(content: bytes) -> bytes:
     return content + _tail(hashlib.sha256(content))
 
 
-def read_sealed(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of an ONNX file that `seal` made, read piece by piece once its digest is checked.
 
     Raises:

@@ -1,7 +1,7 @@
 """An int8 network as an ONNX file: the graph of `onnx.py` with weights of 8 bits and exact integer sums.
 
 Between layers go the same small integers as in `int8.py`; a convolution's sums are integers, and one scale and bias
-per channel follow. The bias of a stem with an input norm is one per pixel, as in `ByteFire`.
+per channel follow. The bias of a stem with an input norm is one per pixel, as in `Int8MLF`.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from onnx import helper
 from torch import Tensor, nn
 
 from multifire.export.fold import fold
-from multifire.export.int8 import SAMPLES_AT_ONCE, ByteConv2d, ByteFire, Int8Network
+from multifire.export.int8 import SAMPLES_AT_ONCE, Int8Conv2d, Int8MLF, Int8Network
 from multifire.export.onnx import LARGEST_SHARE_APART, OnnxStep, metadata, onnx_graph, run_frames, zero_states
 from multifire.export.onnx_digest import seal
 from multifire.nn import SpikingResNet
@@ -39,8 +39,8 @@ class Int8Step(OnnxStep):
 
     def conv(self, x: str, conv: nn.Conv2d, name: str) -> str:
         layer = self._network.get_submodule(name.removesuffix(".conv"))
-        assert isinstance(layer, ByteFire)
-        if not isinstance(layer.conv, ByteConv2d):
+        assert isinstance(layer, Int8MLF)
+        if not isinstance(layer.conv, Int8Conv2d):
             return super().conv(x, conv, name)
         sums = self._shaped(self._sums(x, layer.conv, name), x, conv)
         scale, bias = layer.scale, layer.bias_at(*self._shapes[sums][1:])
@@ -49,8 +49,8 @@ class Int8Step(OnnxStep):
         self._shapes[out] = self._shapes[sums]
         return out
 
-    def _sums(self, x: str, conv: ByteConv2d, name: str) -> str:
-        """The convolution's integer sums: in floats, as `ByteConv2d` has checked that they stay below 2^24.
+    def _sums(self, x: str, conv: Int8Conv2d, name: str) -> str:
+        """The convolution's integer sums: in floats, as `Int8Conv2d` has checked that they stay below 2^24.
 
         ConvInteger gives the same in ONNX Runtime, in about twice the time, and takes no counts above 255.
         """
@@ -110,7 +110,7 @@ def check(content: bytes, folded: SpikingResNet, network: Int8Network, size: tup
 def activations(network: Int8Network, x_TNCHW: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What each firing layer gives, [T, N, C, H, W] by its name in the graph, and the logits."""
     parts: dict[str, list[Tensor]] = {}
-    layers = {name: layer for name, layer in network.network.named_modules() if isinstance(layer, ByteFire)}
+    layers = {name: layer for name, layer in network.network.named_modules() if isinstance(layer, Int8MLF)}
     hooks = [
         layer.register_forward_hook(lambda *args, name=name: parts.setdefault(_graph_name(name), []).append(args[2]))
         for name, layer in layers.items()

@@ -17,7 +17,7 @@ from multifire.config import ModelConfig
 from multifire.config.json_format import model_config
 from multifire.config.parameters import count_parameters
 from multifire.export import hub
-from multifire.export.provenance import describe, read_passport
+from multifire.export.provenance import describe, read_provenance
 from multifire.nn import SpikingResNet, config_of_model, model_from_config
 from multifire.utils.files import write_atomic, write_json
 from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
@@ -107,7 +107,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any] | None]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a network ({error})") from None
     cfg = model_config(described, str(path))
-    return cfg, None if passport is None else read_passport(json.dumps(passport), str(path))
+    return cfg, None if passport is None else read_provenance(json.dumps(passport), str(path))
 
 
 def push_to_hub(folder: str | Path, name: str, *, private: bool = False) -> str:

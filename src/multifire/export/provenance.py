@@ -20,7 +20,7 @@ from multifire.training.run_folder import RunFolder
 from multifire.utils.device import processor
 from multifire.utils.tensor_files import digest_of
 
-PASSPORT_VERSION = 1
+PROVENANCE_VERSION = 1
 KINDS = {"checkpoint": CHECKPOINT_VERSION, "int8": 1}
 """What our own files may hold, and the version of each that is read."""
 
@@ -28,7 +28,7 @@ ENERGY = ("snn_pj", "synops", "macs", "ac_pj", "mac_pj")
 """What of an analysis's energy a passport says."""
 
 
-def make_passport(folder: Path, which: str | None = None) -> dict[str, Any]:
+def make_provenance(folder: Path, which: str | None = None) -> dict[str, Any]:
     """The passport of what is exported of a run's checkpoint, "best" or "last"; None is the one its summary quotes.
 
     Raises:
@@ -39,15 +39,15 @@ def make_passport(folder: Path, which: str | None = None) -> dict[str, Any]:
     which = which or run.headline()
     path = run.checkpoint(which)
     checkpoint = load_checkpoint(path)
-    return passport_of(path, checkpoint) | measured(path, checkpoint)
+    return provenance_of(path, checkpoint) | measured(path, checkpoint)
 
 
-def passport_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+def provenance_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint's file alone knows."""
     cfg = checkpoint.config
     info = get_info(cfg.data.name)
     return {
-        "passport": PASSPORT_VERSION,
+        "passport": PROVENANCE_VERSION,
         "recipe": cfg.recipe,
         "config": dataclasses.asdict(cfg),
         "data": {"name": cfg.data.name, "about": info.about, "simulated": info.simulated, "classes": info.classes},
@@ -94,7 +94,7 @@ def accuracy_record(share: float, of: str, cfg: RunConfig, how: str) -> dict[str
     return {"value": share, "of": of, "on": on, "how": f"{how}, {processor()}"}
 
 
-def read_passport(text: str, source: str) -> dict[str, Any]:
+def read_provenance(text: str, source: str) -> dict[str, Any]:
     """The passport that a file holds as text.
 
     Raises:
@@ -105,8 +105,8 @@ def read_passport(text: str, source: str) -> dict[str, Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{source}: its passport is not JSON ({error})") from None
     version = passport.get("passport") if isinstance(passport, dict) else None
-    if version != PASSPORT_VERSION:
-        raise ValueError(f"{source}: its passport is of version {version!r}, expected {PASSPORT_VERSION}")
+    if version != PROVENANCE_VERSION:
+        raise ValueError(f"{source}: its passport is of version {version!r}, expected {PROVENANCE_VERSION}")
     missing = [key for key in ("recipe", "config", "data", "accuracy", "checkpoint", "versions") if key not in passport]
     if missing:
         raise ValueError(f"{source}: its passport does not say its {', '.join(missing)}")

@@ -23,7 +23,7 @@ def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
     return out.reshape(T, N, *out.shape[1:])
 
 
-def stands_still(x_TNCHW: Tensor) -> bool:
+def is_static_input(x_TNCHW: Tensor) -> bool:
     """Whether the input is one time step, expanded: its convolution then needs computing only once.
 
     An exported program does not look at strides, and would take the first frame of a moving input for all.
@@ -71,7 +71,7 @@ class ConvFire(Streaming):
         if stream is not None and self.training:
             raise ValueError("the norm's statistics need all time steps at once; call model.eval() before step()")
         timesteps = x_TNCHW.shape[0]
-        if stands_still(x_TNCHW):
+        if is_static_input(x_TNCHW):
             x_TNCHW = x_TNCHW[:1]
         spikes, state = ops.tdbn_mlf(
             convolve(self.conv, x_TNCHW),

@@ -236,7 +236,7 @@ def tdbn_mlf(
     )
 
 
-def fire_bytes(
+def mlf_uint8(
     sums: Tensor,
     scale: Tensor,
     bias: Tensor,
@@ -279,7 +279,7 @@ def fire_bytes(
         found = f"add_after has shape {tuple(add_after.shape)}, {add_after.dtype}"
         raise ValueError(f"{found}, expected {(timesteps, *sums.shape[1:])} in uint8")
     body = cpu if choose_backend(backend, sums, len(thresholds)) is cpu else reference
-    return body.fire_bytes(
+    return body.mlf_uint8(
         sums, scale, bias, tuple(thresholds), decay,
         add_after=add_after, state=state, return_state=return_state, timesteps=timesteps,
     )  # fmt: skip

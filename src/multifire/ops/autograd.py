@@ -47,7 +47,7 @@ class Call(NamedTuple):
         return self.mean.numel() > 0
 
     @property
-    def shared(self) -> bool:
+    def is_static(self) -> bool:
         """Whether x holds one time step, which stands for all."""
         return self.x.shape[0] < self.timesteps
 
@@ -100,7 +100,7 @@ class FusedOps:
 
         The way through it costs 0.2 to 0.5 ms a call between convolutions, which leave nothing of it in the caches.
         """
-        if _looked_at(x, *args[:TENSORS]):
+        if _needs_dispatcher(x, *args[:TENSORS]):
             return self._op(x, *args)
         return self._eager(x, *args) if torch.is_grad_enabled() else self._body(x, *args)
 
@@ -182,8 +182,8 @@ class FusedOps:
         )  # fmt: skip
         if training and running_mean is not None and running_var is not None:
             n = values if sync else timesteps * x.shape[1] * x.shape[3] * x.shape[4]
-            looked_at = _looked_at(x, running_mean, running_var)
-            move = reference.move_running if looked_at else self._move_running
+            needs_dispatcher = _needs_dispatcher(x, running_mean, running_var)
+            move = reference.move_running if needs_dispatcher else self._move_running
             move(running_mean, running_var, mean, var, n, momentum)
         return out.to(dtype), new_state if return_state else None
 
@@ -192,7 +192,7 @@ TENSORS = 7
 """Arguments after x that are tensors or None."""
 
 
-def _looked_at(*tensors: Tensor | None) -> bool:
+def _needs_dispatcher(*tensors: Tensor | None) -> bool:
     """Whether something records, replaces or transforms the ops that are called with them."""
     return (
         torch.compiler.is_compiling()
@@ -203,10 +203,10 @@ def _looked_at(*tensors: Tensor | None) -> bool:
     )
 
 
-def _unseen(x: Tensor, *grads: Tensor | None) -> bool:
+def _can_skip_dispatcher(x: Tensor, *grads: Tensor | None) -> bool:
     """Whether a backward pass may go without the op, which takes batched gradients and refuses second derivatives."""
     batched = any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)  # pyright: ignore[reportAttributeAccessIssue]
-    return not (batched or torch.is_grad_enabled() or _looked_at(x))
+    return not (batched or torch.is_grad_enabled() or _needs_dispatcher(x))
 
 
 def _refuse_tangents(*tensors: Tensor | None) -> None:
@@ -264,10 +264,10 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
             x, weight, bias, own_mean if mean is None else mean, own_var if var is None else var, add_before, add_after,
             state, timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset,
         )  # fmt: skip
-        left = backend.measure(call) if training else None
+        saved_by_backend = backend.measure(call) if training else None
         if training and sync:
             collective.pool_statistics(own_mean, own_var, values.fill_(call.values))
-        backend.forward(call, out, new_state if return_state else None, left)
+        backend.forward(call, out, new_state if return_state else None, saved_by_backend)
         return outputs
 
     def fake_forward(
@@ -323,12 +323,12 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         needed = (grad if need else None for grad, need in zip(grads[1:], needs, strict=True))
         filled = Gradients(grads[0], *needed)
         sums = mean.new_empty((2, len(mean)), dtype=torch.float64)
-        left = backend.backward(call, grad_out.to(x.dtype), grad_state, filled, sums)
+        saved_by_backend = backend.backward(call, grad_out.to(x.dtype), grad_state, filled, sums)
         if call.training:
             values = float(call.values)
             if call.sync:
                 values = collective.pool_sums(sums, values)
-            backend.finish(call, filled, sums, values, left)
+            backend.finish(call, filled, sums, values, saved_by_backend)
 
     def fake_backward(
         grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, sync, eps, scale,
@@ -355,7 +355,7 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         saved = ctx.saved_tensors  # once: a checkpoint refuses a second time
         need_x, need_weight, need_bias, _, _, need_before, need_after, need_state, *rest = ctx.needs_input_grad
         needs = [need_weight, need_bias, need_before, need_state]
-        if _unseen(saved[0], grad_out, grad_state):
+        if _can_skip_dispatcher(saved[0], grad_out, grad_state):
             timesteps, *_, thresholds = ctx.options[:6]
             grads = _gradients(saved[0], timesteps, thresholds, needs)
             fill(grads, needs, grad_out, grad_state, saved, ctx.options)
@@ -410,7 +410,7 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 5 and not x.is_contiguous() and x.stride(2) == 1
 
 
-def in_order(x: Tensor, channels_last: bool) -> Tensor:
+def to_layout(x: Tensor, channels_last: bool) -> Tensor:
     """x, copied where it is not in that memory order, as a contiguous tensor [.., H, W, C] or [.., C, H, W]."""
     return (x.permute(0, 1, 3, 4, 2) if channels_last else x).contiguous()
 

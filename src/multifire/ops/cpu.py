@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, in_order
+from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, to_layout
 
 MAX_LEVELS = 8
 DTYPES = (torch.float32, torch.bfloat16)
@@ -23,7 +23,7 @@ LIBRARY = Path(os.environ.get("MULTIFIRE_LIBRARY", Path(__file__).with_name("_ml
 NOT_BUILT = "it was not built when multifire was installed; install a C++ compiler, then multifire again"
 
 _INTEGERS = (
-    "timesteps", "outer", "channels", "inner", "shared_input", "bf16", "training", "threads",
+    "timesteps", "outer", "channels", "inner", "static_input", "bf16", "training", "threads",
     "levels", "surrogate", "detach_reset",
 )  # fmt: skip
 _FLOATS = ("decay", "width", "eps", "scale")
@@ -31,7 +31,7 @@ _POINTERS = (
     "x", "mean", "var", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
     "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state", "sums",
 )  # fmt: skip
-_FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "shared_input", "levels", "threads")
+_FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "static_input", "levels", "threads")
 _FIRE_POINTERS = ("sums", "scale", "bias", "add_after", "state", "out", "state_out")
 
 
@@ -136,7 +136,7 @@ class _Kept:
             return None
         if not x.is_cpu:
             raise ValueError(f"a tensor lies on {x.device}, expected on the CPU, where x lies")
-        self._tensors.append(in_order(x, channels_last))
+        self._tensors.append(to_layout(x, channels_last))
         return self._tensors[-1].data_ptr()
 
 
@@ -148,9 +148,9 @@ def _measure(call: Call) -> tuple[_Kept, Args]:
     return kept, args
 
 
-def _forward(call: Call, out: Tensor, state: Tensor | None, left: tuple[_Kept, Args] | None) -> None:
+def _forward(call: Call, out: Tensor, state: Tensor | None, saved: tuple[_Kept, Args] | None) -> None:
     assert _LIBRARY is not None
-    kept, args = left or _args(call)
+    kept, args = saved or _args(call)
     args.add_after = kept.pointer(call.add_after, call.channels_last)
     args.out, args.state_out = out.data_ptr(), None if state is None else state.data_ptr()
     _LIBRARY.multifire_forward(ctypes.byref(args))
@@ -173,9 +173,9 @@ def _backward(
     return kept, args
 
 
-def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[_Kept, Args]) -> None:
+def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, saved: tuple[_Kept, Args]) -> None:
     assert _LIBRARY is not None
-    _, args = left
+    _, args = saved
     args.values = values
     _LIBRARY.multifire_finish(ctypes.byref(args))
 
@@ -212,7 +212,7 @@ def _args(call: Call) -> tuple[_Kept, Args]:
         outer=step // max(1, channels * inner),
         channels=channels,
         inner=inner,
-        shared_input=call.shared,
+        static_input=call.is_static,
         bf16=x.dtype == torch.bfloat16,
         training=call.training,
         threads=torch.get_num_threads(),
@@ -255,7 +255,7 @@ def unpack(packed: Tensor, bits: int, spikes: Tensor) -> None:
     _LIBRARY.multifire_unpack(packed.data_ptr(), spikes.data_ptr(), spikes.numel(), bits, half, threads)
 
 
-def fire_bytes(
+def mlf_uint8(
     sums: Tensor,
     scale: Tensor,
     bias: Tensor,
@@ -267,7 +267,7 @@ def fire_bytes(
     return_state: bool,
     timesteps: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scale, bias, firing and sum in bytes; see `multifire.ops.fire_bytes`."""
+    """Scale, bias, firing and sum in bytes; see `multifire.ops.mlf_uint8`."""
     assert _LIBRARY is not None
     kept = _Kept()
     _, N, C, H, W = sums.shape
@@ -281,7 +281,7 @@ def fire_bytes(
                 values=N * H * W * C,
                 channels=C,
                 bias_period=bias.numel(),
-                shared_input=sums.shape[0] < timesteps,
+                static_input=sums.shape[0] < timesteps,
                 levels=len(thresholds),
                 threads=torch.get_num_threads(),
                 decay=decay,

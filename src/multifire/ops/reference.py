@@ -136,7 +136,7 @@ def tdbn_mlf(
     return spikes.to(x.dtype), state if return_state else None
 
 
-def fire_bytes(
+def mlf_uint8(
     sums: Tensor,
     scale: Tensor,
     bias: Tensor,
@@ -148,7 +148,7 @@ def fire_bytes(
     return_state: bool,
     timesteps: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scale, bias, firing and sum in bytes; see `multifire.ops.fire_bytes`."""
+    """Scale, bias, firing and sum in bytes; see `multifire.ops.mlf_uint8`."""
     y = sums * _per_channel(scale) + (_per_channel(bias) if bias.dim() == 1 else bias)
     y = y.expand(timesteps, *y.shape[1:])
     spikes, state = mlf(y, thresholds, decay, surrogate="rect", width=1.0, detach_reset=False, state=state)

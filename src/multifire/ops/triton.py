@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, in_order
+from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, to_layout
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 """torch's GPU builds for Linux bring Triton along, others do not. Found out here, as torch.compile cannot."""
@@ -60,10 +60,10 @@ def _power_of_2(n: int) -> int:
 
 def _forward_pass(call: Call, out: Tensor, state: Tensor | None, _left: None) -> None:
     grid = _Grid(call)
-    x = in_order(call.x, grid.order)
+    x = to_layout(call.x, grid.order)
     _kernels().forward[grid.tiles](
-        x, call.mean, call.var, call.weight, call.bias, grid.place(call.add_before), grid.place(call.add_after),
-        grid.place(call.state), _thresholds(tuple(call.thresholds), grid.slots, x.device), out, state,
+        x, call.mean, call.var, call.weight, call.bias, grid.to_layout(call.add_before), grid.to_layout(call.add_after),
+        grid.to_layout(call.state), _thresholds(tuple(call.thresholds), grid.slots, x.device), out, state,
         call.eps, call.scale, call.decay, call.timesteps,
         grid.positions, grid.channels, grid.inner, grid.step, grid.x_stride,
         NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
@@ -78,7 +78,7 @@ def _measure(call: Call) -> None:
     if call.x.shape[1] == 0:  # a process without a sample in this batch
         return
     grid = _Grid(call)
-    x = in_order(call.x, grid.order)
+    x = to_layout(call.x, grid.order)
     programs = grid.programs()
     sums, squares = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
     _kernels().stats[programs](
@@ -94,7 +94,7 @@ def _backward_pass(
     call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, sums: Tensor
 ) -> tuple[Tensor, "_Grid", Tensor]:
     grid = _Grid(call)
-    x = in_order(call.x, grid.order)
+    x = to_layout(call.x, grid.order)
     segments = _ceil(call.timesteps, _kernels().SEGMENT)
     segmented = segments > 1 and len(call.thresholds) > 0
     slot_size = grid.slots * _kernels().MOST_TILE
@@ -104,12 +104,12 @@ def _backward_pass(
     parts = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
     dy = grads.add_before
     if dy is None:  # dx takes its place in the end, but for a still x, whose time steps are added up first
-        dy = torch.empty_like(grad_out, dtype=torch.float32) if call.shared else grads.x
-    dy_ordered = in_order(dy, grid.order)
+        dy = torch.empty_like(grad_out, dtype=torch.float32) if call.is_static else grads.x
+    dy_ordered = to_layout(dy, grid.order)
     _kernels().backward[programs](
-        x, call.mean, call.var, call.weight, call.bias, grid.place(call.add_before), grid.place(call.state),
-        _thresholds(tuple(call.thresholds), grid.slots, x.device), grid.place(grad_out),
-        grid.place(None if grad_state is None else grad_state.float()), scratch, dy_ordered, grads.state,
+        x, call.mean, call.var, call.weight, call.bias, grid.to_layout(call.add_before), grid.to_layout(call.state),
+        _thresholds(tuple(call.thresholds), grid.slots, x.device), grid.to_layout(grad_out),
+        grid.to_layout(None if grad_state is None else grad_state.float()), scratch, dy_ordered, grads.state,
         parts[0], parts[1], call.eps, call.scale, call.decay, call.width,
         call.timesteps, grid.positions, grid.channels, grid.inner, grid.step, grid.x_stride,
         NORM=call.norm, WEIGHT=call.weight is not None, BIAS=call.bias is not None,
@@ -124,23 +124,23 @@ def _backward_pass(
             programs[1], grid.channels,
             GRAD_WEIGHT=grads.weight is not None, GRAD_BIAS=grads.bias is not None, **POOL,
         )  # fmt: skip
-    left = (x, grid, dy_ordered)
+    saved = (x, grid, dy_ordered)
     if not call.training:
-        _finish(call, grads, sums, 1.0, left)
-    return left
+        _finish(call, grads, sums, 1.0, saved)
+    return saved
 
 
-def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, left: tuple[Tensor, "_Grid", Tensor]) -> None:
-    x, grid, dy = left
-    if call.shared:
+def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, saved: tuple[Tensor, "_Grid", Tensor]) -> None:
+    x, grid, dy = saved
+    if call.is_static:
         dy = dy.float().sum(0, keepdim=True)
     if not call.norm:
         if dy.data_ptr() != grads.x.data_ptr():
-            in_order(grads.x, grid.order).copy_(dy)
+            to_layout(grads.x, grid.order).copy_(dy)
         return
     _kernels().finish[grid.tiles](
         dy, x, call.mean, call.var, call.weight, sums, grads.x, call.eps, call.scale,
-        int(values), call.timesteps if call.shared else 1,
+        int(values), call.timesteps if call.is_static else 1,
         len(x), grid.positions, grid.channels, grid.inner, grid.step,
         TRAINING=call.training, WEIGHT=call.weight is not None,
         LEVELS=0, BLOCK_C=grid.block_c, **EXACT,
@@ -163,13 +163,13 @@ class _Grid:
         self.channels = x.shape[2] if call.norm else 1
         self.inner = x.shape[3] * x.shape[4] if call.norm and not self.order else 1
         self.positions = self.step // max(1, self.channels)
-        self.x_stride = 0 if call.shared else self.step
+        self.x_stride = 0 if call.is_static else self.step
         self.slots = _power_of_2(max(1, len(call.thresholds)))
         # Neighbours in memory belong to one tile: channels of channels-last data, positions of the other.
         self.block_c = 1 if self.inner > 1 else min(64, _power_of_2(self.channels))
 
-    def place(self, x: Tensor | None) -> Tensor | None:
-        return None if x is None else in_order(x, self.order)
+    def to_layout(self, x: Tensor | None) -> Tensor | None:
+        return None if x is None else to_layout(x, self.order)
 
     def tiles(self, meta: dict) -> tuple[int, int]:
         """One program for each tile."""

@@ -377,7 +377,7 @@ class Stats {
       : a_(a),
         g_(g),
         x_(static_cast<const S*>(a.x)),
-        timesteps_(a.shared_input ? 1 : a.timesteps),
+        timesteps_(a.static_input ? 1 : a.timesteps),
         shift_(g, [&](int64_t c) { return double{as_float(x_[c * a.inner])}; }),
         sums_(g) {}
 
@@ -526,7 +526,7 @@ struct Tensors {
         out(static_cast<S*>(a.out)),
         grad_x(static_cast<S*>(a.grad_x)),
         grad_before(static_cast<S*>(a.grad_add_before)),
-        x_stride(a.shared_input ? 0 : g.step) {}
+        x_stride(a.static_input ? 0 : g.step) {}
 };
 
 template <int K, bool Full, class S>
@@ -668,14 +668,14 @@ inline void backward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& 
       products.v[i] = fused(dy.v[i], load(memory + t * slot + i * kLanes), products.v[i]);
     }
     if (s.grad_before) store_tile<Full>(s.grad_before + here, dy, count);
-    if (a.shared_input || (a.training && s.grad_before)) continue;
+    if (a.static_input || (a.training && s.grad_before)) continue;
     if (!a.training)
       for (int i = 0; i < kVecs; ++i) dy.v[i] = dy.v[i] * (norm.factor.v[i] * norm.weight.v[i]);
     store_tile<Full>(s.grad_x + here, dy, count);
   }
   if (a.grad_state)
     for (int k = 0; k < levels; ++k) store_tile<Full>(a.grad_state + k * step + at, delta[k], count);
-  if (a.shared_input) {
+  if (a.static_input) {
     Tile dx = sums;
     if (!a.training)
       for (int i = 0; i < kVecs; ++i) dx.v[i] = dx.v[i] * (norm.factor.v[i] * norm.weight.v[i]);
@@ -711,13 +711,13 @@ class Finish {
   Finish(const Args& a, const Grid& g)
       : g_(g),
         tensors_(a, g),
-        timesteps_(a.shared_input ? 1 : a.timesteps),
-        steps_(a.shared_input ? static_cast<double>(a.timesteps) : 1),
+        timesteps_(a.static_input ? 1 : a.timesteps),
+        steps_(a.static_input ? static_cast<double>(a.timesteps) : 1),
         mean_(g, [&](int64_t c) { return a.mean[c]; }),
         slope_(g, [&](int64_t c) { return slope_of(a, c); }),
         offset_(g, [&](int64_t c) { return -steps_ * slope_of(a, c) * a.sums[c] / a.values; }),
         tilt_(g, [&](int64_t c) { return tilt_of(a, c); }) {
-    dy_ = tensors_.grad_before && !a.shared_input ? tensors_.grad_before : tensors_.grad_x;
+    dy_ = tensors_.grad_before && !a.static_input ? tensors_.grad_before : tensors_.grad_x;
   }
 
   void operator()(int64_t index) const {
@@ -890,7 +890,7 @@ template <int K, bool Full>
 inline void fire_tile(const FireArgs& a, const Neurons<K>& neurons, const float* scales, const float* biases, int64_t at,
                       int count) {
   const Tile scale = load_tile<true>(scales, kTile), bias = load_tile<true>(biases, kTile);
-  const int64_t stride = a.shared_input ? 0 : a.values;
+  const int64_t stride = a.static_input ? 0 : a.values;
   const int bytes = Full ? kTile : count;
   const int levels = neurons.levels();
   Membranes membranes[Neurons<K>::kStored];

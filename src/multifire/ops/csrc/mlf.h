@@ -14,7 +14,7 @@ constexpr int kMaxLevels = 8;
 // everything per channel, and every membrane, is float.
 struct Args {
   int64_t timesteps, outer, channels, inner;
-  int64_t shared_input;  // x holds one time step, which stands for all of them
+  int64_t static_input;  // x holds one time step, which stands for all of them
   int64_t bf16, training, threads;
   int64_t levels, surrogate, detach_reset;  // levels = 0: the norm alone
   double decay, width, eps, scale;
@@ -42,7 +42,7 @@ struct Args {
 struct FireArgs {
   int64_t timesteps, values;  // values of one time step
   int64_t channels, bias_period;  // of `scale` and of `bias`; the second is a multiple of the first
-  int64_t shared_input;           // sums holds one time step, which stands for all of them
+  int64_t static_input;           // sums holds one time step, which stands for all of them
   int64_t levels, threads;
   double decay;
   double thresholds[kMaxLevels];
