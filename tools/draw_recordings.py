@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from multifire.events import read_events, to_frames
-from multifire.utils import images as pictures
+from multifire.utils import images
 
 OUT = Path(__file__).parents[1] / "docs/images/dvs128-recordings.png"
 SHOWN = 6
@@ -24,7 +24,7 @@ def row(content: bytes) -> list[np.ndarray]:
     events = read_events(io.BytesIO(content))
     starts = np.linspace(0, len(events), SHOWN + 2)[1:-1].astype(int)
     frames = [to_frames(events[at : at + EVENTS], size=(128, 128), timesteps=1, slicing="count")[0] for at in starts]
-    return [pictures.enlarge(pictures.paint(frame), 200) for frame in frames]
+    return [images.enlarge(images.paint(frame), 200) for frame in frames]
 
 
 def main() -> None:
@@ -34,9 +34,9 @@ def main() -> None:
     args = parser.parse_args()
     with zipfile.ZipFile(args.zip) as file:
         names = sorted(name for name in file.namelist() if name.endswith(".aedat"))
-        sheet = pictures.tile([row(file.read(name)) for name in names])
+        sheet = images.tile([row(file.read(name)) for name in names])
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    pictures.save(args.out, sheet[None], 0)
+    images.save(args.out, sheet[None], 0)
     print(f"{args.out}: from top to bottom {', '.join(names)}")
 
 

@@ -1,5 +1,6 @@
 """multifire bench: time a recipe's network beside its convolutions alone."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     cfg, options = parse_overrides(recipe_of(argv, "bench"), argv[1:], "bench", BenchArguments)
     if options.runs < 1:
         raise ValueError(f"runs is {options.runs}, expected at least 1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints otherwise; read when torch is imported
     from multifire.experiments.bench import bench
     from multifire.utils.files import write_json
 
@@ -76,7 +78,7 @@ def print_figures(figures: dict[str, Any]) -> None:
     peak = figures["peak_bytes"]
     memory = "unknown" if peak is None else f"{peak / 1e6:,.0f} MB, {peak / batch / 1e6:.1f} MB/image"
     print_lines([
-        "× convs: time beside the convolutions alone",
+        "× convs: time divided by that of the convolutions alone",
         f"time of a training step: {shares}",
         f"peak memory of a training step, without the interpreter's: {memory}",
         f"kept for the backward pass: {figures['kept_bytes_per_neuron_and_step']:.2f} bytes per neuron and time step; "

@@ -2,16 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
-from multifire.utils.progress import CONSOLE
+from multifire.utils.progress import CONSOLE, print_line
+
+COLUMN_GAP = 2
+"""Spaces between two columns of a table."""
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are, without markup or colours; on a terminal, long ones wrap between words."""
+    """Print each line with `print_line`."""
     for line in lines:
-        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=not CONSOLE.is_terminal)
+        print_line(line)
 
 
 def print_table(
@@ -32,7 +37,7 @@ def print_table(
     if _width(head, rows) > CONSOLE.width:
         _print_blocks(head, rows)
         return
-    table = Table(pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, COLUMN_GAP - 1, 0, 0), show_edge=False)
     for index, name in enumerate(head):
         table.add_column(escape(name), justify="left" if index < text_columns else "right", no_wrap=True)
     for number, row in enumerate(rows):
@@ -43,9 +48,9 @@ def print_table(
 
 
 def _width(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Columns of the terminal that rich's table takes: the longest cell of each column, and borders."""
-    cells = [max(len(row[index]) for row in [head, *rows]) for index in range(len(head))]
-    return sum(cells) + 3 * (len(head) - 1) + 2
+    """Return how many columns of the terminal the table takes."""
+    longest = [max(cell_len(row[index]) for row in [head, *rows]) for index in range(len(head))]
+    return sum(longest) + COLUMN_GAP * (len(head) - 1)
 
 
 def _print_blocks(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -22,6 +22,6 @@ def recipes(args: argparse.Namespace) -> int:
         depth = 6 * parse_model_name(cfg.model.name)[1] + 2
         figures = (cfg.data.timesteps, depth, cfg.model.width, f"{count_parameters(cfg.model):,}", published)
         rows.append([name, cfg.data.name, *map(str, figures)])
-    head = ["recipe", "data", "T", "depth", "width", "params", "paper %"]
+    head = ["recipe", "data", "T", "depth", "width", "parameters", "paper %"]
     print_table(head, rows, title="multifire train RECIPE", text_columns=2)
     return 0

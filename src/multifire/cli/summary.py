@@ -34,11 +34,11 @@ def print_summary(found: "Summary") -> None:
         figures = [f"{row.parameters:,}", f"{row.macs:,}"]
         if row.synops is not None:
             figures += [f"{row.synops:,.0f}", f"{row.real:,.0f}"]
-        rows.append([row.name, row.kind, "×".join(map(str, row.shape)), *figures])
+        rows.append([row.name, "×".join(map(str, row.shape)), *figures])
     totals = [f"{found.parameters:,}", f"{energy.ann_macs:,}"]
     totals += [f"{energy.synops:,.0f}", f"{energy.macs:,.0f}"] * counted
-    head = ["layer", "kind", "output", "params", "ANN MACs", *(("SynOps", "MACs") * counted)]
-    print_table(head, [*rows, ["all", "", "", *totals]], title=title, text_columns=3, total=True)
+    head = ["layer", "output", "parameters", "ANN MACs", *(("SynOps", "MACs") * counted)]
+    print_table(head, [*rows, ["all", "", *totals]], title=title, text_columns=2, total=True)
     batch = f"batches of {cfg.optim.batch_size}" + f" in {cfg.optim.accumulate} parts" * (cfg.optim.accumulate > 1)
     print_lines([
         "ANN MACs: one pass of the same network without time. SynOps and MACs: one inference of the spiking network; "

@@ -13,6 +13,7 @@ from multifire.cli.output import print_table
 from multifire.cli.overrides import asks_for_help, parse_overrides, parse_seeds, recipe_of
 from multifire.config import RECIPES, RunConfig
 from multifire.utils.errors import unknown
+from multifire.utils.progress import print_line
 
 SOME_RUNS_FAILED = 1
 USAGE_ERROR = 2
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{len(cells)} runs; nothing was written")
         return 0
     _prepare_data(cells)
-    outcomes, stopped = sweep.sweep(cells, out, budget=options.budget, jobs=options.jobs, cost=_cost, say=print)
+    outcomes, stopped = sweep.sweep(cells, out, budget=options.budget, jobs=options.jobs, cost=_cost, say=print_line)
     return _print_outcomes(outcomes, stopped, out)
 
 
@@ -110,7 +111,7 @@ def _print_outcomes(outcomes: Sequence, stopped: int, out: Path) -> int:
         head, rows = finish(outcomes, out, with_report=not stopped)
         print_table(head, rows, text_columns=len(outcomes[0].cell.values))
         files = f"table.md, table.csv, table.tex{', report.html, figures' * (not stopped)}"
-        print(f"runs finished: {count}; {files} in {out}")
+        print_line(f"runs finished: {count}; {files} in {out}")
     if stopped:
         print(f"multifire: stopped; the same command goes on in {out}", file=sys.stderr)
         return 128 + stopped

@@ -9,7 +9,7 @@ from multifire.config import DataConfig
 from multifire.datasets.cache import SPLITS, cache_folder, open_split, read_record
 from multifire.datasets.registry import get_info
 from multifire.datasets.splits import EventSplit
-from multifire.utils import images as pictures
+from multifire.utils import images
 
 SAMPLES_OF_A_CLASS = 8
 WIDTH = 256
@@ -78,9 +78,9 @@ def contact_sheet(cfg: DataConfig, folder: Path) -> Path:
     rows = []
     for label in range(len(get_info(cfg.name).classes)):
         chosen = split.rows[split.labels == label][:SAMPLES_OF_A_CLASS]
-        rows.append([pictures.paint(_busiest(split.frames[row])) for row in chosen])
+        rows.append([images.paint(_busiest(split.frames[row])) for row in chosen])
     path = folder / "contact-sheet.png"
-    pictures.save(path, pictures.enlarge(pictures.tile(rows), 4 * WIDTH)[None], 0)
+    images.save(path, images.enlarge(images.tile(rows), 4 * WIDTH)[None], 0)
     return path
 
 
@@ -97,9 +97,9 @@ def animate(cfg: DataConfig, name: str, index: int, out: Path) -> str:
     split = _open(cfg, cache_folder(cfg, Path(cfg.root)), name)
     if not 0 <= index < len(split):
         raise ValueError(f"sample {index}, expected 0 to {len(split) - 1:,} of {cfg.name}'s {name} split")
-    frames = pictures.paint(np.asarray(split.frames[split.rows[index]]))
+    frames = images.paint(np.asarray(split.frames[split.rows[index]]))
     milliseconds = max(round(cfg.duration_us / 1000), 50) if cfg.slicing == "duration" else 100
-    pictures.save(out, pictures.enlarge(frames, WIDTH), milliseconds)
+    images.save(out, images.enlarge(frames, WIDTH), milliseconds)
     info = get_info(cfg.name)
     simulated = ", simulated" if info.simulated else ""
     return f"{split.names[index]}: {info.classes[split.labels[index]]}{simulated}"

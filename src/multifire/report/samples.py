@@ -24,7 +24,7 @@ from multifire.nn import SpikingResNet
 from multifire.training.checkpoint import load_model
 from multifire.training.run_folder import RunFolder
 from multifire.training.step import sum_of_losses
-from multifire.utils import images as pictures
+from multifire.utils import images
 from multifire.utils.device import autocast, pick_device
 
 LOOKED_AT = 512
@@ -131,12 +131,12 @@ def running_probabilities(logits_TNK: Tensor) -> Tensor:
 def _sample(test: Split | EventSplit, index: int, label: int, running_TK: Tensor, moving: bool) -> Sample:
     running = [[round(p, 4) for p in step] for step in running_TK.tolist()]
     if isinstance(test, Split):
-        return Sample(_uri(pictures.photo(test.images[index])), label, running)
+        return Sample(_uri(images.encode_photo(test.images[index])), label, running)
     frames_TCHW = np.asarray(test.frames[test.rows[index]])
     if not moving:
-        return Sample(_uri(pictures.png(pictures.paint(frames_TCHW.sum(0, dtype=np.int64))[None])), label, running)
-    painted_THW = pictures.paint(frames_TCHW)
-    return Sample(_uri(pictures.png(np.concatenate(list(painted_THW), 1)[None])), label, running, len(painted_THW))
+        return Sample(_uri(images.encode_png(images.paint(frames_TCHW.sum(0, dtype=np.int64))[None])), label, running)
+    painted_THW = images.paint(frames_TCHW)
+    return Sample(_uri(images.encode_png(np.concatenate(list(painted_THW), 1)[None])), label, running, len(painted_THW))
 
 
 def _uri(png: bytes) -> str:

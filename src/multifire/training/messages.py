@@ -9,14 +9,14 @@ from multifire import datasets, ops
 from multifire.training.records import selection_split
 from multifire.training.state import Training
 from multifire.utils.device import processor
-from multifire.utils.progress import CONSOLE, Bar, format_seconds
+from multifire.utils.progress import Bar, format_seconds, print_line
 
 
 def show_header(training: Training) -> None:
     """Print what trains on what and where, then the head of the epochs' table."""
     for name, text in header(training):
-        CONSOLE.print(f"{name:<8}{text}", highlight=False, markup=False, soft_wrap=True)
-    CONSOLE.print(epoch_head(training), highlight=False, markup=False, soft_wrap=True)
+        print_line(f"{name:<8}{text}")
+    print_line(epoch_head(training))
 
 
 def header(training: Training) -> list[tuple[str, str]]:

@@ -52,7 +52,12 @@ class Bar:
 
     def say(self, line: str) -> None:
         """Print a line that stays above the bar."""
-        CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(line)
+
+
+def print_line(line: str) -> None:
+    """Print a line without markup or colours; a terminal wraps a long one between words, a file keeps it whole."""
+    CONSOLE.print(line, highlight=False, markup=False, soft_wrap=not CONSOLE.is_terminal)
 
 
 def format_seconds(seconds: float) -> str:
