@@ -1,4 +1,4 @@
-"""Modules over `multifire.ops`: neuron, norm, blocks, network."""
+"""Neuron, norm, convolution, residual blocks and networks as torch modules."""
 
 from multifire.nn.block import ConvFire, ConvNorm, DSBlock, PlainBlock
 from multifire.nn.conv import SpikeConv2d

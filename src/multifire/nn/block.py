@@ -17,22 +17,26 @@ MakeNeuron = Callable[[], MLF]
 
 
 def convolve(conv: nn.Conv2d, x_TNCHW: Tensor) -> Tensor:
-    """The convolution at every time step, T folded into the batch."""
+    """Convolve every time step; T is folded into the batch."""
     T, N, *shape = x_TNCHW.shape
     out = conv(x_TNCHW.reshape(T * N, *shape))
     return out.reshape(T, N, *out.shape[1:])
 
 
 def is_static_input(x_TNCHW: Tensor) -> bool:
-    """Whether the input is one time step, expanded: its convolution then needs computing only once.
+    """Return True if the input is a still image: one time step, expanded, whose convolution is computed once.
 
-    An exported program does not look at strides, and would take the first frame of a moving input for all.
+    Never True while torch.export traces: an exported program does not check strides, so it would use the first frame of
+    a moving input for all time steps.
     """
     return x_TNCHW.shape[0] > 1 and x_TNCHW.stride(0) == 0 and not torch.compiler.is_exporting()
 
 
 def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
-    """A kaiming-initialised convolution without bias that keeps H × W (over the stride), in channels-last memory."""
+    """Return a convolution without bias whose output is H × W divided by the stride.
+
+    Weights start from `kaiming_normal_` and lie in channels-last memory.
+    """
     conv = SpikeConv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight)
     conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
@@ -40,7 +44,7 @@ def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
 
 
 class ConvNorm(nn.Module):
-    """y = tdBN(conv(x)), the shortcut of a plain block, for the neuron that fires on the sum."""
+    """y = tdBN(conv(x)): the shortcut of a plain block, added to the current of the block's second neuron."""
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, neuron: MLF):
         super().__init__()
@@ -52,7 +56,10 @@ class ConvNorm(nn.Module):
 
 
 class ConvFire(Streaming):
-    """o = MLF(tdBN(conv(x)) + add_before) + add_after, the layer that the whole network is made of."""
+    """Convolution, norm and neurons: o = MLF(tdBN(conv(x)) + add_before) + add_after, [T, N, C, H, W].
+
+    The whole network is made of this layer; a residual block passes its shortcut as `add_before` or `add_after`.
+    """
 
     def __init__(self, before: int, after: int, kernel: int, stride: int, neuron: MLF):
         super().__init__()
@@ -69,7 +76,7 @@ class ConvFire(Streaming):
         add_after: Tensor | None = None,
     ) -> Tensor:
         if stream is not None and self.training:
-            raise ValueError("the norm's statistics need all time steps at once; call model.eval() before step()")
+            raise ValueError("batch statistics need all time steps at once; call model.eval() before step()")
         timesteps = x_TNCHW.shape[0]
         if is_static_input(x_TNCHW):
             x_TNCHW = x_TNCHW[:1]
@@ -92,7 +99,10 @@ class ConvFire(Streaming):
 class DSBlock(Streaming):
     """Dormant-suppressed residual block: o = MLF(F₂(MLF(F₁(x)))) + shortcut(x), F = tdBN∘conv3×3.
 
-    The shortcut is x, or MLF(tdBN(conv1×1)) where shapes change. The sum comes after firing, so it is an integer.
+    The shortcut is x or, if shapes change, MLF(tdBN(conv1×1)). It is added after firing, so that every activation is a
+    small non-negative integer.
+
+    Source: Feng et al., IJCAI 2022, section 3.3.
     """
 
     def __init__(self, before: int, after: int, stride: int = 1, make_neuron: MakeNeuron = MLF):
@@ -108,9 +118,9 @@ class DSBlock(Streaming):
 
 
 class PlainBlock(Streaming):
-    """Residual block of earlier spiking ResNets: o = MLF(F₂(MLF(F₁(x))) + shortcut(x)), F = tdBN∘conv3×3.
+    """Plain residual block: o = MLF(F₂(MLF(F₁(x))) + shortcut(x)), F = tdBN∘conv3×3.
 
-    The shortcut is x, or tdBN(conv1×1) where shapes change.
+    The shortcut is x or, if shapes change, tdBN(conv1×1). It is added before firing, as in earlier spiking ResNets.
     """
 
     def __init__(self, before: int, after: int, stride: int = 1, make_neuron: MakeNeuron = MLF):

@@ -1,4 +1,4 @@
-"""A convolution that remembers its spikes in a few bits each."""
+"""A convolution that keeps its input spikes in a few bits each for the backward pass."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -11,13 +11,13 @@ from multifire import ops
 
 
 class SpikeConv2d(nn.Conv2d):
-    """nn.Conv2d whose backward keeps an input of integers in 2, 4 or 8 bits each, and any other input as it is.
+    """nn.Conv2d that keeps an input of small integers in 2, 4 or 8 bits each for the backward pass.
 
-    Spikes and their residual sums are such integers. Whether the values fit is found out in the pass that packs them,
-    so an input that does not fit costs memory, never a wrong gradient.
+    Spikes and sums of spikes are such integers. The pass that packs them checks every value: an input that does not fit
+    is kept unpacked, which costs memory but never a wrong gradient.
     """
 
-    bits = 2  # that the last input needed, so that no pass is tried in vain at every step
+    bits = 2  # bits of the last input, with which packing the next one starts
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         packs, picks = self._packs_input(input, weight, bias), reads_single_pixels(self)
@@ -37,7 +37,7 @@ class SpikeConv2d(nn.Conv2d):
         return _Convolve.apply(input, weight, packed, stride, self.padding, self.dilation)
 
     def _packs_input(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        """True in training; a compiled graph decides itself what to keep, and torch reports types that do not fit."""
+        """Return True in training. A compiled graph chooses itself what to keep; torch reports mismatched types."""
         simple = (
             bias is None and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str)
         )
@@ -47,16 +47,16 @@ class SpikeConv2d(nn.Conv2d):
 
 
 def reads_single_pixels(conv: nn.Conv2d) -> bool:
-    """True for a strided 1×1 convolution, which is computed as a dense one of the pixels that it reads.
+    """Return True for a strided 1×1 convolution, which is computed as a dense one of the pixels that it reads.
 
-    The strided one is wrong in torch 2.13 on processors with AVX2 alone: oneDNN's int8 version returns wrong sums, and
-    that of the fp32 weights' gradient writes past its memory, for some numbers of channels and several threads.
+    On processors with AVX2 but without AVX-512, oneDNN in torch 2.13 computes the strided one wrongly for some numbers
+    of channels: the int8 version returns wrong sums, and the fp32 weight gradient writes past its memory.
     """
     return conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.stride != (1, 1)
 
 
 def pick_pixels(x_NCHW: Tensor, stride: Sequence[int]) -> Tensor:
-    """The pixels that a 1×1 convolution of this stride reads: every stride-th row and column."""
+    """Return the pixels that a 1×1 convolution of this stride reads: every stride-th row and column."""
     return x_NCHW[:, :, :: stride[0], :: stride[1]]
 
 
@@ -90,7 +90,7 @@ def _order(x: Tensor) -> torch.memory_format:
 
 
 class _Convolve(torch.autograd.Function):
-    """The convolution of `x`, which keeps `packed` in its stead, and the weight as it is, not in the type of x."""
+    """The convolution of `x`, which keeps `packed` instead of x, and the weight in its own type, not in that of x."""
 
     @staticmethod
     def forward(ctx, x, weight, packed, stride, padding, dilation):

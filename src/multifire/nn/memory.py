@@ -1,4 +1,4 @@
-"""What training keeps between forward and backward."""
+"""Count the memory that training keeps between the forward and the backward pass."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from multifire.nn.block import ConvFire
 from multifire.nn.norm import TdBatchNorm2d
 
 KINDS = {"convolutions": (nn.Conv2d,), "neurons and norms": (ConvFire, TdBatchNorm2d)}
-"""Kinds of layer, by the modules that they are; what none of them holds is "the rest"'s."""
+"""Kinds of layer and their module types; everything else is "the rest"."""
 
 
 class Kept(NamedTuple):
-    """Bytes that autograd holds after a forward pass, without the parameters, and how many neuron-steps they serve."""
+    """Bytes that autograd keeps after a forward pass, without parameters, and the number of neuron-steps."""
 
     by_kind: dict[str, int]
-    """Bytes by the kind of layer that was the first to ask for them: a convolution holds its input."""
+    """Bytes by the kind of layer that saved them first: a convolution saves its input."""
     neuron_steps: int
 
     @property
@@ -30,12 +30,12 @@ class Kept(NamedTuple):
 
 
 def kept_for_backward(model: nn.Module, x_TNCHW: Tensor) -> Kept:
-    """Run `model` forward and count what autograd keeps of it; call it inside the autocast that training uses.
+    """Run `model` forward and count the bytes that autograd keeps for the backward pass.
 
-    A neuron-step is one neuron of one sample at one time step.
+    Call it inside the autocast that training uses. A neuron-step is one neuron of one sample at one time step.
     """
-    own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-    # The tensors themselves, so that no address is used twice while they are counted.
+    parameter_storages = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    # Holding the storages keeps their addresses from being reused while they are counted.
     storages: dict[int, torch.UntypedStorage] = {}
     by_kind = dict.fromkeys([*KINDS, "the rest"], 0)
     within = ["the rest"]
@@ -43,7 +43,7 @@ def kept_for_backward(model: nn.Module, x_TNCHW: Tensor) -> Kept:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own | storages.keys():
+        if storage.data_ptr() not in parameter_storages and storage.data_ptr() not in storages:
             storages[storage.data_ptr()] = storage
             by_kind[within[-1]] += storage.nbytes()
         return tensor

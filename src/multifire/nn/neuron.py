@@ -1,4 +1,4 @@
-"""The MLF neuron as a module, and how any module over it is run one time step at a time."""
+"""The MLF neuron as a module, and streaming: running any module of neurons one time step at a time."""
 
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -11,13 +11,14 @@ Membranes = tuple[Tensor, ...]
 
 
 class Stream:
-    """Hands each layer of neurons, in the order in which they are called, its membranes, and collects the new ones."""
+    """Membranes of all layers during one time step, passed from layer to layer in the order of their calls."""
 
     def __init__(self, before: Membranes | None):
         self._before: Iterator[Tensor | None] = repeat(None) if before is None else iter(before)
         self._after: list[Tensor] = []
 
     def take(self) -> Tensor | None:
+        """Return the next layer's membranes from the step before; None at the first step."""
         try:
             return next(self._before)
         except StopIteration:
@@ -27,9 +28,15 @@ class Stream:
             ) from None
 
     def put(self, state: Tensor) -> None:
+        """Store a layer's new membranes."""
         self._after.append(state)
 
     def after(self) -> Membranes:
+        """Return the new membranes of all layers.
+
+        Raises:
+            ValueError: the state had more layers than the network.
+        """
         if isinstance(self._before, repeat) or next(self._before, None) is None:
             return tuple(self._after)
         raise ValueError(
@@ -42,9 +49,16 @@ class Streaming(nn.Module):
     """A module that can be run frame by frame: `forward(x, stream)` takes its membranes from the stream."""
 
     def step(self, frame: Tensor, state: Membranes | None = None) -> tuple[Tensor, Membranes]:
-        """One time step: output for `frame` (shaped as the input without T) and the state for the next.
+        """Compute one time step in evaluation mode.
 
-        T steps from state None give what one call on the T frames gives, in evaluation mode.
+        T steps from state None give the same as one call on the T frames.
+
+        Args:
+            frame: the input without its first dimension T.
+            state: membranes of the step before; None at the first step.
+
+        Returns:
+            The output for this frame, and the state for the next step.
         """
         stream = Stream(state)
         out = self(frame.unsqueeze(0), stream)
@@ -52,9 +66,21 @@ class Streaming(nn.Module):
 
 
 class MLF(Streaming):
-    """Multi-level firing neurons, [T, ...] -> spikes [T, ...] in 0..K; see `multifire.ops.mlf` for the equation.
+    """Multi-level firing neurons: currents [T, ...] -> spikes [T, ...], integers in 0..K.
 
-    Membranes start at zero in every call, so there is nothing to reset.
+        u_k[t] = decay · u_k[t-1] · (1 - s_k[t-1]) + x[t],   s_k[t] = 1 if u_k[t] > θ_k else 0,   o[t] = Σ_k s_k[t]
+
+    Membranes start at zero in every call, so there is no state to reset.
+
+    Args:
+        thresholds: θ, one for each of the K levels.
+        decay: factor of the membrane from one time step to the next.
+        surrogate: "rect", "triangle" or "atan": the derivative of a spike in the backward pass.
+        width: width a of the surrogate.
+        detach_reset: stop the gradient at the reset gate 1 - s_k[t-1].
+        backend: "auto" or a name in `multifire.ops.BACKENDS`.
+
+    Source: Feng et al., IJCAI 2022, eq. 5-7.
     """
 
     def __init__(
@@ -76,7 +102,7 @@ class MLF(Streaming):
         self.backend = backend
 
     def options(self) -> dict:
-        """The keyword arguments that the neuron adds to an op."""
+        """Return the neuron's keyword arguments of an op."""
         return {
             "thresholds": self.thresholds,
             "decay": self.decay,

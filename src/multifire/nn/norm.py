@@ -7,9 +7,22 @@ from multifire import ops
 
 
 class TdBatchNorm2d(nn.Module):
-    """Threshold-dependent batch norm of [T, N, C, H, W]; see `multifire.ops.tdbn` for the equation.
+    """Threshold-dependent batch norm (tdBN) of [T, N, C, H, W], with statistics per channel over T, N, H, W.
 
-    Composes its own scale α·V_th; it is no BatchNorm2d, which a conversion to SyncBatchNorm would replace, dropping it.
+        y = γ · α·V_th·(x - μ) / (sqrt(σ²) + ε) + β
+
+    It is not a BatchNorm2d, so that a conversion to SyncBatchNorm does not replace it and lose the factor α·V_th.
+
+    Args:
+        channels: C.
+        v_threshold: V_th, the lowest threshold of the neurons that follow.
+        alpha: α.
+        affine: whether γ and β are learned; else they are 1 and 0.
+        eps: ε, added outside the root.
+        momentum: weight of a new batch in the running statistics.
+        backend: "auto" or a name in `multifire.ops.BACKENDS`.
+
+    Source: Zheng et al., AAAI 2021.
     """
 
     def __init__(
@@ -26,7 +39,7 @@ class TdBatchNorm2d(nn.Module):
         super().__init__()
         self.channels, self.v_threshold, self.alpha = channels, v_threshold, alpha
         self.eps, self.momentum, self.backend = eps, momentum, backend
-        self.sync = False  # whether training takes the statistics of all processes' samples
+        self.sync = False  # True: in training, statistics over the samples of all processes
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
         self.running_mean: Tensor
@@ -35,11 +48,11 @@ class TdBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        """γ, β and the running statistics, as an op takes them."""
+        """Return γ, β and the running statistics, in the order of an op's arguments."""
         return self.weight, self.bias, self.running_mean, self.running_var
 
     def options(self) -> dict:
-        """The keyword arguments that the norm adds to an op."""
+        """Return the norm's keyword arguments of an op."""
         return {
             "training": self.training,
             "sync": self.sync,

@@ -19,7 +19,7 @@ from multifire.utils.errors import unknown
 
 
 class StreamState(NamedTuple):
-    """What `SpikingResNet.step` leaves for the next frame: every layer's membranes, sum of logits, steps so far."""
+    """State of a stream between two frames: membranes of all layers, sum of the logits, number of steps so far."""
 
     membranes: Membranes
     logit_sum: Tensor
@@ -27,10 +27,20 @@ class StreamState(NamedTuple):
 
 
 class SpikingResNet(nn.Module):
-    """stem → three stages of blocks, widths w, 2w, 4w → global average pool → linear voting layer → mean over time.
+    """Spiking residual network: [T, N, C, H, W] -> logits [N, classes].
 
-    Input [T, N, C, H, W], output logits [N, classes]. With `checkpoint_stages`, training keeps only the inputs of the
-    stages and computes the rest once more backward: a third more time for a fraction of the memory.
+        stem → three stages of blocks, widths w, 2w, 4w → global average pool → linear voting layer → mean over time
+
+    Args:
+        block: "ds" or "plain", the kind of residual block.
+        blocks_per_stage: n; the depth is 6n + 2.
+        in_channels: C of the input.
+        num_classes: size of the voting layer.
+        width: w, channels of the first stage.
+        norm_input: normalise the input by a tdBN without γ and β.
+        checkpoint_stages: in training, keep only the inputs of the stages and compute the rest again in the backward
+            pass: a third more time for a fraction of the memory.
+        make_neuron: called once for each layer of neurons.
 
     Source: Feng et al., IJCAI 2022, section 4 and table 1.
     """
@@ -67,7 +77,7 @@ class SpikingResNet(nn.Module):
         nn.init.kaiming_normal_(self.voting.weight)
 
     def forward(self, x_TNCHW: Tensor, *, per_step: bool = False) -> Tensor:
-        """Logits [N, classes], averaged over time; with `per_step`, [T, N, classes].
+        """Return logits [N, classes], averaged over time; with `per_step`, of each time step [T, N, classes].
 
         Raises:
             ValueError: x is not [T, N, in_channels, H, W].
@@ -77,12 +87,24 @@ class SpikingResNet(nn.Module):
 
     @torch.no_grad()
     def step(self, frame_NCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """One time step of a stream: the mean logits [N, classes] of the frames so far, and the state for the next.
+        """Compute one time step of a stream, in evaluation mode.
 
-        T steps from state None end with the logits that one call on the T frames gives. Evaluation mode only.
+        T steps from state None end with the logits of one call on the T frames.
+
+        Args:
+            frame_NCHW: one frame [N, C, H, W].
+            state: state of the step before; None at the first step.
+
+        Returns:
+            The mean logits [N, classes] of the frames so far, and the state for the next step.
+
+        Raises:
+            ValueError: the network is in training mode, or the state is another network's.
         """
         if self.training:
-            raise ValueError("step() streams in evaluation mode, where norms need no batch; call model.eval() first")
+            raise ValueError(
+                "step() needs evaluation mode, in which norms use running statistics; call model.eval() first"
+            )
         stream = Stream(state and state.membranes)
         logits = self._logits(frame_NCHW.unsqueeze(0), stream)[0]
         logit_sum, steps = (logits, 1) if state is None else (state.logit_sum + logits, state.steps + 1)
@@ -106,7 +128,7 @@ class SpikingResNet(nn.Module):
 
 
 def _pool(x_TNCHW: Tensor) -> Tensor:
-    """The mean over rows and columns, whose gradient comes channels-last, as the convolutions' outputs are."""
+    """Return the mean over rows and columns; permuted first, so that the gradient is channels-last."""
     return x_TNCHW.permute(0, 1, 3, 4, 2).mean((2, 3))
 
 
@@ -117,19 +139,20 @@ def _run_stage(stage: nn.Module, x_TNCHW: Tensor, stream: Stream | None) -> Tens
 
 
 def _checkpointed(stage: nn.Module, x_TNCHW: Tensor) -> Tensor:
-    """The stage, of which autograd keeps the input alone. A compiled graph moves running statistics only forward."""
-    moves_once: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, stage)}
-    return cast(Tensor, checkpoint(_run_stage, stage, x_TNCHW, None, use_reentrant=False, **moves_once))
+    """Run the stage so that autograd keeps only its input, and computes the rest again in the backward pass."""
+    # A compiled graph updates running statistics in the forward pass only, and needs no context.
+    context: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, stage)}
+    return cast(Tensor, checkpoint(_run_stage, stage, x_TNCHW, None, use_reentrant=False, **context))
 
 
 def _contexts(stage: nn.Module) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    """What a stage runs under the first time, and when it is computed once more."""
-    return contextlib.nullcontext(), _statistics_at_rest(stage)
+    """Return the contexts of a stage's first and second computation."""
+    return contextlib.nullcontext(), _frozen_statistics(stage)
 
 
 @contextlib.contextmanager
-def _statistics_at_rest(stage: nn.Module) -> Iterator[None]:
-    """A second look at the same batch must not move the running statistics again."""
+def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
+    """Keep the running statistics: the second computation of a batch must not update them again."""
     norms = [module for module in stage.modules() if isinstance(module, TdBatchNorm2d)]
     before = [norm.momentum for norm in norms]
     try:
@@ -157,7 +180,22 @@ def build_model(
     checkpoint_stages: bool = False,
     backend: str = "auto",
 ) -> SpikingResNet:
-    """A network by name: ds_resnet{6n+2} or plain_resnet{6n+2}.
+    """Build a network by name: ds_resnet{6n+2} or plain_resnet{6n+2}.
+
+    Args:
+        name: kind of block and depth.
+        in_channels: channels of a frame.
+        num_classes: size of the voting layer.
+        width: channels of the first stage.
+        levels: K, firing levels of a neuron.
+        thresholds: θ, one for each level (default: 0.6, 0.6 + a, 0.6 + 2a, ... for surrogate width a).
+        decay: factor of the membrane from one time step to the next.
+        surrogate: "rect", "triangle" or "atan".
+        surrogate_width: width a of the surrogate.
+        detach_reset: stop the gradient at the reset gate.
+        norm_input: normalise the input by a tdBN without γ and β.
+        checkpoint_stages: less memory in training for a third more time; see `SpikingResNet`.
+        backend: "auto" or a name in `multifire.ops.BACKENDS`.
 
     Raises:
         ValueError: another name, thresholds that are not one for each level, or an unknown backend.
@@ -185,12 +223,12 @@ def build_model(
 
 
 def model_from_config(model: ModelConfig, backend: str = "auto") -> SpikingResNet:
-    """The network that a run's configuration describes."""
+    """Build the network that a run's configuration describes."""
     return build_model(**vars(model), backend=backend)
 
 
 def config_of_model(model: SpikingResNet) -> ModelConfig:
-    """The configuration that `model_from_config` would make this network of, but for its weights."""
+    """Return the configuration from which `model_from_config` builds a network of this kind."""
     first = next(iter(model.stages[0].children()))
     kind = next(name for name, block in BLOCKS.items() if isinstance(first, block))
     neuron = model.stem.neuron

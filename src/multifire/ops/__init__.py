@@ -1,7 +1,7 @@
-"""The neuron's arithmetic: one signature, several backends, chosen here.
+"""The neuron's arithmetic: public functions, each computed by the fastest backend that can.
 
-A backend is a module with `mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, and `why_not(x, levels)`, which
-says why it cannot compute for this tensor with so many levels, or None where it can.
+A backend is a module with the reference's `mlf`, `tdbn` and `tdbn_mlf`, and `why_not(x, levels)`, which returns the
+reason why it cannot compute for a tensor x and K = levels, or None if it can.
 """
 
 import os
@@ -24,7 +24,7 @@ _used: dict[str, None] = {}
 
 
 def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], width: float = 1.0) -> tuple[float, ...]:
-    """Thresholds θ_k = v_threshold + k·width, so that the rectangular surrogate windows tile without a gap."""
+    """Return thresholds θ_k = v_threshold + k·width, so that the rectangular surrogate windows tile without a gap."""
     return tuple(v_threshold + k * width for k in range(levels))
 
 
@@ -59,13 +59,13 @@ def backend_name(backend: str, x: Tensor, levels: int = 1) -> str:
 
 
 def backends_used() -> list[str]:
-    """The backends that computed something in this process, in the order of their first use."""
+    """Return the backends used in this process, in the order of their first use."""
     return list(_used)
 
 
-@torch.compiler.assume_constant_result  # torch.compile runs it once, while tracing, and leaves the log out of the graph
+@torch.compiler.assume_constant_result  # torch.compile calls it once, while tracing, and keeps it out of the graph
 def _announce(name: str, wanted_cpu: bool) -> None:
-    if name in _used:  # asked in here, where torch.compile does not guard on what the next line changes
+    if name in _used:  # tested here, inside the function, so that torch.compile does not guard on it
         return
     _used[name] = None
     log.info("neurons run on the %s backend", name)
@@ -91,11 +91,11 @@ def mlf(
     Args:
         x: input currents [T, ...]; half precision is computed in fp32.
         thresholds: θ, one for each of the K levels.
-        decay: share of the membrane kept from one time step to the next.
+        decay: factor of the membrane from one time step to the next.
         surrogate: "rect", "triangle" or "atan", the derivative ∂s_k/∂u_k used backward.
         width: width a of the surrogate; each has area 1.
         detach_reset: stop the gradient at the reset gate 1 - s_k[t-1].
-        state: u·(1 - s) [K, ...] left by an earlier call, to go on from; zeros by default.
+        state: u·(1 - s) [K, ...] returned by an earlier call, to continue from; zeros by default.
         backend: "auto" or a name in BACKENDS.
 
     Returns:
@@ -134,10 +134,10 @@ def tdbn(
         x: [T, N, C, H, W]; statistics are per channel over T, N, H, W.
         weight: γ [C], or None for 1.
         bias: β [C], or None for 0.
-        running_mean: [C]; used in evaluation, moved in place by `momentum` in training.
+        running_mean: [C]; used in evaluation, updated in place in training.
         running_var: [C], unbiased; likewise.
         training: use the batch's own mean and biased variance.
-        sync: in training, use those of all processes' batches together; every process of the default group must call.
+        sync: in training, use statistics over the batches of all processes; all of them must call.
         momentum: weight of the new batch in the running statistics.
         eps: ε, added outside the root.
         scale: α·V_th.
@@ -182,20 +182,20 @@ def tdbn_mlf(
     timesteps: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """tdBN, an optional sum before firing, multi-level firing, and an optional sum after it, in one pass.
+    """Compute tdBN, an optional sum, multi-level firing, and another optional sum, in one pass over the data.
 
         o = mlf(tdbn(x) + add_before) + add_after
 
     Args:
         x: a convolution's output [T, N, C, H, W]. The other arguments are those of `tdbn` and `mlf`.
-        running_mean: None, as are the norm's three other tensors, where the norm is folded into the convolution.
+        running_mean: None, like the norm's three other tensors, if the norm is folded into the convolution.
         add_before: shortcut of a plain block, shaped as x.
         add_after: shortcut of a dormant-suppressed block, shaped as x.
-        return_state: return the membranes after the last step, to go on from.
-        timesteps: T, where x [1, N, C, H, W] stands for T equal steps, as of a still image; x's own by default.
+        return_state: return the membranes after the last step, to continue from.
+        timesteps: T, if x [1, N, C, H, W] stands for T equal steps, as for a still image; default: x's own.
 
     Returns:
-        o [T, N, C, H, W] in x's dtype, and the state [K, N, C, H, W], or None where it was not asked for.
+        o [T, N, C, H, W] in x's dtype, and the state [K, N, C, H, W], or None without return_state.
 
     Raises:
         ValueError: as `tdbn` and `mlf`, or a shortcut of another shape.
@@ -249,19 +249,19 @@ def mlf_uint8(
     timesteps: int | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Multi-level firing on a convolution's integer sums, for inference: spikes are bytes.
+    """Multi-level firing on a convolution's integer sums, for int8 inference; spikes are uint8.
 
         o = mlf(scale·sums + bias) + add_after
 
     Args:
         sums: integers of a convolution, [T, N, C, H, W] in float32; T and `timesteps` as in `tdbn_mlf`.
-        scale: [C], what one of the sums' units is worth.
-        bias: [C], or [C, H, W] where it differs along the borders.
-        add_after: bytes [T, N, C, H, W]; the caller knows that the sum stays within 255.
-        return_state: return the membranes after the last step, to go on from.
+        scale: [C], the value of a sum of 1.
+        bias: [C], or [C, H, W] if it differs along the borders.
+        add_after: uint8 [T, N, C, H, W]; the caller ensures that the sum stays within 255.
+        return_state: return the membranes after the last step, to continue from.
 
     Returns:
-        o [T, N, C, H, W] in uint8, and the state [K, N, C, H, W], or None where it was not asked for.
+        o [T, N, C, H, W] in uint8, and the state [K, N, C, H, W], or None without return_state.
 
     Raises:
         ValueError: a shape or type that does not fit, or no threshold.
@@ -286,20 +286,19 @@ def mlf_uint8(
 
 
 class PackedSpikes(NamedTuple):
-    """Small integers, several to a byte; `unpack_spikes` gives them back."""
+    """Small integers, several in a byte; see `unpack_spikes`."""
 
     bytes: Tensor
     bits: int
-    """Of one value: 2, 4 or 8."""
+    """Bits of a value: 2, 4 or 8."""
     shape: torch.Size
     order: torch.memory_format
 
 
 def pack_spikes(x: Tensor, bits: int = 2) -> PackedSpikes | None:
-    """Integers 0..255 in the fewest of `bits`..8 that hold them all; None where x holds anything else.
+    """Pack integers 0..255 into 2, 4 or 8 bits each, at least `bits`; return None if x holds other values.
 
-    None also where the CPU kernel cannot take x: to ask a GPU whether all values fit would make the host wait for it in
-    every layer.
+    Also None if x does not lie on a CPU: checking the values on a GPU would make the host wait in every layer.
     """
     if cpu.why_not(x, 1) is not None:
         return None
@@ -313,7 +312,7 @@ def pack_spikes(x: Tensor, bits: int = 2) -> PackedSpikes | None:
 
 
 def unpack_spikes(packed: PackedSpikes, dtype: torch.dtype) -> Tensor:
-    """The spikes that `pack_spikes` packed."""
+    """Return the spikes that `pack_spikes` packed, as a tensor of type `dtype`."""
     x = torch.empty(packed.shape, dtype=dtype, memory_format=packed.order)
     cpu.unpack(packed.bytes, packed.bits, x)
     return x

@@ -1,105 +1,36 @@
-"""What the fused backends share: a custom op each, its shapes while tracing, its gradients, and the functions over it.
+"""What the fused backends share: the custom op, its fake implementation for compilers, its gradients, its Python API.
 
-A backend brings four functions that fill tensors, see `Backend`; between them statistics are summed over processes,
-where a call asks for it. What they compute is defined in reference.py.
+A backend provides four functions that fill tensors, see call.py; reference.py defines what they compute.
+
+An eager call runs the op's body without torch's dispatcher, which costs 0.2 to 0.5 ms between convolutions. That is
+right only while nothing needs to see the op: no compiler, dispatch mode, functorch transform, jit trace or tensor
+subclass is active, which `_needs_dispatcher` asks of torch, partly through private functions of torch._C. The tests
+tests/nn/test_fused.py and tests/ops/test_backends.py run under each of these and fail if the op is not seen there.
 
 Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
 """
 
 from collections.abc import Callable, Sequence
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from multifire.ops import collective, reference
-
-
-class Call(NamedTuple):
-    """The arguments of one call. An x of one time step stands for `timesteps` equal ones."""
-
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor
-    """Mean and variance [C] of the norm, contiguous; empty where there is none; to be filled forward in training."""
-    var: Tensor
-    add_before: Tensor | None
-    add_after: Tensor | None
-    state: Tensor | None
-    timesteps: int
-    training: bool
-    sync: bool
-    """Whether the statistics are those of all processes' samples."""
-    eps: float
-    scale: float
-    thresholds: Sequence[float]
-    """No threshold: the norm alone."""
-    decay: float
-    surrogate: str
-    width: float
-    detach_reset: bool
-
-    @property
-    def norm(self) -> bool:
-        return self.mean.numel() > 0
-
-    @property
-    def is_static(self) -> bool:
-        """Whether x holds one time step, which stands for all."""
-        return self.x.shape[0] < self.timesteps
-
-    @property
-    def channels_last(self) -> bool:
-        return is_channels_last(self.x)
-
-    @property
-    def values(self) -> int:
-        """Values per channel of this process's x, with a still x counted at each of its time steps."""
-        return self.timesteps * self.x.shape[1] * self.x.shape[3] * self.x.shape[4]
-
-
-class Gradients(NamedTuple):
-    """Tensors to be filled, x first; None where nobody asks for them."""
-
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    add_before: Tensor | None
-    state: Tensor | None
-
-
-class Backend(NamedTuple):
-    """The four passes over the data that make a fused backend, and what moves a norm's running statistics."""
-
-    measure: Callable[[Call], Any]
-    """Fills the call's mean and variance with those of its x, or without `sync` may leave it to `forward`."""
-    forward: Callable[[Call, Tensor, Tensor | None, Any], None]
-    """Fills out [T, N, C, H, W] and, if asked for, the state [K, N, C, H, W], given what `measure` returned."""
-    backward: Callable[[Call, Tensor, Tensor | None, Gradients, Tensor], Any]
-    """Fills the gradients, given those of out and, if there is one, of the state; and sums [2, C] float64 with Σ dy and
-    Σ dy·(x - μ), where there is a norm. In training it may leave that of x to `finish`, and with `sync` must, which is
-    given what this returns."""
-    finish: Callable[[Call, Gradients, Tensor, float, Any], None]
-    """In training: fills the gradient of x, given the sums, and over how many values per channel they are."""
-    move_running: Callable[[Tensor, Tensor, Tensor, Tensor, int | Tensor, float], None] = reference.move_running
-    """As the reference's. Called where nothing looks at torch's ops."""
+from multifire.ops.call import Backend, Call, Gradients, is_channels_last
 
 
 class FusedOps:
-    """`mlf`, `tdbn` and `tdbn_mlf` of the reference's signatures, over a backend."""
+    """`mlf`, `tdbn` and `tdbn_mlf` with the reference's signatures, computed by a backend."""
 
     def __init__(self, name: str, backend: Backend, device_types: str | None):
         self._op, self._eager, self._body = _register(name, backend, device_types)
         self._move_running = backend.move_running
 
     def _run(self, x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The op. Where nothing looks at ops, its body is called without torch's dispatcher.
-
-        The way through it costs 0.2 to 0.5 ms a call between convolutions, which leave nothing of it in the caches.
-        """
+        """Call the op, or its body if torch's dispatcher is not needed."""
         if _needs_dispatcher(x, *args[:TENSORS]):
             return self._op(x, *args)
         return self._eager(x, *args) if torch.is_grad_enabled() else self._body(x, *args)
@@ -137,7 +68,7 @@ class FusedOps:
         eps: float,
         scale: float,
     ) -> Tensor:
-        """Threshold-dependent batch norm, computed and returned in fp32: the kernel with no levels."""
+        """Threshold-dependent batch norm in fp32, computed by the kernel with no levels."""
         return self.tdbn_mlf(
             x.float(), weight, bias, running_mean, running_var,
             training=training, sync=sync, momentum=momentum, eps=eps, scale=scale,
@@ -189,11 +120,11 @@ class FusedOps:
 
 
 TENSORS = 7
-"""Arguments after x that are tensors or None."""
+"""Number of arguments after x that are tensors or None."""
 
 
 def _needs_dispatcher(*tensors: Tensor | None) -> bool:
-    """Whether something records, replaces or transforms the ops that are called with them."""
+    """Return True if torch.compile, a dispatch mode, a functorch transform or a jit trace is active."""
     return (
         torch.compiler.is_compiling()
         or any(type(x) not in (Tensor, nn.Parameter, NoneType) for x in tensors)
@@ -204,14 +135,14 @@ def _needs_dispatcher(*tensors: Tensor | None) -> bool:
 
 
 def _can_skip_dispatcher(x: Tensor, *grads: Tensor | None) -> bool:
-    """Whether a backward pass may go without the op, which takes batched gradients and refuses second derivatives."""
+    """Return True if a backward pass needs neither batched gradients nor the op's error for second derivatives."""
     batched = any(g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in grads)  # pyright: ignore[reportAttributeAccessIssue]
     return not (batched or torch.is_grad_enabled() or _needs_dispatcher(x))
 
 
 def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """torch would lose them at a custom op without a word, and a derivative come out as zero."""
-    if torch.compiler.is_compiling():  # which has no forward mode
+    """Raise an error for forward-mode derivatives, which torch would silently drop at a custom op."""
+    if torch.compiler.is_compiling():  # a compiled graph has no forward mode
         return
     if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError(
@@ -229,8 +160,10 @@ def _row(x: Tensor | None) -> Tensor | None:
 
 
 def _register(name: str, backend: Backend, device_types: str | None) -> tuple[Any, Callable, Callable]:
-    """The op multifire::NAME, differentiable, and visible to torch.compile and torch.export; its body with gradients,
-    and without, both called directly.
+    """Define the op multifire::NAME, differentiable and visible to torch.compile and torch.export.
+
+    Returns:
+        The op; its body as an autograd function, for direct calls with gradients; its body, for direct calls without.
     """
 
     def forward(
@@ -254,9 +187,9 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         detach_reset: bool,
         return_state: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Spikes, and the state if it is asked for; in training the mean and variance of x; with `sync` their values.
+        """Return spikes, state, and in training mean, variance and, with `sync`, the values per channel of x.
 
-        What is not asked for is empty. Evaluation takes the mean and variance given; neither means no norm.
+        Outputs that are not needed are empty. Evaluation uses the given mean and variance; without them, no norm.
         """
         outputs = _outputs(x, timesteps, training, sync, thresholds, return_state)
         out, new_state, own_mean, own_var, values = outputs
@@ -298,7 +231,7 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         detach_reset: bool,
         needs: Sequence[bool],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of x, weight, bias, add_before and state; empty where `needs` says no of the last four."""
+        """Return gradients of x, weight, bias, add_before and state; the last four are empty unless `needs` is set."""
         grads = _gradients(x, timesteps, thresholds, needs)
         saved = (x, weight, bias, mean, var, add_before, state)
         options = (timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset)
@@ -318,17 +251,17 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         call = Call(x, weight, bias, mean, var, add_before, None, state, *options)
         if grad_out is None:
             grad_out = x.new_zeros(1).expand(call.timesteps, *x.shape[1:])
-        if grad_state is not None and grad_state.numel() == 0:  # a compiled graph passes the empty state's gradient
+        if grad_state is not None and grad_state.numel() == 0:  # a compiled graph passes one for the empty state
             grad_state = None
         needed = (grad if need else None for grad, need in zip(grads[1:], needs, strict=True))
         filled = Gradients(grads[0], *needed)
-        sums = mean.new_empty((2, len(mean)), dtype=torch.float64)
-        saved_by_backend = backend.backward(call, grad_out.to(x.dtype), grad_state, filled, sums)
+        grad_sums = mean.new_empty((2, len(mean)), dtype=torch.float64)
+        saved_by_backend = backend.backward(call, grad_out.to(x.dtype), grad_state, filled, grad_sums)
         if call.training:
             values = float(call.values)
             if call.sync:
-                values = collective.pool_sums(sums, values)
-            backend.finish(call, filled, sums, values, saved_by_backend)
+                values = collective.pool_sums(grad_sums, values)
+            backend.finish(call, filled, grad_sums, values, saved_by_backend)
 
     def fake_backward(
         grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, sync, eps, scale,
@@ -341,7 +274,7 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         _, _, own_mean, own_var, values = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(own_mean, own_var, values)
-        # Running statistics may move before the gradients are asked for, hence the copies.
+        # Copies, since running statistics may be updated before the backward pass.
         mean, var = own_mean if mean is None else mean.clone(), own_var if var is None else var.clone()
         ctx.save_for_backward(x, weight, bias, mean, var, add_before, state)
         ctx.options = options
@@ -352,7 +285,7 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         return output
 
     def differentiate(ctx, grad_out, grad_state, *_):
-        saved = ctx.saved_tensors  # once: a checkpoint refuses a second time
+        saved = ctx.saved_tensors  # read once: torch.utils.checkpoint allows no second time
         need_x, need_weight, need_bias, _, _, need_before, need_after, need_state, *rest = ctx.needs_input_grad
         needs = [need_weight, need_bias, need_before, need_state]
         if _can_skip_dispatcher(saved[0], grad_out, grad_state):
@@ -379,7 +312,7 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
     return op, type(f"multifire_{name}", (torch.autograd.Function,), methods).apply, forward
 
 
-# Kept where torch keeps the ops, so that a module that is loaded again replaces its own.
+# Stored beside torch's ops, so that a reloaded module replaces its own ops.
 _libraries: dict[str, torch.library.Library] = vars(torch.ops.multifire).setdefault("_libraries", {})
 
 
@@ -391,9 +324,9 @@ def _define(
     differentiate: Callable,
     setup_context: Callable | None = None,
 ) -> Any:
-    """The op multifire::NAME of an annotated function; `fake` gives what it returns, unfilled.
+    """Define the op multifire::NAME from an annotated function and a `fake` one, which returns unfilled outputs.
 
-    These are torch.library.custom_op's own parts, without the checks in Python that it wraps around every call.
+    It does what torch.library.custom_op does, without that function's checks in Python around every call.
     """
     _libraries.pop(name, None)
     library = _libraries[name] = torch.library.Library("multifire", "FRAGMENT")
@@ -405,22 +338,12 @@ def _define(
     return getattr(torch.ops.multifire, name).default
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """The memory order to compute in: x's own, where it is one of the two that kernels know."""
-    return x.dim() == 5 and not x.is_contiguous() and x.stride(2) == 1
-
-
-def to_layout(x: Tensor, channels_last: bool) -> Tensor:
-    """x, copied where it is not in that memory order, as a contiguous tensor [.., H, W, C] or [.., C, H, W]."""
-    return (x.permute(0, 1, 3, 4, 2) if channels_last else x).contiguous()
-
-
 def _empty(x: Tensor, leading: int, dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor [leading, ...] like x, in the memory order of the call."""
+    """Return an uninitialised tensor [leading, *x.shape[1:]] in the memory layout of x."""
     if not is_channels_last(x):
         return x.new_empty((leading, *x.shape[1:]), dtype=dtype)
     _, N, C, H, W = x.shape
-    # No view of another order, for autograd adds in place only to tensors of their own.
+    # Not a permuted view: autograd accumulates in place only into tensors that are no views.
     return x.new_empty_strided((leading, N, C, H, W), (N * H * W * C, H * W * C, 1, W * C, C), dtype=dtype)
 
 

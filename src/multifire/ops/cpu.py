@@ -1,4 +1,4 @@
-"""The fused CPU kernel (csrc/) as PyTorch ops; the definition of what it computes is reference.py.
+"""The fused CPU kernel (csrc/) as PyTorch ops; reference.py defines what it computes.
 
 Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
 Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, to_layout
+from multifire.ops.autograd import FusedOps
+from multifire.ops.call import Backend, Call, Gradients, to_layout
 
 MAX_LEVELS = 8
 DTYPES = (torch.float32, torch.bfloat16)
@@ -36,7 +37,7 @@ _FIRE_POINTERS = ("sums", "scale", "bias", "add_after", "state", "out", "state_o
 
 
 class Args(ctypes.Structure):
-    """`Args` of csrc/mlf.h, field by field."""
+    """`Args` of csrc/mlf.h, with the same fields in the same order."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _INTEGERS),
@@ -48,7 +49,7 @@ class Args(ctypes.Structure):
 
 
 class FireArgs(ctypes.Structure):
-    """`FireArgs` of csrc/mlf.h, field by field."""
+    """`FireArgs` of csrc/mlf.h, with the same fields in the same order."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in _FIRE_INTEGERS),
@@ -59,7 +60,7 @@ class FireArgs(ctypes.Structure):
 
 
 def _load() -> ctypes.CDLL | None:
-    """The compiled kernel. Loaded after torch, whose OpenMP runtime it then shares: two would fight over the cores."""
+    """Load the compiled kernel; after torch, so that both share one OpenMP runtime."""
     if not LIBRARY.exists():
         return None
     library = ctypes.CDLL(str(LIBRARY))
@@ -85,12 +86,12 @@ _LIBRARY = _load()
 
 
 def is_built() -> bool:
-    """Whether a C++ compiler was there when the package was installed."""
+    """Return True if the kernel was compiled when the package was installed."""
     return _LIBRARY is not None
 
 
 def why_not(x: Tensor, levels: int) -> str | None:
-    """Why the kernel cannot compute for `x` with so many levels, or None where it can."""
+    """Return the reason why the kernel cannot compute for `x` and K = levels, or None if it can."""
     if not is_built():
         return NOT_BUILT
     if not x.is_cpu:
@@ -103,16 +104,16 @@ def why_not(x: Tensor, levels: int) -> str | None:
 
 
 def isa() -> str:
-    """The build in use: avx512_bf16, avx512, avx2 or portable, at first the widest that the processor runs."""
+    """Return the build in use: avx512_bf16, avx512, avx2 or portable; by default the widest that the processor runs."""
     assert _LIBRARY is not None
     return _LIBRARY.multifire_isa().decode()
 
 
 def use_isa(name: str) -> None:
-    """Take the build for that instruction set from now on.
+    """Use the build for this instruction set from now on.
 
     Raises:
-        ValueError: there is none, or the processor lacks it.
+        ValueError: no such build, or the processor lacks the instructions.
     """
     assert _LIBRARY is not None
     if not _LIBRARY.multifire_use_isa(name.encode()):
@@ -126,7 +127,7 @@ if _LIBRARY is not None and "MULTIFIRE_ISA" in os.environ:
 
 
 class _Kept:
-    """Keeps the tensors alive whose addresses went into a call, and puts them into the call's memory order first."""
+    """Keeps tensors alive while the kernel uses their addresses, in the memory layout of the call."""
 
     def __init__(self):
         self._tensors: list[Tensor] = []
@@ -143,7 +144,7 @@ class _Kept:
 def _measure(call: Call) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
     kept, args = _args(call)
-    if call.x.shape[1] > 0:  # a process may have no sample in this batch
+    if call.x.shape[1] > 0:  # a process may have no samples in this batch
         _LIBRARY.multifire_stats(ctypes.byref(args))
     return kept, args
 
@@ -157,12 +158,12 @@ def _forward(call: Call, out: Tensor, state: Tensor | None, saved: tuple[_Kept, 
 
 
 def _backward(
-    call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, sums: Tensor
+    call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, grad_sums: Tensor
 ) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
     kept, args = _args(call)
     if call.norm:
-        args.sums = sums.data_ptr()
+        args.sums = grad_sums.data_ptr()
     args.grad_out = kept.pointer(grad_out, call.channels_last)
     if grad_state is not None:
         args.grad_state_out = kept.pointer(grad_state.float(), call.channels_last)
@@ -173,7 +174,7 @@ def _backward(
     return kept, args
 
 
-def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, saved: tuple[_Kept, Args]) -> None:
+def _finish(call: Call, grads: Gradients, grad_sums: Tensor, values: float, saved: tuple[_Kept, Args]) -> None:
     assert _LIBRARY is not None
     _, args = saved
     args.values = values
@@ -202,7 +203,7 @@ mlf, tdbn, tdbn_mlf = _ops.mlf, _ops.tdbn, _ops.tdbn_mlf
 
 
 def _args(call: Call) -> tuple[_Kept, Args]:
-    """What forward and backward have in common."""
+    """Return the arguments that all passes share."""
     kept, x, order = _Kept(), call.x, call.channels_last
     step = math.prod(x.shape[1:])
     channels = x.shape[2] if call.norm else 1
@@ -239,7 +240,7 @@ _GROUP = 16  # kGroup of csrc/kernels.cpp
 
 
 def pack(spikes: Tensor, bits: int) -> Tensor | None:
-    """Integers below 2^bits, 8/bits of them to a byte, in their order in memory; None where some value is none."""
+    """Pack integers below 2^bits, 8/bits in a byte, in memory order; return None if a value is no such integer."""
     assert _LIBRARY is not None
     blocks = -(-spikes.numel() * bits // (8 * _GROUP))
     packed = spikes.new_empty(blocks * _GROUP, dtype=torch.uint8)
@@ -249,7 +250,7 @@ def pack(spikes: Tensor, bits: int) -> Tensor | None:
 
 
 def unpack(packed: Tensor, bits: int, spikes: Tensor) -> None:
-    """Fill `spikes`, of the shape and memory order of those that `pack` packed."""
+    """Fill `spikes`, a tensor with the shape and memory layout of the packed one."""
     assert _LIBRARY is not None
     half, threads = spikes.dtype == torch.bfloat16, torch.get_num_threads()
     _LIBRARY.multifire_unpack(packed.data_ptr(), spikes.data_ptr(), spikes.numel(), bits, half, threads)
@@ -267,7 +268,7 @@ def mlf_uint8(
     return_state: bool,
     timesteps: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scale, bias, firing and sum in bytes; see `multifire.ops.mlf_uint8`."""
+    """Scale, bias, multi-level firing and sum in uint8; see `multifire.ops.mlf_uint8`."""
     assert _LIBRARY is not None
     kept = _Kept()
     _, N, C, H, W = sums.shape

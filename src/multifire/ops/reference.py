@@ -32,7 +32,7 @@ SURROGATES = {"rect": rect, "triangle": triangle, "atan": atan}
 
 
 class Fire(torch.autograd.Function):
-    """A step forward, 1 where v > 0; backward the surrogate derivative at v."""
+    """Step function: 1 where v > 0; its backward pass uses the surrogate derivative at v."""
 
     @staticmethod
     def forward(ctx, v: Tensor, surrogate: str, width: float) -> Tensor:
@@ -47,7 +47,7 @@ class Fire(torch.autograd.Function):
 
 
 def why_not(x: Tensor, levels: int) -> str | None:
-    """None: the reference computes for every tensor."""
+    """Return None: the reference computes for every tensor."""
 
 
 def mlf(
@@ -60,7 +60,10 @@ def mlf(
     detach_reset: bool,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Multi-level firing over time; see `multifire.ops.mlf`."""
+    """Multi-level firing over time; see `multifire.ops.mlf`.
+
+    The gradient runs through the reset gate 1 - s: `carry` holds s undetached, unless detach_reset is set.
+    """
     currents = _wide(x)
     levels = torch.tensor(thresholds, dtype=currents.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
     carry = currents.new_zeros(len(thresholds), *x.shape[1:]) if state is None else state.to(currents.dtype)
@@ -157,19 +160,19 @@ def mlf_uint8(
 
 
 def norm_factor(var: Tensor, eps: float, scale: float) -> Tensor:
-    """scale / (sqrt(σ²) + ε)."""
+    """Return scale / (sqrt(σ²) + ε)."""
     return scale / (norm_root(var) + eps)
 
 
 def norm_root(var: Tensor) -> Tensor:
-    """sqrt(σ²), rounded correctly: torch's own root of floats may be off by the last bit, a processor's is not."""
-    # The root has no derivative at 0, where a channel is constant; the clamp makes it 0 and changes no value.
+    """Return sqrt(σ²), correctly rounded; torch's own float32 root may be wrong in the last bit."""
+    # The root has no derivative at 0, the variance of a constant channel. The clamp makes the gradient 0 there.
     clamped = var.clamp_min(torch.finfo(var.dtype).tiny)
     return clamped.sqrt() if var.is_mps else clamped.double().sqrt().to(var.dtype)  # MPS has no doubles
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Half precision is for storage; arithmetic is in fp32 or better."""
+    """Return x in fp32 or better: half precision is for storage only."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
@@ -180,7 +183,7 @@ def _per_channel(v: Tensor) -> Tensor:
 def _batch_statistics(
     x: Tensor, sync: bool, running_mean: Tensor, running_var: Tensor, momentum: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel of x [T, N, C, H, W]; moves the running ones, in place, towards them."""
+    """Return mean and biased variance [C] of x [T, N, C, H, W]; update the running ones in place."""
     n, over = x.numel() // x.shape[2], (0, 1, 3, 4)
     if sync:
         sums = collective.summed(torch.cat([x.sum(over), x.new_tensor([n])]))
@@ -197,6 +200,15 @@ def _batch_statistics(
 def move_running(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, values: int | Tensor, momentum: float
 ) -> None:
-    """Move the running statistics, in place, towards those of a batch with so many values per channel."""
+    """Update running statistics in place: r ← (1 - momentum)·r + momentum·batch, with the variance unbiased by n/(n-1).
+
+    Args:
+        running_mean: [C].
+        running_var: [C].
+        mean: the batch's mean [C].
+        var: the batch's biased variance [C].
+        values: n, values per channel of the batch.
+        momentum: weight of the batch.
+    """
     running_mean.lerp_(mean, momentum)
     running_var.lerp_(var * (values / (values - 1)), momentum)

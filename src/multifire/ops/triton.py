@@ -1,7 +1,7 @@
-"""The fused GPU kernel in Triton; the definition of what it computes is reference.py.
+"""The fused GPU kernel in Triton, host side; the kernels are in triton_kernels.py, their definition in reference.py.
 
-This is the host's side, the kernels are in triton_kernels.py. Channels-last and contiguous tensors differ in strides
-alone. On a CPU, TRITON_INTERPRET=1 runs the kernels step by step, which is how they are tested without a GPU.
+Channels-last and contiguous tensors differ only in strides. TRITON_INTERPRET=1 runs the kernels on a CPU step by step,
+which tests them without a GPU.
 
 Shapes: T time steps, K levels, N samples, C channels, H rows, W columns.
 Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
@@ -17,21 +17,22 @@ import torch
 from torch import Tensor
 
 from multifire.ops import reference
-from multifire.ops.autograd import Backend, Call, FusedOps, Gradients, to_layout
+from multifire.ops.autograd import FusedOps
+from multifire.ops.call import Backend, Call, Gradients, to_layout
 
 INSTALLED = importlib.util.find_spec("triton") is not None
-"""torch's GPU builds for Linux bring Triton along, others do not. Found out here, as torch.compile cannot."""
+"""torch's GPU builds for Linux include Triton, others do not. Tested at import, as torch.compile cannot trace it."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_LEVELS = 8
 PROGRAMS = 512
-"""Programs of a pass that sums over positions: enough to fill a GPU, few enough that their partial sums are small."""
+"""Programs of a pass that sums over positions: enough to fill a GPU, and few partial sums."""
 SCRATCH_BYTES = 256 << 20
-"""Most memory for the membranes that the backward pass stores, one of every SEGMENT time steps."""
+"""Maximum memory for the membranes that the backward pass stores, one for every SEGMENT time steps."""
 
 
 def why_not(x: Tensor, levels: int) -> str | None:
-    """Why Triton cannot compute for `x` with so many levels, or None where it can."""
+    """Return the reason why Triton cannot compute for `x` and K = levels, or None if it can."""
     if not INSTALLED:
         return "triton is not installed"
     if x.device.type != "cuda" and not INTERPRETED:
@@ -45,7 +46,7 @@ def why_not(x: Tensor, levels: int) -> str | None:
 
 @functools.cache
 def _kernels() -> ModuleType:
-    """Imported when first needed: a run on a CPU need not wait for it."""
+    """Import the kernels when they are first needed, so that a run on a CPU does not wait for them."""
     return importlib.import_module("multifire.ops.triton_kernels")
 
 
@@ -54,7 +55,7 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _power_of_2(n: int) -> int:
-    """The smallest one that is not below n."""
+    """Return the smallest power of two >= n."""
     return 1 << max(0, n - 1).bit_length()
 
 
@@ -74,8 +75,8 @@ def _forward_pass(call: Call, out: Tensor, state: Tensor | None, _left: None) ->
 
 
 def _measure(call: Call) -> None:
-    """Fill the call's mean and variance with those of x, summed about each channel's first value."""
-    if call.x.shape[1] == 0:  # a process without a sample in this batch
+    """Fill the call's mean and variance with those of x; sums are taken relative to each channel's first value."""
+    if call.x.shape[1] == 0:  # a process without samples in this batch
         return
     grid = _Grid(call)
     x = to_layout(call.x, grid.order)
@@ -91,7 +92,7 @@ def _measure(call: Call) -> None:
 
 
 def _backward_pass(
-    call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, sums: Tensor
+    call: Call, grad_out: Tensor, grad_state: Tensor | None, grads: Gradients, grad_sums: Tensor
 ) -> tuple[Tensor, "_Grid", Tensor]:
     grid = _Grid(call)
     x = to_layout(call.x, grid.order)
@@ -103,7 +104,7 @@ def _backward_pass(
     scratch = x.new_empty(programs[0] * programs[1] * memory, dtype=torch.float32)
     parts = x.new_empty((2, programs[1], grid.channels), dtype=torch.float64)
     dy = grads.add_before
-    if dy is None:  # dx takes its place in the end, but for a still x, whose time steps are added up first
+    if dy is None:  # dx overwrites dy in the end, except for a static x, whose time steps are summed first
         dy = torch.empty_like(grad_out, dtype=torch.float32) if call.is_static else grads.x
     dy_ordered = to_layout(dy, grid.order)
     _kernels().backward[programs](
@@ -120,17 +121,19 @@ def _backward_pass(
     )  # fmt: skip
     if call.norm:
         _kernels().pool_sums[grid.pools](
-            parts[0], parts[1], call.var, sums, grads.weight, grads.bias, call.eps, call.scale,
+            parts[0], parts[1], call.var, grad_sums, grads.weight, grads.bias, call.eps, call.scale,
             programs[1], grid.channels,
             GRAD_WEIGHT=grads.weight is not None, GRAD_BIAS=grads.bias is not None, **POOL,
         )  # fmt: skip
     saved = (x, grid, dy_ordered)
     if not call.training:
-        _finish(call, grads, sums, 1.0, saved)
+        _finish(call, grads, grad_sums, 1.0, saved)
     return saved
 
 
-def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, saved: tuple[Tensor, "_Grid", Tensor]) -> None:
+def _finish(
+    call: Call, grads: Gradients, grad_sums: Tensor, values: float, saved: tuple[Tensor, "_Grid", Tensor]
+) -> None:
     x, grid, dy = saved
     if call.is_static:
         dy = dy.float().sum(0, keepdim=True)
@@ -139,7 +142,7 @@ def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, saved: tu
             to_layout(grads.x, grid.order).copy_(dy)
         return
     _kernels().finish[grid.tiles](
-        dy, x, call.mean, call.var, call.weight, sums, grads.x, call.eps, call.scale,
+        dy, x, call.mean, call.var, call.weight, grad_sums, grads.x, call.eps, call.scale,
         int(values), call.timesteps if call.is_static else 1,
         len(x), grid.positions, grid.channels, grid.inner, grid.step,
         TRAINING=call.training, WEIGHT=call.weight is not None,
@@ -147,14 +150,14 @@ def _finish(call: Call, grads: Gradients, sums: Tensor, values: float, saved: tu
     )  # fmt: skip
 
 
-# A fused multiply-add rounds once where the reference rounds twice, and a spike is a step.
+# A fused multiply-add rounds once, the reference twice; a spike could differ.
 EXACT = {} if INTERPRETED else {"enable_fp_fusion": False}
 POOL = {"BLOCK_C": 16, "ROWS": 64, **EXACT}
-"""Channels of a program that adds up what others found, and how many of their findings it takes at a time."""
+"""Channels of a program that adds up partial sums, and how many partial sums it loads at a time."""
 
 
 class _Grid:
-    """One time step of a call as positions × channels, and how programs divide it."""
+    """One time step of a call as positions × channels, and its division among programs."""
 
     def __init__(self, call: Call):
         x = call.x
@@ -165,24 +168,24 @@ class _Grid:
         self.positions = self.step // max(1, self.channels)
         self.x_stride = 0 if call.is_static else self.step
         self.slots = _power_of_2(max(1, len(call.thresholds)))
-        # Neighbours in memory belong to one tile: channels of channels-last data, positions of the other.
+        # A tile holds neighbours in memory: channels of channels-last data, positions of contiguous data.
         self.block_c = 1 if self.inner > 1 else min(64, _power_of_2(self.channels))
 
     def to_layout(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else to_layout(x, self.order)
 
     def tiles(self, meta: dict) -> tuple[int, int]:
-        """One program for each tile."""
+        """Return the grid with one program for each tile."""
         block_p = meta["TILE"] // self.block_c
         return _ceil(self.positions, block_p), _ceil(self.channels, self.block_c)
 
     @property
     def pools(self) -> tuple[int]:
-        """One program for some channels."""
+        """Return the grid with one program for each POOL["BLOCK_C"] channels."""
         return (_ceil(self.channels, POOL["BLOCK_C"]),)
 
     def programs(self, numbers: int = 0) -> tuple[int, int]:
-        """Programs that loop over tiles: all channels × as many as memory allows for so many numbers in each."""
+        """Return the grid of programs that loop over tiles, limited by `numbers` of scratch memory in each."""
         blocks = _ceil(self.channels, self.block_c)
         most = min(PROGRAMS, SCRATCH_BYTES // (4 * numbers) if numbers else PROGRAMS)
         useful = _ceil(self.positions, _kernels().SHAPES[0][0] // self.block_c)
@@ -191,7 +194,7 @@ class _Grid:
 
 @functools.lru_cache
 def _thresholds(thresholds: tuple[float, ...], slots: int, device: torch.device) -> Tensor:
-    """θ on the device, padded by levels that never fire; kept, since a copy to the device would wait for it."""
+    """Return θ on the device, padded by levels that never fire; cached, since a copy to the device would wait."""
     return torch.tensor([*thresholds, *[float("inf")] * (slots - len(thresholds))], dtype=torch.float32, device=device)
 
 
