@@ -65,11 +65,11 @@ def random_network() -> mf.SpikingResNet:
 
 def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
     """The network read from its int8 file, and that file's size over the size of one with its float weights."""
-    passport: dict[str, Any] = dict.fromkeys(("recipe", "config", "data", "accuracy", "checkpoint", "versions"))
-    passport |= {"passport": PROVENANCE_VERSION, "recipe": "random", "config": {"model": vars(MODEL)}, "accuracy": []}
-    passport |= {"data": {"name": "none", "about": "random"}, "versions": {}}
-    passport |= {"checkpoint": {"file": "none", "epochs": 0, "sha256": ""}}
-    save_int8(folder / "int8.safetensors", quantise_network(net, MODEL, counts=False), passport)
+    provenance: dict[str, Any] = dict.fromkeys(("recipe", "config", "data", "accuracy", "checkpoint", "versions"))
+    provenance |= {"provenance": PROVENANCE_VERSION, "recipe": "random", "config": {"model": vars(MODEL)}, "accuracy": []}
+    provenance |= {"data": {"name": "none", "about": "random"}, "versions": {}}
+    provenance |= {"checkpoint": {"file": "none", "epochs": 0, "sha256": ""}}
+    save_int8(folder / "int8.safetensors", quantise_network(net, MODEL, counts=False), provenance)
     write_tensors(folder / "float.safetensors", net.state_dict(), {})
     sizes = [(folder / f"{kind}.safetensors").stat().st_size for kind in ("int8", "float")]
     return mf.load_int8(folder / "int8.safetensors"), sizes[0] / sizes[1]

@@ -22,7 +22,7 @@ def main(network: str, frames: str) -> None:
         logits_NK = session.run(["logits"], {"x": x_TNCHW})[0]
     else:
         logits_NK = step_by_step(session, x_TNCHW)
-    classes = json.loads(about["passport"])["data"]["classes"]
+    classes = json.loads(about["provenance"])["data"]["classes"]
     for label in logits_NK.argmax(1):
         print(classes[label])
 

@@ -15,7 +15,7 @@ from multifire.cli import main
 from multifire.cli.overrides import parse_overrides
 from multifire.cli.sweep import SweepArguments
 from multifire.config import get_recipe
-from multifire.experiments import sweep
+from multifire.experiments import sweep, sweep_budget, sweep_cells, sweep_table
 from multifire.utils.files import write_json
 from tests.test_compare import QUICK
 from tests.test_train import TINY, override
@@ -26,7 +26,7 @@ def parse(cfg, args):
 
 
 def cells(kind="grid", vary=("model.levels=1,2",), seeds=(0,), cfg=TINY, out=None):
-    return sweep.cells_of(cfg, sweep.variations(kind, cfg, vary), seeds, out or sweep.Path("out"), parse)
+    return sweep_cells.cells_of(cfg, sweep_cells.variations(kind, cfg, vary), seeds, out or sweep.Path("out"), parse)
 
 
 def test_the_papers_sweeps():
@@ -61,7 +61,7 @@ def test_a_grid_takes_every_combination():
 def test_overrides_make_the_same_configuration(changes):
     cfg = replace(override(TINY, **changes), recipe="digits", seed=7, sync_norm=True)
     recipe = get_recipe("digits")
-    assert parse(recipe, sweep.overrides(cfg, recipe)) == cfg
+    assert parse(recipe, sweep_cells.overrides(cfg, recipe)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -103,25 +103,25 @@ def test_a_budget_becomes_epochs():
     def seconds(cfg):
         return times[cfg.model.levels]
 
-    assert sweep.epochs_within(sweep.parse_budget("5 epochs"), two, seconds)[0] == 5
-    assert sweep.epochs_within(sweep.parse_budget("5m"), two, seconds)[0] == 9
-    assert sweep.epochs_within(sweep.parse_budget("307s"), two, seconds)[0] == 10
-    assert sweep.epochs_within(sweep.parse_budget("4h"), two, seconds)[0] == 30
-    with pytest.raises(ValueError, match="0:00:06 to start and 0:00:30 for an epoch of each, more than is left"):
-        sweep.epochs_within(sweep.parse_budget("35s"), two, seconds)
-    scaled = sweep.scaled(two[0].cfg, 10).optim
+    assert sweep_budget.epochs_within(sweep_budget.parse_budget("5 epochs"), two, seconds)[0] == 5
+    assert sweep_budget.epochs_within(sweep_budget.parse_budget("5m"), two, seconds)[0] == 9
+    assert sweep_budget.epochs_within(sweep_budget.parse_budget("307s"), two, seconds)[0] == 10
+    assert sweep_budget.epochs_within(sweep_budget.parse_budget("4h"), two, seconds)[0] == 30
+    with pytest.raises(ValueError, match="0:00:06 to start and 0:00:30 for an epoch of each, more than the rest"):
+        sweep_budget.epochs_within(sweep_budget.parse_budget("35s"), two, seconds)
+    scaled = sweep_budget.scaled(two[0].cfg, 10).optim
     assert (scaled.epochs, scaled.step_epochs, scaled.warmup_epochs) == (10, 3, 1.0)
 
 
 def test_a_budget_is_kept_when_a_sweep_goes_on(tmp_path):
     said = []
-    record = tmp_path / "sweep.json"
-    first = sweep.within_budget(cells(), record, sweep.parse_budget("2 epochs"), lambda cfg: (0, 1), said.append)
-    again = sweep.within_budget(cells(), record, sweep.parse_budget("2 epochs"), lambda cfg: 1 / 0, said.append)
+    record, two = tmp_path / "sweep.json", sweep_budget.parse_budget("2 epochs")
+    first = sweep_budget.within_budget(cells(), record, two, lambda cfg: (0, 1), said.append)
+    again = sweep_budget.within_budget(cells(), record, two, lambda cfg: 1 / 0, said.append)
     assert [cell.cfg.optim.epochs for cell in (*first, *again)] == [2, 2, 2, 2]
     assert "epochs of a run: 2 in place of 3" in said[0]
     with pytest.raises(ValueError, match="began with a budget of 2 epochs, not 5m"):
-        sweep.within_budget(cells(), record, sweep.parse_budget("5m"), lambda cfg: (0, 1), said.append)
+        sweep_budget.within_budget(cells(), record, sweep_budget.parse_budget("5m"), lambda cfg: (0, 1), said.append)
 
 
 def test_a_budget_of_time_from_the_command_line(tmp_path, capsys):
@@ -142,8 +142,8 @@ def test_tables(tmp_path):
         write_json(cell.folder / "summary.json", {"test_accuracy": 0.1 * levels + 0.02 * cell.cfg.seed})
         if cell.cfg.seed == 0:
             write_json(cell.folder / "analysis.json", {"dormant": 0.5})
-        outcomes.append(sweep.Outcome(cell, "failed" if (levels, cell.cfg.seed) == (2, 1) else None))
-    names, lines = sweep.finish(outcomes, tmp_path, with_report=False)
+        outcomes.append(sweep_cells.Outcome(cell, "failed" if (levels, cell.cfg.seed) == (2, 1) else None))
+    names, lines = sweep_table.finish(outcomes, tmp_path, with_report=False)
     assert names == ["model.levels", "runs", "test accuracy %", "dormant %"]
     assert lines == [["1", "2", "11.00 ± 1.41", "50.00"], ["2", "1", "20.00", "50.00"]]
     assert "| 1 | 2 | 11.00 ± 1.41 | 50.00 |" in (tmp_path / "table.md").read_text()
@@ -180,7 +180,7 @@ def test_a_sweep_runs_goes_on_and_tells_what_failed(tmp_path, capsys):
     (other / "mine.txt").write_text("not a run")
     assert main([arg.replace("=1,2", "=1,2,3") for arg in args]) == 1
     out_text, err = capsys.readouterr()
-    assert "3 runs, 1 of them there already" in out_text
+    assert "3 runs, 1 of them finished" in out_text
     assert "failed: model.levels 3, seed 0: exit code 2" in err
     assert "levels-3_seed-0 exists" in err
     assert (folders[0] / "last.safetensors").stat().st_mtime_ns == kept

@@ -130,7 +130,7 @@ def test_looking_leaves_no_trace(measure, training, block):
 
 @pytest.mark.parametrize("measure", [measure_activity, measure_energy, measure_gradients, mf.analysis.analyze])
 def test_nothing_to_look_at(measure):
-    with pytest.raises(ValueError, match="no sample to look at"):
+    with pytest.raises(ValueError, match="no sample to measure on"):
         measure(network("ds", 1), [])
 
 

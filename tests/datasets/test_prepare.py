@@ -220,7 +220,7 @@ def test_another_source_is_not_taken_for_the_same(archive, tmp_path):
 
 def test_missing_sources_say_how_to_get_them(tmp_path):
     expected = {
-        "dvs-gesture": r"expected DvsGesture\.tar\.gz.*research\.ibm\.com.*or give --source",
+        "dvs-gesture": r"expected DvsGesture\.tar\.gz.*research\.ibm\.com.*or give its place with --source",
         "cifar10-dvs": r"airplane\.zip.*`multifire data download cifar10-dvs` gets it",
         "nmnist": r"Train\.zip and Test\.zip.*data\.mendeley\.com",
     }
@@ -276,7 +276,7 @@ def test_a_full_disk_loses_nothing(archive, reference, tmp_path, monkeypatch):
         write(path, content)
 
     monkeypatch.setattr(preparing, "write_atomic", full)
-    with pytest.raises(OSError, match="the disk is full; what is prepared so far is kept: make room, and the same"):
+    with pytest.raises(OSError, match="the disk is full; finished recordings are kept: make room, and the same"):
         prepare(SMALL, tmp_path, archive, workers=1)
     monkeypatch.undo()
     assert len(list(cache_folder(SMALL, tmp_path).glob("parts-*/*.npz"))) == 2
@@ -454,7 +454,7 @@ def test_missing_labels_are_named_and_the_rest_is_kept(tmp_path):
             gesture.add(tar, f"DvsGesture/user{user:02}_{light}.aedat", recording)
             if user != 2:
                 gesture.add(tar, f"DvsGesture/user{user:02}_{light}_labels.csv", labels)
-    with pytest.raises(ValueError, match=r"1 recording has no label file \(user02_led_labels\.csv\); put it back"):
+    with pytest.raises(ValueError, match=r"1 recording has no label file \(user02_led_labels\.csv\); restore it"):
         prepare(SMALL, tmp_path, tmp_path / "DvsGesture.tar.gz", workers=1)
     assert len(list(cache_folder(SMALL, tmp_path).glob("parts-*/*.npz"))) == 4
 

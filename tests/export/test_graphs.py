@@ -47,14 +47,14 @@ def test_onnx_graph_computes_the_network(name, options, step):
     assert {node.domain for node in graph.graph.node} == {""}
 
 
-def test_onnx_file_carries_its_passport_and_takes_any_number_of_frames_and_samples(tmp_path):
+def test_onnx_file_carries_its_provenance_and_takes_any_number_of_frames_and_samples(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from multifire.export.onnx import write_onnx
 
     model, _ = trained(*KINDS[0])
     write_onnx(tmp_path / "net.onnx", model, SIZE, {"recipe": "made"})
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
-    assert json.loads(session.get_modelmeta().custom_metadata_map["passport"]) == {"recipe": "made"}
+    assert json.loads(session.get_modelmeta().custom_metadata_map["provenance"]) == {"recipe": "made"}
     folded = fold(model).float()
     for frames, samples in ((1, 1), (5, 3)):
         x = torch.randint(0, 3, (frames, samples, 2, *SIZE)).float()
@@ -194,7 +194,7 @@ def test_altered_folders_are_refused(tmp_path):
     weights.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
     with pytest.raises(ValueError, match="digest"):
         from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="as it was trained"):
+    with pytest.raises(ValueError, match="must be the trained one, not folded"):
         save_pretrained(fold(model), tmp_path / "folded")
     with pytest.raises(FileNotFoundError):
         from_pretrained(tmp_path / "nowhere")

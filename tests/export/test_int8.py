@@ -13,11 +13,12 @@ import multifire as mf
 from multifire import ops
 from multifire.cli import main
 from multifire.config import ModelConfig
-from multifire.export import int8
-from multifire.export.int8 import CountConv2d, Int8Conv2d, Int8MLF, Int8Network, quantise, quantise_network, save_int8
+from multifire.export import int8_conv
+from multifire.export.int8 import Int8MLF, Int8Network, largest_activation, quantise, quantise_network, save_int8
+from multifire.export.int8_conv import CountConv2d, Int8Conv2d
 from multifire.nn import model_from_config
 from multifire.utils.tensor_files import read_tensors, write_tensors
-from tests.export.test_passport import run  # noqa: F401 - a fixture
+from tests.export.test_provenance import run  # noqa: F401 - a fixture
 from tests.nn.test_modules import settle
 
 IMAGES = ModelConfig(name="ds_resnet14", in_channels=3, width=8)
@@ -43,9 +44,9 @@ def integer_sums(x: torch.Tensor, weight: torch.Tensor, stride: int) -> np.ndarr
 @pytest.mark.parametrize("largest", [1, 12, 129])
 @pytest.mark.parametrize("shape", [(16, 16, 3, 1), (5, 7, 3, 2), (33, 40, 1, 2), (64, 70, 3, 1)])
 def test_sums_are_exact(monkeypatch, shape, largest, vendor):
-    if vendor and not int8.vendor_has_int8():
+    if vendor and not int8_conv.vendor_has_int8():
         pytest.skip("torch has no int8 convolution on this machine")
-    monkeypatch.setattr(int8, "vendor_has_int8", lambda: vendor)
+    monkeypatch.setattr(int8_conv, "vendor_has_int8", lambda: vendor)
     torch.manual_seed(0)
     before, after, kernel, stride = shape
     conv = Int8Conv2d(before, after, kernel, stride)
@@ -199,7 +200,7 @@ def test_spikes_are_those_of_the_dequantised_weights(model):
         flipped = (fired[name] != out).double().mean()
         assert flipped < 1e-5, (name, flipped)
         assert out.max() > 0
-        assert out.max() <= int8.largest_activation(model)
+        assert out.max() <= largest_activation(model)
 
 
 @pytest.mark.parametrize("model", [IMAGES, COUNTS])
@@ -210,7 +211,7 @@ def test_file_and_stream_give_the_same(tmp_path, run, model):  # noqa: F811
     path = tmp_path / "a.safetensors"
     save_int8(path, network, mf.export.make_provenance(run))
     again = mf.load_int8(path)
-    assert again.passport["recipe"] == "digits"
+    assert again.provenance["recipe"] == "digits"
     assert torch.equal(again(x, per_step=True), logits)
     assert torch.equal(again(x), logits.mean(0))
     state = None
@@ -298,14 +299,14 @@ def test_other_files_are_refused(tmp_path, run):  # noqa: F811
         (lambda t, h: h["network"].update(model=3), "found int"),
         (lambda t, h: h["network"].update(counts="yes"), "does not say which network"),
         (lambda t, h: h.update(network=[]), "does not say which network"),
-        (lambda t, h: h.update(passport={}), "passport is of version None"),
+        (lambda t, h: h.update(provenance={}), "provenance is of version None"),
     ],
 )
 def test_strangers_files_are_refused(saved, alter, message):
     """With a digest that fits, as anybody can compute one."""
     header, tensors = read_tensors(saved, {"int8": 1})
     header.pop("digest")
-    values = {name: json.loads(header[name]) for name in ("network", "passport")}
+    values = {name: json.loads(header[name]) for name in ("network", "provenance")}
     alter(tensors, values)
     write_tensors(saved, tensors, header | {name: json.dumps(value) for name, value in values.items()})
     with pytest.raises(ValueError, match=message):
@@ -317,7 +318,7 @@ def test_export_from_the_command_line(run, capsys):  # noqa: F811
     said = capsys.readouterr().out
     assert "accuracy" in said
     path = run / "last-int8.safetensors"
-    assert mf.load_int8(path).passport["accuracy"][0]["of"] == "this int8 network"
+    assert mf.load_int8(path).provenance["accuracy"][0]["of"] == "this int8 network"
     assert main(["inspect", str(path)]) == 0
     assert "of this int8 network on digits's test set" in capsys.readouterr().out
     assert main(["export", str(run / "none"), "--to", "int8"]) == 2

@@ -22,7 +22,7 @@ from multifire.export.int8 import Int8Conv2d, quantise_network, save_int8
 from multifire.export.onnx import onnx_graph, run_frames, write_onnx
 from multifire.export.onnx_int8 import Int8Step, write_onnx_int8
 from tests.export.test_int8 import COUNTS, IMAGES, inputs, trained
-from tests.export.test_passport import run  # noqa: F401 - a fixture
+from tests.export.test_provenance import run  # noqa: F401 - a fixture
 
 SIZE = (12, 12)
 IMAGES_NORMED = dataclasses.replace(COUNTS, levels=2)

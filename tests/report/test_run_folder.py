@@ -6,7 +6,7 @@ import pytest
 
 import multifire as mf
 from multifire.report.run import Run
-from multifire.report.run_files import LARGEST
+from multifire.report.run_files import MAX_FILE_BYTES
 from multifire.report.values import clean, number, plain
 
 
@@ -51,7 +51,7 @@ def test_no_run_is_an_error(tmp_path):
 def test_a_file_that_is_too_large_is_left_out(tmp_path):
     (tmp_path / "config.json").write_text('{"recipe": "digits"}')
     with (tmp_path / "metrics.jsonl").open("wb") as file:
-        file.truncate(LARGEST + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
     run = Run(tmp_path)
     assert run.metrics == []
     assert any(note.startswith("metrics.jsonl has more than 64 MB") for note in run.notes)

@@ -1,4 +1,4 @@
-"""What a network does: who sleeps, who fires, where the gradient ends, and what an inference costs.
+"""Measure a network: dormant units, firing rates, gradient norms, energy.
 
 `analyze` runs all measures on a few batches and gives one record of plain values. Training writes a record every
 `--analyze-every` epochs as a line of `analysis.jsonl` in the run's folder; at the run's end `analysis.json` holds the
@@ -6,10 +6,10 @@ record of the model that the summary's accuracy is of, on test samples. Shares a
 their brackets say, the outermost first; K levels, T time steps, B bins.
 
     {"epoch": int,                     from 0; only in analysis.jsonl
-     "split": "test" | "validation",   whose samples were looked at; in both files
+     "split": "test" | "validation",   whose samples were analysed; in both files
      "checkpoint": "last" | "best by validation",     only in analysis.json
-     "seconds": float,                 that the analysis took
-     "samples": int,                   that layers, gradient and energy are measured on
+     "seconds": float,                 duration of the analysis
+     "samples": int,                   on which layers, gradient and energy are measured
      "timesteps": int,
      "neuron": {"thresholds": [K], "decay": float, "surrogate": str, "width": float,
                 "windows": [[from, to] × K]},    where the surrogate derivative is not 0; null: everywhere
@@ -35,8 +35,8 @@ their brackets say, the outermost first; K levels, T time steps, B bins.
                 "connections": [{"name": str, "kind": "conv" | "linear" | "identity", "shape": [C, H, W] | [classes],
                                  "ann_macs": int, "macs": float, "synops": float}]}}
 
-`per_step` and `confusion` are of the whole split where training wrote them, for it is scored anyway. A gradient or a
-loss that is not finite is null.
+Training writes `per_step` and `confusion` of the whole split, which it scores anyway. A gradient or a loss that is not
+finite is null.
 """
 
 from multifire.analysis.activity import Activity, LayerActivity, Membranes, measure_activity

@@ -1,4 +1,4 @@
-"""Who sleeps, who fires and where the membranes are, layer by layer.
+"""Dormant units, firing rates and membrane potentials of each layer.
 
 Shapes: T time steps, K levels, N samples, C channels, H rows, W columns, B bins, M neurons of some samples.
 """
@@ -19,15 +19,15 @@ from multifire.nn import MLF, ConvFire
 from multifire.ops.reference import SURROGATES
 
 BIN = 0.1
-"""Width of a bin; with the paper's thresholds the surrogate's windows end where bins do."""
+"""Width of a bin; with the paper's thresholds, the surrogate's windows end at edges of bins."""
 LOW = -2.0
 AT_ONCE = 2**15
-"""Neurons that a CPU follows through time at once: their membranes stay in its cache, no thread waits for another."""
+"""Neurons computed at once on a CPU, so that their membranes stay in the cache."""
 
 
 @dataclass(frozen=True)
 class Membranes:
-    """How often a membrane was where, over samples, neurons and time steps: B equal bins from `low` to `high`."""
+    """Histogram of membrane potentials over samples, neurons and time steps: B equal bins from `low` to `high`."""
 
     low: float
     high: float
@@ -35,18 +35,18 @@ class Membranes:
     """[K, B]."""
     below: np.ndarray
     above: np.ndarray
-    """[K]: outside of the bins."""
+    """[K]: values outside the bins."""
 
 
 @dataclass(frozen=True)
 class LayerActivity:
     name: str
     shape: tuple[int, int, int]
-    """C, H, W: the layer's neurons."""
+    """C, H, W of the layer's neurons."""
     dormant: float
-    """Share of (sample, neuron) whose surrogate derivative is 0 at every level and every time step."""
+    """Fraction of (sample, neuron) with surrogate derivative 0 at every level and time step."""
     rate: np.ndarray
-    """[K, T]: share of (sample, neuron) that fire."""
+    """[K, T]: fraction of (sample, neuron) that fire."""
     membranes: Membranes
 
     @property
@@ -58,29 +58,29 @@ class LayerActivity:
 class Activity:
     samples: int
     layers: list[LayerActivity]
-    """In the order in which they are computed."""
+    """In order of computation."""
 
     @property
     def dormant(self) -> float:
-        """Share over all layers' neurons."""
+        """Fraction of dormant units over the neurons of all layers."""
         neurons = sum(layer.neurons for layer in self.layers)
         return sum(layer.dormant * layer.neurons for layer in self.layers) / neurons
 
 
 def measure_activity(model: nn.Module, batches: Pairs, *, precision: str = "fp32", every: int = 1) -> Activity:
-    """Dormant units, firing rates and membrane potentials of every layer of neurons, in the mode that the model is in.
+    """Measure dormant units, firing rates and membrane potentials of every layer of neurons, in the model's mode.
 
         dormant:  ∂s_k/∂u_k = 0 at every level k and every time step t
 
-    In training mode norms use each batch's own statistics, and the running ones stay as they are. Membranes are
-    computed once more from each layer's input, by the reference: no backend keeps them. Where rounding differs between
-    the two, a membrane within rounding of its threshold may count as fired that did not.
+    In training mode norms use the statistics of each batch, and running statistics do not change. Membranes are
+    computed again from each layer's input, since no backend keeps them; a membrane within rounding error of its
+    threshold may count as fired although it did not fire.
 
     Args:
         model: any network of ConvFire layers.
         batches: x [T, N, C, H, W], all of the same T, and y [N], which is not used.
         precision: "bf16" convolves under autocast.
-        every: put the membranes of every so-many-th neuron into the histograms, which cost more than all the rest.
+        every: use the membranes of every `every`-th neuron for the histograms, the slowest part.
 
     Raises:
         ValueError: no sample.
@@ -95,7 +95,7 @@ def measure_activity(model: nn.Module, batches: Pairs, *, precision: str = "fp32
 
 @contextlib.contextmanager
 def observed(model: nn.Module, every: int) -> Iterator["Observation"]:
-    """Watch every layer of neurons while the model runs."""
+    """Observe every layer of neurons while the model runs."""
     observation = Observation(every)
     with contextlib.ExitStack() as stack:
         for name, layer in model.named_modules():
@@ -107,7 +107,7 @@ def observed(model: nn.Module, every: int) -> Iterator["Observation"]:
 
 
 class Observation:
-    """What was counted so far, by layer."""
+    """Counts by layer."""
 
     def __init__(self, every: int):
         self._every = every
@@ -124,7 +124,7 @@ class Observation:
 
 
 class _Watch:
-    """Puts together what goes into a layer's neurons: the convolution's output, its norm, and what is added."""
+    """Recomputes the input current of a layer's neurons: convolution, norm, and the sum before firing."""
 
     def __init__(self, name: str, observation: Observation):
         self._name, self._observation = name, observation
@@ -136,7 +136,7 @@ class _Watch:
     @torch.no_grad()
     def fired(self, layer: ConvFire, inputs: tuple[Tensor], kwargs: dict[str, Any], out: Tensor) -> None:
         assert self._current is not None
-        current_TNCHW = self._current.unflatten(0, (-1, out.shape[1]))  # T or, of a still image, one
+        current_TNCHW = self._current.unflatten(0, (-1, out.shape[1]))  # T, or 1 for a static image
         self._current = None
         weight, bias, mean, var = layer.norm.tensors()
         options = {**layer.norm.options(), "backend": layer.neuron.backend}
@@ -161,7 +161,7 @@ class _Counts:
 
     def add(self, y_TNCHW: Tensor) -> None:
         self.samples += y_TNCHW.shape[1]
-        y_TNM = y_TNCHW.permute(0, 1, 3, 4, 2).flatten(2)  # channels last, as it lies in memory
+        y_TNM = y_TNCHW.permute(0, 1, 3, 4, 2).flatten(2)  # channels last, as in memory
         at_once = max(1, AT_ONCE // y_TNM.shape[2]) if y_TNM.device.type == "cpu" else y_TNM.shape[1]
         for few_TNM in y_TNM.split(at_once, dim=1):
             self._follow(few_TNM.flatten(1))
@@ -180,9 +180,9 @@ class _Counts:
                 self._fired_KT[k, t] += fired_M.count_nonzero()
                 torch.minimum(nearest_M, above_M.abs_(), out=nearest_M)
                 u_M.masked_fill_(fired_M, 0)
-        # Every surrogate derivative falls on both sides of the threshold: where the nearest has none, none has.
-        awake_M = SURROGATES[neuron.surrogate](nearest_M, neuron.width)
-        self._dormant += len(awake_M) - int(awake_M.count_nonzero())
+        # Surrogate derivatives fall with the distance from the threshold, so the nearest membrane decides.
+        derivative_M = SURROGATES[neuron.surrogate](nearest_M, neuron.width)
+        self._dormant += len(derivative_M) - int(derivative_M.count_nonzero())
 
     def _place(self, k: int, u_M: Tensor) -> None:
         places_M = (u_M - LOW).div_(BIN).add_(1).clamp_(0, self._bins + 1)  # 0 is below, the last one above

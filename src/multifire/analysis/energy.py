@@ -1,27 +1,27 @@
-"""What an inference costs: accumulates, multiply-accumulates, and their energy beside that of networks without time.
+"""Count the operations of an inference and estimate their energy, beside that of networks without time.
 
-An event-driven chip adds a synapse's weight to a membrane for each spike that arrives. So every input integer counts
-as that many accumulates (AC) at each place that it reaches, and no work is done for a 0:
+An event-driven chip adds a synapse's weight to a membrane for each arriving spike. An input integer n therefore counts
+as n accumulates (AC) at each output that reads it, and a 0 costs nothing:
 
     SynOps = Σ input · fan-out        fan-out = outputs that read the input, exact at padded borders
 
-What is not an integer costs one multiply-accumulate (MAC) for each weight and place, zeros and padding counted, as
+Other inputs cost one multiply-accumulate (MAC) for each weight and output, including zeros and padding, as
 `torch.utils.flop_counter` counts them (a MAC is 2 of its flops). In particular:
 
-- the first convolution: MACs, once for a still image, whose currents are kept, and T times for frames of real
-  numbers; SynOps where the frames count events. Its input norm, where there is one, is folded into its weights;
-- every other convolution, also of a shortcut, reads spikes and sums of spikes: SynOps;
+- the first convolution: MACs, once for a static image, whose currents are kept, and T times for frames of real numbers;
+  SynOps for frames that count events. An input norm is folded into its weights;
+- every other convolution, also in shortcuts, reads spikes and sums of spikes: SynOps;
 - a plain block's identity shortcut adds to the membranes: one accumulate a spike. A DS block's is summed after
   firing: its spikes travel on to the next layer, and are counted where they arrive;
 - the voting layer reads averages over pixels: MACs, T times;
-- norms are folded into the weights: nothing. Membrane updates, comparisons and averages are counted nowhere, memory
-  traffic neither; it dominates on real hardware, so these are figures to compare by, and no joules of a chip.
+- norms are folded into the weights and cost nothing. Membrane updates, comparisons, averages and memory traffic are not
+  counted. Memory traffic dominates on real hardware, so the figures compare networks; they do not predict a chip.
 
 The same network without time (ANN) takes one pass in which every product is a MAC. The quantised ANN with K+1 levels
-of activation takes one pass too, with activations 0..K of b = ⌈log2(K+1)⌉ bits. Assumed of it: a product with such a
-number is b shifted conditional additions, each at the price of an AC, and none is left out for a 0; its first and
-last layers are MACs. That a spiking network is to be compared with a quantised one is from Yan et al., "Reconsidering
-the energy efficiency of spiking neural networks", arXiv 2409.08290; they give it a level for each of T spikes too.
+of activation takes one pass too, with activations 0..K of b = ⌈log2(K+1)⌉ bits. A product with such a number counts
+as b shifted conditional additions at the price of an AC each, also for a 0; its first and last layers are MACs. The
+comparison with a quantised network follows Yan et al., "Reconsidering the energy efficiency of spiking neural
+networks", arXiv 2409.08290.
 
 Prices: 45 nm, fp32: addition 0.9 pJ, multiplication 3.7 pJ. Horowitz, "Computing's energy problem", ISSCC 2014.
 """
@@ -46,28 +46,28 @@ MAC_PJ = 4.6
 
 @dataclass
 class Connection:
-    """A convolution, linear layer or identity shortcut, and what all samples together have cost there."""
+    """A convolution, linear layer or identity shortcut, and its operations."""
 
     name: str
     kind: Literal["conv", "linear", "identity"]
     shape: tuple[int, ...]
-    """Of the output, of one sample and time step."""
+    """Shape of the output of one sample and time step."""
     ann_macs: int
     """Products of one pass."""
     real: bool
-    """Whether also a quantised network reads real numbers here."""
+    """True if a quantised network reads real numbers here too."""
     macs: float = 0.0
     synops: float = 0.0
 
 
 @dataclass
 class Energy:
-    """Costs of one inference, on average over the samples."""
+    """Operations and energy of one inference, averaged over samples."""
 
     ac_pj: float
     mac_pj: float
     bits: int = 0
-    """Of a quantised activation with K+1 levels."""
+    """Bits of a quantised activation with K+1 levels."""
     samples: int = 0
     connections: list[Connection] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ def measure_energy(
     mac_pj: float = MAC_PJ,
     precision: str = "fp32",
 ) -> Energy:
-    """MACs, SynOps and energy of an inference, in the mode that the model is in; the module says what counts as what.
+    """Count MACs and SynOps of an inference and compute their energy, in the model's mode; see the module's text.
 
     Args:
         model: the network.
@@ -123,7 +123,7 @@ def measure_energy(
 
 @contextlib.contextmanager
 def counted(model: SpikingResNet, ac_pj: float, mac_pj: float) -> Iterator["Count"]:
-    """Count while the model runs."""
+    """Count operations while the model runs."""
     for name, price in (("ac_pj", ac_pj), ("mac_pj", mac_pj)):
         if not 0 < price < math.inf:
             raise ValueError(f"{name} is {price}, expected picojoules above 0")
@@ -148,7 +148,7 @@ def _named(name: str, hook):
 
 
 class Count:
-    """Adds up, connection by connection, over all samples."""
+    """Counts of each connection over all samples."""
 
     def __init__(self, model: SpikingResNet, ac_pj: float, mac_pj: float):
         levels = len(model.stem.neuron.thresholds)
@@ -200,12 +200,12 @@ class Count:
 
 
 def are_counts(x: Tensor) -> bool:
-    """Whether all of x are integers from 0 on."""
+    """Return True if all values of x are integers >= 0."""
     return bool(((x >= 0) & (x == x.floor())).all())
 
 
 def arriving(conv: nn.Conv2d, x_NCHW: Tensor, out_NCHW: Tensor) -> float:
-    """Σ input · fan-out: how many accumulates the integers x cause."""
+    """Return Σ input · fan-out, the accumulates that the integers x cause in a convolution."""
     ones = x_NCHW.new_ones((1, 1, *conv.kernel_size), dtype=torch.float64)
     reached = x_NCHW.new_ones((1, 1, *out_NCHW.shape[2:]), dtype=torch.float64)
     fan_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, reached, conv.stride, conv.padding)[0, 0]  # pyright: ignore[reportArgumentType]

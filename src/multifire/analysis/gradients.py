@@ -1,4 +1,4 @@
-"""Where the gradient ends: its norm at each layer.
+"""Norm of the gradient at each layer.
 
 Shapes: T time steps, N samples, K classes.
 """
@@ -23,7 +23,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Gradients:
-    """Norms of the gradient of the samples' mean loss L, of L layers in the order in which they are computed."""
+    """Norms of the gradient of the mean loss, for each layer in order of computation."""
 
     loss: float
     names: list[str]
@@ -36,7 +36,7 @@ class Gradients:
 
     @property
     def weight_ratio(self) -> float:
-        """The last layer's norm over the first's; infinite or NaN where no gradient reaches the first."""
+        """Norm of the last layer divided by that of the first; infinite or NaN if no gradient reaches the first."""
         return _ratio(self.weights)
 
     @property
@@ -45,16 +45,16 @@ class Gradients:
 
 
 def mean_cross_entropy(logits_TNK: Tensor, y: Tensor) -> Tensor:
-    """Sum over samples of the cross entropy of the time-averaged logits, the paper's loss."""
+    """Return the cross entropy of the time-averaged logits, summed over samples: the paper's loss."""
     return F.cross_entropy(logits_TNK.mean(0), y, reduction="sum")
 
 
 def measure_gradients(
     model: SpikingResNet, batches: Pairs, *, loss: Loss = mean_cross_entropy, precision: str = "fp32"
 ) -> Gradients:
-    """Norm of the mean loss's gradient at each layer, in training mode; one backward pass for each batch.
+    """Measure the norm of the mean loss's gradient at each layer, in training mode.
 
-    The parameters' own gradients and the running statistics stay as they are.
+    The parameters' gradients and the running statistics do not change.
 
     Args:
         model: the network.
@@ -93,7 +93,7 @@ def measure_gradients(
 
 @contextlib.contextmanager
 def _learning(weights: Iterable[nn.Parameter | Tensor]) -> Iterator[None]:
-    """Also frozen weights have a gradient to look at."""
+    """Compute gradients of frozen weights too."""
     before = [(weight, weight.requires_grad) for weight in weights]
     try:
         for weight, _ in before:
@@ -106,7 +106,7 @@ def _learning(weights: Iterable[nn.Parameter | Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _outputs(layers: dict[str, ConvFire]) -> Iterator[dict[str, Tensor]]:
-    """The layers' outputs, once they are computed: a stage that is checkpointed computes them again, backward."""
+    """Collect the layers' outputs of the forward pass, not those that a checkpointed stage computes again."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:

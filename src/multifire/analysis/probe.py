@@ -1,4 +1,4 @@
-"""How the measures look at a network without leaving a trace in it."""
+"""Run a network for a measurement without changing it."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -15,9 +15,9 @@ Pairs = Iterable[tuple[Tensor, Tensor]]
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None]:
-    """The model in training or evaluation mode (None: as it is); modes and running statistics are put back afterwards.
+    """Set training or evaluation mode (None: unchanged), and restore modes and running statistics afterwards.
 
-    Norms take the statistics of this process's samples alone, for the other processes are not asked to look as well.
+    Norms use the statistics of this process's samples only, since the other processes do not take part.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -40,10 +40,10 @@ def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None
 
 @torch.no_grad()
 def run(model: nn.Module, batches: Pairs, precision: str) -> int:
-    """Show the batches to the model; the number of samples.
+    """Run the model on the batches and return the number of samples.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no sample.
     """
     samples = 0
     for x_TNCHW, _ in batches:
@@ -56,4 +56,4 @@ def run(model: nn.Module, batches: Pairs, precision: str) -> int:
 
 def require_samples(samples: int) -> None:
     if samples == 0:
-        raise ValueError("there is no sample to look at; pass at least one batch (x [T, N, C, H, W], y [N])")
+        raise ValueError("there is no sample to measure on; pass at least one batch (x [T, N, C, H, W], y [N])")

@@ -1,4 +1,4 @@
-"""All measures of a network at once, as one record of plain values."""
+"""All measurements of a network as one record of plain values."""
 
 import math
 import time
@@ -16,12 +16,12 @@ from multifire.analysis.probe import require_samples, undisturbed
 from multifire.nn import MLF, SpikingResNet
 
 EVERY = 7
-"""Whose membranes are put into the histograms: a prime, so that neurons of all channels come up."""
+"""Every 7th neuron is in the histograms: a prime, so that all channels are covered."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyze` found."""
+    """Result of `analyze`."""
 
     activity: Activity
     gradients: Gradients
@@ -31,7 +31,7 @@ class Analysis:
     seconds: float
 
     def record(self) -> dict[str, Any]:
-        """The layout that `multifire.analysis` shows, without "epoch", "split" and "checkpoint"."""
+        """Return the record in the layout of `multifire.analysis`, without "epoch", "split" and "checkpoint"."""
         activity, gradients, scored = self.activity, self.gradients, self.scored
         norms = {
             name: (weights, activations)
@@ -96,16 +96,16 @@ def analyze(
     ac_pj: float = AC_PJ,
     mac_pj: float = MAC_PJ,
 ) -> Analysis:
-    """Every measure of the model on a few batches: activity, energy and scores in evaluation mode, then gradients.
+    """Measure a model on a few batches: activity, energy and scores in evaluation mode, then gradients.
 
-    Two passes forward, one of them watched neuron by neuron, and one backward. The model stays as it is.
+    It takes two forward passes and one backward pass, and does not change the model.
 
     Args:
         model: the network.
         batches: x [T, N, C, H, W] and y [N].
         loss: sum of the samples' losses, whose gradient is measured.
         precision: "bf16" convolves under autocast.
-        scored: the model's scores on more samples, where they are known; by default those on `batches`.
+        scored: the model's scores on more samples, if they are known; by default those on `batches`.
         ac_pj: picojoules of an accumulate.
         mac_pj: picojoules of a multiply-accumulate.
 
@@ -130,7 +130,7 @@ def analyze(
 
 
 def windows(neuron: MLF) -> list[list[float]] | None:
-    """Where each level's surrogate derivative is not 0; None where that is everywhere."""
+    """Return the range in which each level's surrogate derivative is not 0; None if it is 0 nowhere."""
     reach = {"rect": neuron.width / 2, "triangle": neuron.width}.get(neuron.surrogate)
     if reach is None:
         return None
@@ -163,5 +163,5 @@ def _energy_record(energy: Energy) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows neither NaN nor infinity."""
+    """Return None for NaN and infinity, which JSON lacks."""
     return float(value) if math.isfinite(value) else None

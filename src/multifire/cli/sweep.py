@@ -21,7 +21,7 @@ USAGE_ERROR = 2
 HELP = """usage: multifire sweep KIND RECIPE [--overrides] [--vary FIELD=V1,V2] [--seeds 0,1,2] [--jobs N]
 
 Train a recipe many times, side by side, and write a table and a report of all. Finished runs are kept: the same
-command goes on where it was stopped.
+command continues a sweep that was stopped.
   ablation  plain and DS blocks, each with K = 1, 2, 3 firing levels
   depth     plain and DS blocks, each at depth 14, 20, 32, 44, 68
   grid      the values that --vary names, in every combination
@@ -61,24 +61,25 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) < 2 or asks_for_help(argv):
         print(HELP.format(recipes=", ".join(RECIPES)))
         return 0 if asks_for_help(argv) else USAGE_ERROR
-    from multifire.experiments import sweep
+    from multifire.experiments.sweep import sweep
+    from multifire.experiments.sweep_cells import KINDS, cells_of, variations
 
     kind, args = argv[0], argv[1:]
-    if kind not in sweep.KINDS:
-        raise unknown("sweep", kind, sweep.KINDS)
+    if kind not in KINDS:
+        raise unknown("sweep", kind, KINDS)
     cfg, options = parse_overrides(recipe_of(args, f"sweep {kind}"), args[1:], "sweep", SweepArguments)
     if options.jobs < 1:
         raise ValueError(f"jobs is {options.jobs}, expected at least 1")
     out = options.out or Path("runs") / f"{kind}-{cfg.recipe}"
-    fields = sweep.variations(kind, cfg, options.vary)
-    cells = sweep.cells_of(cfg, fields, parse_seeds(options.seeds), out, _override)
+    fields = variations(kind, cfg, options.vary)
+    cells = cells_of(cfg, fields, parse_seeds(options.seeds), out, _override)
     if options.dry_run:
         for cell in cells:
             print(cell.name)
         print(f"{len(cells)} runs; nothing was written")
         return 0
     _prepare_data(cells)
-    outcomes, stopped = sweep.sweep(cells, out, budget=options.budget, jobs=options.jobs, cost=_cost, say=print_line)
+    outcomes, stopped = sweep(cells, out, budget=options.budget, jobs=options.jobs, cost=_cost, say=print_line)
     return _print_outcomes(outcomes, stopped, out)
 
 
@@ -104,7 +105,7 @@ def _cost(cfg: RunConfig) -> tuple[float, float]:
 
 def _print_outcomes(outcomes: Sequence, stopped: int, out: Path) -> int:
     """Print the table of the finished runs and the errors of the failed ones; return the exit code."""
-    from multifire.experiments.sweep import finish
+    from multifire.experiments.sweep_table import finish
 
     count = sum(outcome.error is None for outcome in outcomes)
     if count:

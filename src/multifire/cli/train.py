@@ -34,17 +34,17 @@ class TrainArguments(RunConfig):
     out: Path | None = None
     """Run folder (default: runs/RECIPE)."""
     resume: Literal["no", "yes", "auto"] = TrainOptions.resume
-    """Go on with the run in the folder (--resume); auto: if there is one."""
+    """Continue the run in the folder (--resume); auto: if there is one."""
     checkpoint_every: str = TrainOptions.checkpoint_every
-    """Write a checkpoint every so many minutes (10m), hours (1h), seconds (90s) or steps (500) of an epoch."""
+    """Interval of checkpoints within an epoch: steps (500), seconds (90s), minutes (10m) or hours (1h)."""
     keep: int = TrainOptions.keep
-    """How many of the newest checkpoints to keep."""
+    """Number of checkpoints to keep, the newest ones."""
     max_time: str | None = None
-    """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
+    """Write a checkpoint and stop after this time, such as 90s, 30m or 4h; --resume continues."""
     track: tuple[str, ...] | None = None
-    """Trackers of the figures: tensorboard, mlflow, wandb (default: TensorBoard, if it is installed)."""
+    """Trackers: tensorboard, mlflow, wandb (default: TensorBoard, if it is installed)."""
     analyze_every: int = TrainOptions.analyze_every
-    """Analyse the network every so many epochs, and at the end (analysis.jsonl, analysis.json); 0: never."""
+    """Analyse the network every this many epochs and at the end (analysis.jsonl, analysis.json); 0: never."""
     seeds: str | None = None
     """Train one run for each of these seeds, such as 0,1,2, and print their mean and standard deviation."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

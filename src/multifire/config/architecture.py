@@ -2,7 +2,7 @@
 
 
 def parse_model_name(name: str) -> tuple[str, int]:
-    """Kind of block and blocks in each stage: `ds_resnet20` -> ("ds", 3).
+    """Return the kind of block and the number of blocks in a stage: `ds_resnet20` -> ("ds", 3).
 
     Raises:
         ValueError: not of the form ds_resnet{6n+2} or plain_resnet{6n+2}.

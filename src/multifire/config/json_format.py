@@ -16,10 +16,10 @@ def to_json(cfg: RunConfig) -> str:
 
 
 def from_json(text: str, source: str) -> RunConfig:
-    """Read what `to_json` wrote; `source` names the file in errors.
+    """Return the configuration that `to_json` wrote; `source` names the file in errors.
 
     Raises:
-        ValueError: not JSON, written by another version, a field that is unknown or of the wrong type.
+        ValueError: not JSON, another version, or an unknown or mistyped field.
     """
     try:
         values = json.loads(text)
@@ -45,10 +45,10 @@ def flatten_config(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def model_config(values: Any, source: str) -> ModelConfig:
-    """A ModelConfig from the object that JSON has of it.
+    """Return the ModelConfig of a JSON object; `source` names the file in errors.
 
     Raises:
-        ValueError: no object, a field that is unknown or of the wrong type, or what no network could be.
+        ValueError: not an object, an unknown or mistyped field, or a value out of range.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{source}: not a model: found {type(values).__name__}, expected an object")
@@ -69,7 +69,7 @@ def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type; JSON knows neither tuples nor the difference between 1 and 1.0."""
+    """Return `value` as the annotated type: JSON has no tuples and does not distinguish 1 from 1.0."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and type(None) in args:

@@ -5,7 +5,7 @@ from multifire.config.schema import ModelConfig
 
 
 def count_parameters(model: ModelConfig) -> int:
-    """Parameters of the network that `build_model` makes of this configuration, by counting alone."""
+    """Return the number of parameters of the network that `build_model` builds for this configuration."""
     blocks = parse_model_name(model.name)[1]
     channels = [model.width, 2 * model.width, 4 * model.width]
     total = _conv_norm(model.in_channels, model.width, 3)

@@ -1,4 +1,4 @@
-"""Named configurations: the rows of the paper, the demo, and small ones for a laptop."""
+"""Named configurations: those of the paper, the demo, and small ones for a laptop."""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +8,7 @@ from multifire.utils.errors import unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration, what it is for, and the accuracy that its authors published, in percent."""
+    """A configuration, its purpose, and the published accuracy in percent."""
 
     config: RunConfig
     about: str
@@ -111,10 +111,10 @@ RECIPES: dict[str, Recipe] = {
 
 
 def get_recipe(name: str) -> RunConfig:
-    """The configuration called `name`.
+    """Return the configuration of the recipe `name`.
 
     Raises:
-        ValueError: no such recipe; names the nearest one.
+        ValueError: unknown recipe; suggests the nearest one.
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

@@ -10,41 +10,41 @@ from multifire.config.architecture import parse_model_name
 @dataclass(frozen=True)
 class DataConfig:
     name: str = "digits"
-    """Data set; `multifire data list` shows which there are."""
+    """Data set; see `multifire data list`."""
     root: str = "data"
-    """Folder that holds the data sets, each in a folder of its own name."""
+    """Folder of the data sets; each lies in a subfolder of its name."""
     timesteps: int = 4
-    """T: how many times an image is shown to the network, or into how many frames a recording is cut."""
+    """T: time steps. An image is shown T times; a recording is cut into T frames."""
     validation: float = 0.0
-    """Share of the training set held out to choose the best checkpoint, 0 <= share < 1."""
+    """Fraction of the training set held out to choose the best checkpoint, 0 <= fraction < 1."""
     crop_padding: int = 0
-    """Random crop after padding with this many black pixels on every side; 0 turns it off."""
+    """Images: random crop after padding with this many black pixels on every side; 0: off."""
     flip: bool = False
-    """Random horizontal flip; a label follows where the mirror image is of another class (a left hand's wave)."""
+    """Random horizontal flip; the label changes if the mirror image belongs to another class (left and right hand)."""
     limit: int | None = None
-    """Use only the first so many training images of the (seeded) order; for trying things out."""
+    """Train on this many samples only, drawn by the seed; for quick trials."""
     frame_size: int = 32
-    """Events: height and width of a frame, to which the sensor's pixels are binned."""
+    """Events: height and width of a frame; the sensor's pixels are binned to it."""
     bin_factor: float | None = None
-    """Events: pixels to a cell of a frame, which need not be whole; by default the sensor's size over the frame's."""
+    """Events: pixels for each cell of a frame, may be fractional (default: sensor size / frame size)."""
     slicing: Literal["duration", "time", "count"] = "duration"
-    """Events: frames of duration_us from the first event on, of equal time, or of equally many events."""
+    """Events: frames of duration_us from the first event on, of equal time, or of equal event counts."""
     duration_us: int = 30_000
-    """Events: length of a frame in µs, where slicing is by duration."""
+    """Events: length of a frame in µs, for slicing by duration."""
     binary: bool = False
-    """Events: whether a cell of a frame saw an event, 0 or 1, in place of how many."""
+    """Events: store 0 or 1 in a cell instead of the number of events."""
     split_seed: int | None = None
-    """CIFAR10-DVS: draw each class's training recordings by this seed; by default they are its first 900."""
+    """CIFAR10-DVS: draw each class's 900 training recordings by this seed (default: the first 900)."""
     roll: int = 0
-    """Events: shift by up to so many pixels in both directions; what leaves on one side comes in on the other."""
+    """Events: random cyclic shift by up to this many pixels in both directions."""
     rotation: float = 0.0
-    """Events: turn by up to so many degrees, either way."""
+    """Events: random rotation by up to this many degrees in either direction."""
     cutout: int = 0
-    """Events: blank a square with sides of up to so many pixels, in every frame of a sample."""
+    """Events: set a random square with sides of up to this many pixels to zero, in every frame of a sample."""
     swap_polarity: float = 0.0
-    """Events: share of the samples whose ON and OFF events are exchanged."""
+    """Events: probability that ON and OFF events of a sample are exchanged."""
     time_jitter: int = 0
-    """Events: move a sample by up to so many frames in time, either way; empty frames follow."""
+    """Events: random shift in time by up to this many frames in either direction; gaps are empty frames."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class ModelConfig:
     levels: int = 3
     """K: firing levels of a neuron. K = 1 is the ordinary LIF neuron."""
     thresholds: tuple[float, ...] | None = None
-    """Firing threshold of each level; by default 0.6, 1.6, 2.6, ... for the given levels."""
+    """Firing threshold of each level (default: 0.6, 1.6, 2.6, ...)."""
     decay: float = 0.25
-    """Membrane decay per time step."""
+    """Factor of the membrane potential from one time step to the next."""
     surrogate: Literal["rect", "triangle", "atan"] = "rect"
     """Shape of the surrogate derivative."""
     surrogate_width: float = 1.0
@@ -70,9 +70,9 @@ class ModelConfig:
     detach_reset: bool = False
     """Stop the gradient at the reset gate (the paper lets it through)."""
     norm_input: bool = False
-    """Normalise the input by an affine-less tdBN, as the paper's Gesture network does."""
+    """Normalise the input by a tdBN without γ and β, as in the paper's Gesture network."""
     checkpoint_stages: bool = False
-    """Keep only the inputs of the stages in training and compute the rest once more: a third more time, less memory."""
+    """In training keep only the inputs of the stages and compute the rest twice: less memory, a third more time."""
 
 
 @dataclass(frozen=True)
@@ -82,66 +82,66 @@ class OptimConfig:
     batch_size: int = 64
     """Images in one training step."""
     lr: float = 0.1
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
     """L2 decay, on every parameter as in the paper."""
     schedule: Literal["step", "cosine", "one-cycle"] = "step"
-    """step: lr × gamma every step_epochs; cosine: down to 0; one-cycle: up for warmup_share, then down by a cosine."""
+    """step: lr × gamma every step_epochs; cosine: falls to 0; one-cycle: rises for warmup_share, then falls."""
     step_epochs: int = 40
     """Epochs between two drops of the step schedule."""
     gamma: float = 0.1
     """Factor of one drop of the step schedule."""
     warmup_share: float = 0.25
-    """Share of the one-cycle schedule spent rising, 0 < share < 1."""
+    """Fraction of the one-cycle schedule in which the rate rises, 0 < fraction < 1."""
     loss: Literal["mean", "tet"] = "mean"
     """mean: cross entropy of the time-averaged logits; tet: mean cross entropy of each time step's logits."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy, 0 <= s < 1."""
     clip_norm: float | None = None
-    """Clip the gradient to this total norm."""
+    """Clip the gradient to this total norm (default: no clipping)."""
     warmup_epochs: float = 0.0
-    """Epochs over which the rate of the step and cosine schedules first rises from 0."""
+    """step, cosine: epochs in which the rate first rises from 0."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other; their gradients add up. Norms see a part at a time."""
+    """Compute a batch in this many parts and add up their gradients; norms use the statistics of a part."""
     decay_norms: bool = True
-    """Decay the norms' weights and all biases too, as the paper does."""
+    """Apply weight decay to norm weights and biases too, as in the paper."""
     ema_decay: float | None = None
-    """Keep a moving average of the weights, w' = d·w' + (1 - d)·w after each step, and score that; None for none."""
+    """Keep and score a moving average of the weights: w' ← d·w' + (1 - d)·w after each step (default: none)."""
     patience: int | None = None
-    """Stop after so many epochs without a better validation accuracy; needs data.validation."""
+    """Stop after this many epochs without a better validation accuracy; needs data.validation."""
     skip_nonfinite: int = 0
-    """Leave out up to so many steps of a run whose gradient is NaN or infinite; the next one stops it."""
+    """Skip up to this many steps whose gradient is NaN or infinite; the next such step stops the run."""
     scaling: Literal["none", "linear"] = "none"
-    """Many processes share a batch (none), or each takes batch_size and lr grows with their number (linear)."""
+    """Several processes share a batch (none), or each has its own and lr grows with their number (linear)."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
     recipe: str = "digits"
-    """Name of the recipe that the run started from."""
+    """Recipe that the run started from."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     seed: int = 0
-    """Decides the initial weights, the order of the data and its augmentation."""
+    """Seed of the initial weights, the order of the data and the augmentation."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs convolutions under autocast; membranes and norms stay in fp32."""
+    """bf16: convolutions under autocast; membranes and norms stay in fp32."""
     backend: str = "auto"
-    """Which implementation of the neuron runs; see multifire.ops.BACKENDS."""
+    """Implementation of the neuron: auto, cpu, triton or reference."""
     sync_norm: bool = False
-    """Norms take the statistics of all processes' samples, so that many processes compute what one does."""
+    """Norms use statistics over the samples of all processes, so that several processes compute the same as one."""
     eval_batch_size: int = 128
     """Images in one evaluation step."""
 
     def __post_init__(self):
-        """Refuse what no run could mean.
+        """Check every field.
 
         Raises:
-            ValueError: naming the field, its value and the range it must lie in.
+            ValueError: a field is out of range; names it, its value and the range.
         """
         data, model, optim = self.data, self.model, self.optim
         for part, values in {"data": data, "model": model, "optim": optim}.items():
@@ -189,26 +189,26 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a run is carried out: nothing here changes what it computes, so all of it may change when it is resumed."""
+    """Options that do not change what a run computes, and may change when it is resumed."""
 
     resume: Literal["no", "yes", "auto"] = "no"
-    """Go on with the run in the folder; auto: if there is one."""
+    """Continue the run in the folder; auto: if there is one."""
     checkpoint_every: str = "10m"
-    """Besides each epoch's, write a checkpoint every so many steps (500), seconds (90s), minutes (10m), hours (1h)."""
+    """Interval of checkpoints within an epoch: steps (500), seconds (90s), minutes (10m) or hours (1h)."""
     keep: int = 3
-    """How many of the newest checkpoints to keep."""
+    """Number of checkpoints to keep, the newest ones."""
     max_time: str | None = None
     """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
     track: tuple[str, ...] | None = None
-    """Trackers of the figures: tensorboard, mlflow, wandb; by default TensorBoard, where it is installed."""
+    """Trackers: tensorboard, mlflow, wandb (default: TensorBoard, if it is installed)."""
     analyze_every: int = 1
-    """Look into the network every so many epochs, and at the end (analysis.jsonl, analysis.json); 0: never."""
+    """Analyse the network every this many epochs and at the end (analysis.jsonl, analysis.json); 0: never."""
 
     def __post_init__(self):
-        """Refuse what no run could mean.
+        """Check every option.
 
         Raises:
-            ValueError: naming the option, its value and what was expected.
+            ValueError: an option is out of range; names it, its value and the range.
         """
         _require(self.keep >= 1, "keep", self.keep, "at least 1")
         _require(self.analyze_every >= 0, "analyze_every", self.analyze_every, "at least 0")

@@ -1,7 +1,7 @@
-"""Archives from strangers: read in place, never unpacked by the names that they give.
+"""Read archives from strangers in place, without unpacking them.
 
-A member whose name leads out of the archive's folder, one that claims more than a sound file holds, members that
-overlap, encryption and rare compression are refused before a byte of them is inflated.
+Members are refused before any byte is inflated if their name leads out of the archive's folder, or if they claim more
+bytes than a valid file has, overlap, are encrypted or use a rare compression.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ from typing import IO
 AGAIN = "delete it and download it again"
 TAR_BLOCK = 512
 MAX_TOTAL = 64 << 30
-"""Bytes that an archive may unpack to; DVS128 Gesture, the largest of them, has less than a tenth."""
+"""Maximum unpacked size of an archive; DVS128 Gesture, the largest, has less than a tenth of it."""
 CHUNK = 1 << 20
 
 
 @contextlib.contextmanager
 def open_unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The file's bytes, inflated where it is gzipped, whatever its name."""
+    """Open a file for reading; inflate it if its content is gzipped, whatever its name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -34,7 +34,7 @@ def open_unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
 
 @contextlib.contextmanager
 def gzip_errors(path: Path) -> Iterator[None]:
-    """gzip's several errors as one."""
+    """Turn gzip's errors into a ValueError."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -42,7 +42,7 @@ def gzip_errors(path: Path) -> Iterator[None]:
 
 
 def tar_header(header: bytes, path: Path) -> tuple[str, bytes, int]:
-    """Name, kind and size of the member that the header announces."""
+    """Return name, kind and size of the member with this header."""
     size, checksum = (re.fullmatch(rb"[ \0]*([0-7]*)[ \0]*", field) for field in (header[124:136], header[148:156]))
     expected = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if len(header) < TAR_BLOCK or not size or not checksum or int(checksum[1] or b"0", 8) != expected:
@@ -52,19 +52,19 @@ def tar_header(header: bytes, path: Path) -> tuple[str, bytes, int]:
 
 
 class TarMember:
-    """A file within a tar archive, to be read once and in its turn."""
+    """A file in a tar archive; it must be read once, in the archive's order."""
 
     def __init__(self, stream: io.BufferedIOBase, name: str, size: int, path: Path):
         self.name, self.size, self.left = name, size, size
         self._stream, self._path = stream, path
 
     def read(self, count: int) -> bytes:
-        """Up to `count` bytes; none at the member's end.
+        """Return up to `count` bytes; none at the member's end.
 
         Raises:
-            ValueError: the archive ends before the member does.
+            ValueError: the archive ends within the member.
         """
-        with gzip_errors(self._path):  # the reader of a member is not within the loop that opened the archive
+        with gzip_errors(self._path):  # the loop that opened the archive does not catch errors of the reader
             block = self._stream.read(min(count, self.left))
         if not block and self.left and count:
             raise ValueError(f"{self._path}: cut short within member {self.name!r}; {AGAIN}")
@@ -82,21 +82,21 @@ class TarMember:
 
 
 def tar_members(path: Path, most: int) -> Iterator[TarMember]:
-    """The regular files of a tar archive, gzipped or not, in one pass and in its order, to the end of the stream.
+    """Yield the regular files of a tar archive, gzipped or not, in one pass to the end of the stream.
 
     Args:
         path: the archive.
-        most: bytes that a sound member has at most.
+        most: maximum size of a member in bytes.
 
     Raises:
-        ValueError: damaged, cut short, a member larger than `most`, too much in all, or a name that leads elsewhere.
+        ValueError: damaged, truncated, a member larger than `most`, too large in total, or a name outside the folder.
     """
     with open_unpacked(path) as stream:
         total = 0
         while (header := stream.read(TAR_BLOCK)) not in (b"", bytes(TAR_BLOCK)):
             name, kind, size = tar_header(header, path)
             check_name(name, path)
-            if kind in b"123456":  # links, devices, folders: no content follows, whatever size they claim
+            if kind in b"123456":  # links, devices and folders have no content, whatever size they claim
                 size = 0
             check_size(name, size, most, path)
             total = check_total(total + size, path)
@@ -105,19 +105,19 @@ def tar_members(path: Path, most: int) -> Iterator[TarMember]:
                 yield member
             member.skip()
             stream.read(-size % TAR_BLOCK)
-        while stream.read(CHUNK):  # gzip keeps its checksum at the end
+        while stream.read(CHUNK):  # gzip's checksum lies at the end
             pass
 
 
 def zip_members(path: Path, most: int) -> list[str]:
-    """Names of the files in a zip archive, each of which may be read by `read_zip_member`.
+    """Return the names of the files in a zip archive, for `read_zip_member`.
 
     Args:
         path: the archive.
-        most: bytes that a sound member has at most.
+        most: maximum size of a member in bytes.
 
     Raises:
-        ValueError: damaged, or a member that a sound archive does not have; see the head of this module.
+        ValueError: damaged, or a member that is refused; see the head of this module.
     """
     with zip_errors(path), zipfile.ZipFile(path) as file:
         members = [info for info in file.infolist() if not info.is_dir()]
@@ -133,10 +133,10 @@ def zip_members(path: Path, most: int) -> list[str]:
 
 
 def read_zip_member(path: Path, name: str) -> bytes:
-    """A member's content, whose checksum holds.
+    """Return a member's content after checking its checksum.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: damaged.
     """
     with zip_errors(path):
         return _opened(path, path.stat().st_mtime_ns).read(name)
@@ -144,13 +144,13 @@ def read_zip_member(path: Path, name: str) -> bytes:
 
 @functools.lru_cache(maxsize=1)
 def _opened(path: Path, written: int) -> zipfile.ZipFile:
-    """One archive stays open in a worker: the list of N-MNIST's 60,000 members takes a while to read."""
+    """Open an archive and keep it open in this process: reading the list of N-MNIST's 60,000 members is slow."""
     return zipfile.ZipFile(path)
 
 
 @contextlib.contextmanager
 def zip_errors(path: Path) -> Iterator[None]:
-    """zipfile's many errors as one."""
+    """Turn zipfile's errors into a ValueError."""
     try:
         yield
     except FileNotFoundError:
@@ -179,14 +179,14 @@ def check_total(total: int, path: Path) -> int:
 
 
 def read_all(file: IO[bytes] | TarMember, most: int, where: str) -> bytes:
-    """All bytes of something small.
+    """Return all bytes of a small stream.
 
     Raises:
-        ValueError: there are more than `most`.
+        ValueError: more than `most` bytes.
     """
     data = b""
     while block := file.read(most + 1 - len(data)):
         data += block
     if len(data) > most:
-        raise ValueError(f"{where}: has more than {most:,} bytes, too many for what it is called")
+        raise ValueError(f"{where}: has more than {most:,} bytes, too many for a file of this kind")
     return data

@@ -1,6 +1,6 @@
-"""Augmentation of event frames, a batch at a time, on the device that the batch is on.
+"""Augmentation of event frames, batch by batch, on the batch's device.
 
-N samples, T frames, C polarities, H rows, W columns, P = H·W cells of a plane.
+Shapes: N samples, T frames, C polarities, H rows, W columns, P = H·W cells of a plane.
 """
 
 from collections.abc import Sequence
@@ -14,45 +14,46 @@ from multifire.config import DataConfig
 
 
 class Draws:
-    """A batch's random numbers: drawn for all of its samples and handed out for this process's own.
+    """Random numbers of a batch: drawn for all samples, returned for those of this process.
 
-    So many processes augment a batch as one does.
+    So several processes augment a batch exactly as one process does.
     """
 
     def __init__(self, generator: torch.Generator, samples: int, own: slice = slice(None)):
-        """Draw from `generator`, which lies on the CPU, so that every device makes the same batch."""
+        """Use `generator`, which lies on the CPU, so that every device makes the same batch."""
         self._generator, self._samples, self._own = generator, samples, own
 
     def integers(self, below: int) -> Tensor:
-        """int64 [N] in 0 .. below - 1."""
+        """Return int64 [N] in 0 .. below - 1."""
         return torch.randint(below, (self._samples,), generator=self._generator)[self._own]
 
     def uniform(self, low: float, high: float) -> Tensor:
-        """float64 [N] in [low, high)."""
-        share = torch.rand(self._samples, generator=self._generator, dtype=torch.float64)
-        return (share * (high - low) + low)[self._own]
+        """Return float64 [N] in [low, high)."""
+        unit = torch.rand(self._samples, generator=self._generator, dtype=torch.float64)
+        return (unit * (high - low) + low)[self._own]
 
 
 def augment(
     frames_NTCHW: Tensor, labels_N: Tensor, cfg: DataConfig, mirror: Sequence[int], draws: Draws
 ) -> tuple[Tensor, Tensor]:
-    """Samples changed at random as `cfg` says, every frame and polarity of a sample alike, and their labels.
+    """Augment samples as `cfg` says, all frames and polarities of a sample alike; return them and their labels.
 
-    out[n, t, c, row, column] = frames[n, t - dt, c or 1 - c, place(row, column)], and 0 where that lies outside: counts
-    are moved, never made, so they stay whole.
+        out[n, t, c, row, column] = frames[n, t - dt, c or 1 - c, place(row, column)], 0 outside
+
+    Counts are only moved, so they stay integers.
 
     Args:
         frames_NTCHW: counts, of any dtype.
         labels_N: their classes.
         cfg: flip, roll, rotation, cutout, swap_polarity and time_jitter; see there.
-        mirror: the class that each class's mirror image belongs to; empty where it is the class itself.
-        draws: decides everything.
+        mirror: class of the mirror image of each class; empty if it is the class itself.
+        draws: the random numbers.
     """
     H, W = frames_NTCHW.shape[3:]
     device = frames_NTCHW.device
 
     def draw(low: float, high: float) -> Tensor:
-        """Uniform in [low, high), drawn whether it is used or not: options do not change each other's numbers."""
+        """Draw uniformly from [low, high), even if unused: one option must not change the numbers of another."""
         return draws.uniform(low, high).to(device)
 
     mirrored = draw(0, 2).long() * int(cfg.flip)
@@ -74,15 +75,15 @@ def augment(
 
 
 def places(H: int, W: int, mirrored_N: Tensor, down_N: Tensor, right_N: Tensor, angle_N: Tensor) -> Tensor:
-    """Cell [N, H, W] of the plane that each cell shows: mirrored, rolled, then turned; H·W where that is outside.
+    """Return the source cell [N, H, W] of each cell after mirroring, rolling, then rotating; H·W if it is outside.
 
     Args:
         H: rows.
         W: columns.
         mirrored_N: 0 or 1.
-        down_N: rows that a sample moves by, around the edge.
-        right_N: columns, likewise.
-        angle_N: radians that it is turned by about its middle, to the nearest cell.
+        down_N: cyclic shift in rows.
+        right_N: cyclic shift in columns.
+        angle_N: rotation about the centre in radians, to the nearest cell.
     """
     rows, columns = (torch.arange(n, device=mirrored_N.device, dtype=torch.float64) - (n - 1) / 2 for n in (H, W))
     cos, sin = angle_N.cos().view(-1, 1, 1), angle_N.sin().view(-1, 1, 1)
@@ -96,7 +97,7 @@ def places(H: int, W: int, mirrored_N: Tensor, down_N: Tensor, right_N: Tensor, 
 
 
 def inside(H: int, W: int, top_N: Tensor, left_N: Tensor, side_N: Tensor) -> Tensor:
-    """Whether each cell [N, H, W] lies in its sample's square."""
+    """Return for each cell [N, H, W] whether it lies in its sample's square."""
     rows, columns = (torch.arange(n, device=top_N.device) for n in (H, W))
     row = (rows >= top_N[:, None]) & (rows < (top_N + side_N)[:, None])
     column = (columns >= left_N[:, None]) & (columns < (left_N + side_N)[:, None])
@@ -104,7 +105,7 @@ def inside(H: int, W: int, top_N: Tensor, left_N: Tensor, side_N: Tensor) -> Ten
 
 
 def move(frames_NTCHW: Tensor, place_NHW: Tensor) -> Tensor:
-    """Each cell's count taken from the cell that `place` names; 0 where it names H·W."""
+    """Return the counts of the source cells; 0 for H·W."""
     N, T, C, H, W = frames_NTCHW.shape
     planes_NTCP = F.pad(frames_NTCHW.flatten(3), (0, 1))
     index_NTCP = place_NHW.view(N, 1, 1, H * W).expand(N, T, C, H * W)
@@ -112,7 +113,7 @@ def move(frames_NTCHW: Tensor, place_NHW: Tensor) -> Tensor:
 
 
 def shift(frames_NTCHW: Tensor, later_N: Tensor, swapped_N: Tensor) -> Tensor:
-    """Frames moved in time, empty ones in their place, and polarities exchanged where swapped_N is 1."""
+    """Shift frames in time, filling gaps with empty frames, and exchange polarities if swapped_N is 1."""
     N, T, C = frames_NTCHW.shape[:3]
     device = frames_NTCHW.device
     step_NT = torch.arange(T, device=device) - later_N[:, None]

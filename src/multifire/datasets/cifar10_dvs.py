@@ -21,16 +21,16 @@ from multifire.datasets.recordings import (
 from multifire.datasets.registry import CIFAR10_NAMES
 
 MOST = 256 << 20
-"""Bytes of a recording; a real one has some 1.6 million."""
+"""Maximum bytes of a recording; a real one has about 1.6 million."""
 TRAIN_SHARE = 0.9
 CHUNK = 50
 
 
 def find(place: Path, cfg: DataConfig) -> Source:
-    """The recordings in the folder `place`, nine tenths of each class to train on.
+    """Find the recordings in the folder `place`; 90 % of each class are for training.
 
-    They are the first by the number in their names, as the paper's authors split them (its scripts meant to, but took
-    the order in which a file system lists a folder), or those that cfg.split_seed draws.
+    These are the first by the number in their names, as the paper describes (its scripts use the order in which the
+    file system lists a folder), or those drawn by cfg.split_seed.
 
     Raises:
         FileNotFoundError: a class is missing.
@@ -57,7 +57,7 @@ def _number(item: Found) -> int:
 
 
 def _held_out(count: int, label: int, seed: int | None) -> set[int]:
-    """Positions of a class's test recordings among its `count`."""
+    """Return the positions of a class's test recordings among its `count`."""
     order = list(range(count))
     if seed is not None:
         import numpy as np

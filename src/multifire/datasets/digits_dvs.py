@@ -1,4 +1,4 @@
-"""Simulated: the embedded digits as an event camera would see them, moved along three saccades."""
+"""Simulated event-camera recordings of the embedded digits, moved along three saccades."""
 
 import functools
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from multifire.events.simulate import SaccadeOptions, simulate_events
 
 CHUNK = 128
 SEEDS = {TRAIN: 0, TEST: 1}
-"""Of thresholds and noise; fixed, so that everyone has the same events."""
+"""Seeds of thresholds and noise; fixed, so that the events are the same everywhere."""
 
 
 @dataclass(frozen=True)
 class Digit:
-    """An embedded digit, whose events are simulated when it is opened."""
+    """An embedded digit; its events are simulated when it is opened."""
 
     split: str
     index: int
@@ -33,7 +33,7 @@ class Digit:
 
 
 def find(place: Path, cfg: DataConfig) -> Source:
-    """All embedded digits; nothing is read from `place`."""
+    """Return all embedded digits; `place` is not read."""
     recordings = [
         (Digit(split, index), Sample(f"{split}/{index}", label, split))
         for split in (TRAIN, TEST)
@@ -49,6 +49,6 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.lru_cache(maxsize=2)
 def _simulated(split: str, chunk: int) -> list[np.ndarray]:
-    """The events of a chunk's digits: many at a time are simulated much faster than one by one."""
+    """Return the events of a chunk of digits: a chunk is simulated much faster than one digit after the other."""
     first = chunk * CHUNK
     return list(simulate_events(_digits(split)[0][first : first + CHUNK, 0], None, SEEDS[split], first))

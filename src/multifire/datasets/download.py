@@ -1,4 +1,4 @@
-"""Downloads that can be broken off: a file grows as NAME.part, is checked, and only then takes its name."""
+"""Resumable downloads: a file grows as NAME.part, is checked, and is then renamed."""
 
 import hashlib
 import http
@@ -14,21 +14,21 @@ from pathlib import Path
 from multifire.datasets.registry import Download, get_info
 
 Progress = Callable[[str, int, int], None]
-"""Called with a file's name, the bytes that are here and the bytes that it has."""
+"""Called with a file's name, the bytes downloaded so far and its size."""
 
 TIMEOUT_SECONDS = 30.0
 CHUNK = 1 << 18
 
 
 def download(name: str, root: str | Path, on_progress: Progress | None = None) -> Path:
-    """Fetch the files of a data set that `root/name` lacks, going on where an earlier download stopped.
+    """Download the missing files of a data set into `root/name`, continuing an interrupted download.
 
     Returns:
         The folder `root/name`.
 
     Raises:
-        ValueError: no such data set, an embedded one, or a file that is not the published one (size, checksum).
-        OSError: the network, the server or the disk failed; what has arrived is kept.
+        ValueError: unknown or embedded data set, or a file with another size or checksum than the published one.
+        OSError: network, server or disk failed; the downloaded part is kept.
     """
     info, folder = get_info(name), Path(root) / name
     items = info.downloads
@@ -53,7 +53,7 @@ def _size(path: Path) -> int:
 
 
 def _is_complete(item: Download, folder: Path) -> bool:
-    """Whether the file is here. One that differs from the published one may be the user's own, and is left alone."""
+    """Return True if the file exists. One that differs from the published file may be the user's: it is kept."""
     target = folder / item.filename
     if not target.exists():
         return False
@@ -68,7 +68,7 @@ def _what_is_wrong(item: Download, path: Path) -> str | None:
         return f"it has {_size(path):,} bytes, expected {item.size:,}"
     algorithm, _, expected = item.checksum.partition(":")
     with path.open("rb") as file:
-        # md5 is what some authors publish; it tells a damaged file, which is all that is asked of it here
+        # some authors publish md5 only; it detects damage, which is all that is needed here
         found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     return None if found == expected else f"its {algorithm} is {found}, expected {expected}"
 
@@ -96,7 +96,7 @@ def _fetch(item: Download, folder: Path, on_progress: Progress) -> None:
 
 
 def _transfer(item: Download, part: Path, on_progress: Progress) -> None:
-    """Append to the part, or write it anew, until it has its full size."""
+    """Append to the partial file, or write it again from the start, until it is complete."""
     failure = None
     try:
         response, done = _request(item, _size(part))
@@ -121,10 +121,10 @@ def _transfer(item: Download, part: Path, on_progress: Progress) -> None:
 
 
 def _request(item: Download, start: int) -> tuple[http.client.HTTPResponse, int]:
-    """The server's answer, and the byte of the file that it begins with: `start`, or 0 where it cannot resume there."""
+    """Return the server's response and the offset at which it begins: `start`, or 0 if the server cannot resume."""
     headers = {"User-Agent": "multifire"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        response = _opener().open(urllib.request.Request(item.url, headers=headers), timeout=TIMEOUT_SECONDS)  # noqa: S310 - the opener knows HTTP alone
+        response = _opener().open(urllib.request.Request(item.url, headers=headers), timeout=TIMEOUT_SECONDS)  # noqa: S310 - the opener allows HTTP only
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not start:
             raise
@@ -146,7 +146,7 @@ def _request(item: Download, start: int) -> tuple[http.client.HTTPResponse, int]
 
 
 def _offered(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """The byte that the answer begins with, and the bytes of the whole file where the server says."""
+    """Return the offset at which the response begins, and the size of the whole file if the server states it."""
     if response.status != http.HTTPStatus.PARTIAL_CONTENT:
         length = response.headers.get("Content-Length", "")
         return 0, int(length) if length.isdecimal() else None
@@ -157,7 +157,7 @@ def _offered(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS with redirects and proxies, but no file: or ftp:, to which a server might redirect."""
+    """Return an opener for HTTP and HTTPS with redirects and proxies, without file: and ftp:."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

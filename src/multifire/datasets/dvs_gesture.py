@@ -1,6 +1,6 @@
-"""DVS128 Gesture: recordings userNN_LIGHT.aedat, and for each the gestures in userNN_LIGHT_labels.csv.
+"""DVS128 Gesture: recordings userNN_LIGHT.aedat, with the gestures of each in userNN_LIGHT_labels.csv.
 
-Users 1 to 23 are for training, 24 to 29 for testing, which is what trials_to_train.txt and trials_to_test.txt list.
+Users 1 to 23 are for training, 24 to 29 for testing, as in trials_to_train.txt and trials_to_test.txt.
 
 Source: Amir et al., "A low power, fully event-based gesture recognition system", CVPR 2017.
 """
@@ -25,15 +25,15 @@ LAST_TRAINING_USER, LAST_USER = 23, 29
 SENSOR = (128, 128)
 PUBLISHED_RECORDINGS = 122
 MOST = 2 << 30
-"""Bytes of a recording; a real one has some 50 million."""
+"""Maximum bytes of a recording; a real one has about 50 million."""
 MOST_LABELS = 1 << 20
 
 
 def find(place: Path, cfg: DataConfig) -> Source:
-    """The recordings in an archive, in a folder that holds it, or in one that holds what it unpacks to.
+    """Find the recordings in an archive, in the archive's folder, or in a folder with the unpacked archive.
 
     Raises:
-        FileNotFoundError: none there.
+        FileNotFoundError: no recordings.
     """
     if (place / ARCHIVE).is_file():
         place = place / ARCHIVE
@@ -59,7 +59,7 @@ def _jobs_of_folder(paths: list[Path], done: Container[str], spool: Path) -> Ite
 
 
 def _jobs_of_archive(archive: Path, done: Container[str], spool: Path) -> Iterator[Job]:
-    """One pass: a recording is copied out and handed on once its labels have come by too, in whichever order."""
+    """Read the archive in one pass; copy each recording to disk and yield it when its labels are read too."""
     recordings: set[str] = set()
     labels: dict[str, tuple[Sample, ...]] = {}
     for member in archives.tar_members(archive, MOST):
@@ -92,14 +92,14 @@ def _no_labels(stems: list[str], place: Path) -> ValueError:
     first = ", ".join(f"{stem}_labels.csv" for stem in stems[:3])
     return ValueError(
         f"{place}: {len(stems)} recording{'s have' if len(stems) > 1 else ' has'} no label file ({first}); "
-        "put it back from the archive; what is prepared so far is kept"
+        "restore it from the archive; the recordings prepared so far are kept"
     )
 
 
 def read_labels(content: bytes, stem: str, where: str) -> tuple[Sample, ...]:
-    """The gestures of a recording, by their start; class c of the file, 1 to 11, is label c − 1.
+    """Return the gestures of a recording, sorted by start; class c of the file, 1 to 11, is label c − 1.
 
-    A file that is not sorted is sorted, and gestures that overlap keep the events that both cover; the log says so.
+    Unsorted files are sorted, and overlapping gestures share the events in the overlap; both are logged.
 
     Raises:
         ValueError: no gesture, another header, a field that is no number, an unknown class or an empty window.

@@ -1,7 +1,7 @@
-"""Readers of image data sets, with NumPy alone.
+"""Readers of image data sets, with NumPy only.
 
-Bad input ends in a ValueError or FileNotFoundError that names the file. Nothing is extracted to disk, and
-nothing is inflated beyond what a sound file can hold.
+Bad input raises a ValueError or FileNotFoundError that names the file. Nothing is extracted to disk, and nothing is
+inflated beyond the size of a valid file.
 """
 
 import io
@@ -18,7 +18,7 @@ from multifire.datasets.registry import DATASETS, DatasetInfo
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images [N, C, H, W] uint8 and labels [N] int64."""
 Layout = tuple[tuple[str, ...], ...]
-"""Files that make up a data set; for each, the names that it may have."""
+"""Files of a data set; for each, its possible names."""
 
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_TEST = "test_batch.bin"
@@ -37,20 +37,20 @@ IDX_FILES: Layout = tuple(
     )
 )
 
-# Sound files stay well below: 30 MB for a CIFAR batch, 185 MB for its archive, 47 MB for MNIST's training images.
+# Valid files are much smaller: 30 MB for a CIFAR batch, 185 MB for its archive, 47 MB for MNIST's training images.
 MAX_MEMBER = 64 << 20
 MAX_ARCHIVE = 512 << 20
 MAX_IDX = 256 << 20
-DEFLATE_RATIO = 1032  # deflate's best: no file can inflate to more than this many times its size
+DEFLATE_RATIO = 1032  # deflate's maximum compression ratio
 
 
 def read(name: str, info: DatasetInfo, root: Path) -> tuple[Arrays, Arrays]:
-    """(train, test) of the data set `name`; see `multifire.datasets.load` for where it looks and what it raises."""
+    """Read the train and test splits of the data set `name`; see `multifire.datasets.load`."""
     if not info.downloads:
         return read_digits()
     if root.is_file():
         raise FileNotFoundError(f"{root} is a file, expected the folder that holds the data sets")
-    # MNIST and Fashion-MNIST name their files alike: the folder of one is no place to look for the other.
+    # MNIST and Fashion-MNIST have the same file names, so one is not searched in the other's folder.
     homes = [root / name] if root.name in DATASETS and root.name != name else [root / name, root]
     if name == "cifar10":
         folders = [folder for home in homes for folder in (home, home / CIFAR_SUBFOLDER)]
@@ -64,10 +64,10 @@ def read(name: str, info: DatasetInfo, root: Path) -> tuple[Arrays, Arrays]:
 
 
 def find(name: str, info: DatasetInfo, root: Path, folders: list[Path], layouts: tuple[Layout, ...]) -> list[Path]:
-    """The files of the first layout that is complete in one of the folders.
+    """Return the files of the first layout that is complete in one of the folders.
 
     Raises:
-        FileNotFoundError: none is; says which is half there, or where it looked, and how to get the files.
+        FileNotFoundError: none is complete; names missing files or searched folders, and how to get the files.
     """
     for folder in folders:
         for layout in layouts:
@@ -107,21 +107,21 @@ def _command(name: str, root: Path) -> str:
 
 
 def read_digits() -> tuple[Arrays, Arrays]:
-    """The embedded digits: 4,000 to train on and 1,000 to test on, as tools/make_digits.py made them."""
+    """Read the embedded digits, made by tools/make_digits.py: 4,000 for training and 1,000 for testing."""
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         train, test = ((file[f"{name}_images"], file[f"{name}_labels"].astype(np.int64)) for name in ("train", "test"))
     return train, test
 
 
 def read_cifar10(paths: list[Path], classes: int = 10) -> tuple[Arrays, Arrays]:
-    """CIFAR-10 in its official binary form.
+    """Read CIFAR-10 in its official binary format.
 
     Args:
         paths: the archive alone, or data_batch_1.bin ... data_batch_5.bin and test_batch.bin, in this order.
         classes: labels are 0 .. classes - 1.
 
     Raises:
-        ValueError: a file is damaged, cut short, absurdly large or holds a label out of range, or a batch is missing.
+        ValueError: a damaged, truncated or too large file, a label out of range, or a missing batch.
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
     """
@@ -142,7 +142,7 @@ def _read_bounded(path: Path) -> bytes:
 
 
 def _cifar_records(data: bytes, where: str, classes: int) -> Arrays:
-    """Records of one label byte and 3,072 pixel bytes (planes R, G, B), as views of `data`."""
+    """Parse records of one label byte and 3,072 pixel bytes (planes R, G, B) as views of `data`."""
     if not data or len(data) % CIFAR_RECORD:
         raise ValueError(
             f"{where}: cut short: has {len(data):,} bytes, expected a multiple of {CIFAR_RECORD:,} "
@@ -168,13 +168,13 @@ def _join(batches: list[Arrays]) -> Arrays:
 
 
 def read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
-    """Contents of the regular files with these base names in a tar archive, gzipped or not.
+    """Return the content of the regular files with these base names in a tar archive, gzipped or not.
 
-    Reads the classic header alone, for three things that tarfile does not promise: no more memory than a sound
-    archive needs, no following of links and extended headers, and a ValueError for whatever else is in the bytes.
+    Only the classic header is read, which gives three guarantees that tarfile does not: bounded memory, no links and
+    extended headers, and a ValueError for any damage.
 
     Raises:
-        ValueError: damaged, absurdly large, or a wanted file is missing or there twice.
+        ValueError: damaged, too large, or a wanted file is missing or occurs twice.
     """
     found: dict[str, bytes] = {}
     with open_unpacked(path) as stream:
@@ -190,7 +190,7 @@ def read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _tar_files(stream: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, bytes]]:
-    """Base name and content of each regular file, up to and including the end of the stream."""
+    """Yield base name and content of each regular file, and read the stream to its end."""
     total = 0
     while (header := stream.read(TAR_BLOCK)) not in (b"", bytes(TAR_BLOCK)):
         name, kind, size = tar_header(header, path)
@@ -205,7 +205,7 @@ def _tar_files(stream: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, byt
             raise ValueError(f"{path}: cut short within member {name!r}; {AGAIN}")
         if kind in b"0\0":
             yield name.rpartition("/")[2], content[:size]
-    while block := stream.read(1 << 16):  # to the end of the stream, where gzip keeps its checksum
+    while block := stream.read(1 << 16):  # to the end of the stream, where gzip's checksum lies
         total = _bounded(total + len(block), path)
 
 
@@ -216,10 +216,10 @@ def _bounded(total: int, path: Path) -> int:
 
 
 def read_idx_pair(images: Path, labels: Path, *, size: int, classes: int) -> Arrays:
-    """Grey images [N, 1, size, size] and their labels, from an idx file each, gzipped or not.
+    """Read grey images [N, 1, size, size] and their labels from two idx files, gzipped or not.
 
     Raises:
-        ValueError: a file is damaged, is not what its header says, or the two do not fit together.
+        ValueError: a damaged file, a wrong header, or different numbers of images and labels.
 
     Source: the format at the foot of https://yann.lecun.com/exdb/mnist/.
     """
@@ -234,10 +234,10 @@ def read_idx_pair(images: Path, labels: Path, *, size: int, classes: int) -> Arr
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The unsigned bytes [N, *shape] of an idx file, gzipped or not, as a read-only array.
+    """Read the unsigned bytes [N, *shape] of an idx file, gzipped or not, as a read-only array.
 
     Raises:
-        ValueError: another magic number or shape, no item, or more or fewer bytes than the header says.
+        ValueError: another magic number or shape, no items, or a size that differs from the header.
     """
     magic = bytes((0, 0, 8, 1 + len(shape)))
     with open_unpacked(path) as stream:

@@ -17,22 +17,22 @@ class Dataset:
     name: str
     info: DatasetInfo
     train: Any
-    """A Split, or an EventSplit where `info.events`."""
+    """A Split, or an EventSplit if `info.events`."""
     test: Any
-    """Likewise."""
+    """A Split or EventSplit, like `train`."""
 
 
 def load(name: str, root: str | Path = "data", cfg: DataConfig | None = None) -> Dataset:
-    """Read a data set from `root/name`, or from `root` itself where that holds its files; map prepared events.
+    """Load a data set from `root/name`, or from `root` if its files lie there; prepared events are memory-mapped.
 
     Args:
         name: one of DATASETS.
-        root: folder of the data sets; an embedded one needs none.
-        cfg: how recordings are cut into frames (default: as the recipe of the same name does); images need none.
+        root: folder of the data sets; not used for embedded ones.
+        cfg: how recordings are cut into frames (default: that of the recipe of the same name); not used for images.
 
     Raises:
-        ValueError: no such data set, or a file of it is damaged; names the file and what is wrong with it.
-        FileNotFoundError: its files are missing, half-downloaded or not prepared; says where it looked and what to do.
+        ValueError: unknown data set, or a damaged file; names the file and the damage.
+        FileNotFoundError: missing, incomplete or unprepared files; names the searched folders and what to do.
     """
     info = get_info(name)
     if info.events:

@@ -1,6 +1,6 @@
-"""Batches for a network, of images or of event frames.
+"""Batches of images or of event frames for a network.
 
-T time steps, N samples, C channels, H height, W width.
+Shapes: T time steps, N samples, C channels, H height, W width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ from multifire.datasets.splits import EventSplit, Split
 
 
 class Order:
-    """Which samples make which batch, and each batch's random numbers: decided by (seed, epoch) alone.
+    """The samples and random numbers of each batch, decided by (seed, epoch) only.
 
-    Of `processes` (rank, world) each takes a slice of every batch; together they take every sample once.
+    Each of the `processes` (rank, world) takes a slice of every batch; together they take every sample once.
     """
 
     def __init__(self, samples: int, batch_size: int, shuffle: bool, seed: int, processes: tuple[int, int] = (0, 1)):
@@ -31,15 +31,15 @@ class Order:
         self._rank, self._world = processes
 
     def __len__(self) -> int:
-        """Batches in an epoch, the last partial one counted."""
+        """Number of batches in an epoch, with the last partial one."""
         return -(-self.samples // self._batch_size)
 
     def size(self, batch: int) -> int:
-        """Samples in a batch, over all processes."""
+        """Return the number of samples in a batch, over all processes."""
         return min(self._batch_size, self.samples - batch * self._batch_size)
 
     def epoch(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Draws]]:
-        """Positions [N] of this process's samples, and their random numbers, of each batch from number `start` on.
+        """Return positions [N] and random numbers of this process's samples, for each batch from number `start` on.
 
         Raises:
             ValueError: start is not within the epoch.
@@ -55,22 +55,24 @@ class Order:
         for batch in range(start, len(self)):
             index_N = order[batch * self._batch_size : (batch + 1) * self._batch_size]
             n, rank, world = len(index_N), self._rank, self._world
-            own = slice(-(-n * rank // world), -(-n * (rank + 1) // world))  # none is empty before the first
+            own = slice(
+                -(-n * rank // world), -(-n * (rank + 1) // world)
+            )  # a later process may have no samples, the first one never
             yield index_N[own], Draws(self._generator(epoch, 1 + batch), n, own)
 
     def _generator(self, epoch: int, stream: int) -> torch.Generator:
-        """Random numbers of the epoch's order (stream 0) or of its batch b (stream 1 + b)."""
+        """Return the generator of the epoch's order (stream 0) or of its batch b (stream 1 + b)."""
         state = np.random.SeedSequence([self._seed, epoch, stream]).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
 
 
 class Batches:
-    """Batches of one split, in an order that depends on (seed, epoch) alone.
+    """Batches of images from one split, in an order that depends on (seed, epoch) only.
 
         x[t] = (image / 255 - mean) / std   for every t
 
-    The images live on the device as uint8 (CIFAR-10: 154 MB), so that a batch costs no copy from the host's memory,
-    which would wait for the step before it. Crop and flip are done on the bytes; only the batch becomes float32.
+    The images lie on the device as uint8 (CIFAR-10: 154 MB), so that no batch is copied from the host. Crop and flip
+    work on bytes; only the batch becomes float32.
     """
 
     def __init__(
@@ -88,21 +90,21 @@ class Batches:
         flip: bool = False,
         processes: tuple[int, int] = (0, 1),
     ):
-        """Put the split on the device.
+        """Copy the split to the device.
 
         Args:
-            split: what to draw from.
+            split: the samples.
             batch_size: images in a batch; the last of an epoch may have fewer.
-            timesteps: T, how often each image is shown.
+            timesteps: T; each image is shown T times.
             mean: mean of each channel, for pixels in 0..1.
-            std: standard deviation of each channel, likewise.
-            device: where the batches are made.
-            shuffle: draw a new order for each epoch. Without it the order is the split's, and nothing is random:
-                crop_padding and flip are not applied.
-            seed: decides the order, the crops and the flips.
-            crop_padding: black pixels put around an image before a window of its old size is cut out at random.
-            flip: mirror half of the images, left to right.
-            processes: (rank, world): this process's slice of every batch is drawn, see Order.
+            std: standard deviation of each channel, for pixels in 0..1.
+            device: device of the batches.
+            shuffle: new order in each epoch, random crop and flip. Without it the order is the split's, and
+                crop_padding and flip are ignored.
+            seed: seed of order, crops and flips.
+            crop_padding: black pixels added on every side before a window of the old size is cut out at random.
+            flip: mirror each image with probability 1/2.
+            processes: (rank, world) of this process, see Order.
 
         Raises:
             ValueError: seed is below 0.
@@ -119,11 +121,11 @@ class Batches:
         self._offset_C11 = (torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / std_C11).to(device)
 
     def __len__(self) -> int:
-        """Batches in an epoch, the last partial one counted."""
+        """Number of batches in an epoch, with the last partial one."""
         return len(self.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number `start` on, the very ones that it has when drawn from the beginning.
+        """Return the batches of an epoch from number `start` on, the same as when drawn from the beginning.
 
         Yields:
             x [T, N, C, H, W] float32, expanded over time (stride 0, no copy), and labels [N] int64, on the device.
@@ -139,11 +141,11 @@ class Batches:
         return x_NCHW.expand(self.timesteps, *x_NCHW.shape), labels_N
 
     def _pick(self, index_N: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Images, cropped and flipped, and labels."""
+        """Return cropped and flipped images, and labels."""
         margin = 2 * self.crop_padding + 1
         y_N, x_N = draws.integers(margin), draws.integers(margin)
         mirrored_N = draws.integers(2) * int(self.flip)
-        # one small tensor, so that a GPU is sent one, and not four
+        # stacked, so that one small tensor is copied to a GPU instead of four
         index_N, *window = torch.stack([index_N, y_N, x_N, mirrored_N]).to(self.images.device, non_blocking=True)
         images_NCHW = self.images.index_select(0, index_N)
         if self.crop_padding or self.flip:
@@ -152,13 +154,13 @@ class Batches:
 
 
 def cut(images_NCHW: Tensor, padding: int, y_N: Tensor, x_N: Tensor, mirrored_N: Tensor) -> Tensor:
-    """Windows of the images' own size, cut out of the images padded with zeros, mirrored where mirrored_N is 1.
+    """Cut windows of the images' size out of the zero-padded images, and mirror them if mirrored_N is 1.
 
     Args:
         images_NCHW: of any dtype.
         padding: pixels added on every side.
         y_N: upper edge of each window, 0 .. 2·padding.
-        x_N: left edge of each window, likewise.
+        x_N: left edge of each window, 0 .. 2·padding.
         mirrored_N: 0 or 1 for each window.
     """
     N, C, H, W = images_NCHW.shape
@@ -166,19 +168,19 @@ def cut(images_NCHW: Tensor, padding: int, y_N: Tensor, x_N: Tensor, mirrored_N:
     columns = torch.arange(W, device=images_NCHW.device)
     rows_NH = y_N[:, None] + torch.arange(H, device=images_NCHW.device)
     columns_NW = x_N[:, None] + torch.where(mirrored_N[:, None] == 1, W - 1 - columns, columns)
-    # One gather over the flattened plane: of the ways to do this on a CPU the fastest, 4 times faster than indexing.
+    # One gather over the flattened plane is 4 times faster than indexing on a CPU.
     place_NHW = rows_NH[:, :, None] * padded_NCHW.shape[3] + columns_NW[:, None, :]
     place_NCP = place_NHW.view(N, 1, H * W).expand(N, C, H * W)
     return padded_NCHW.flatten(2).gather(2, place_NCP).view(N, C, H, W)
 
 
 class EventBatches:
-    """Batches of event frames, in an order that depends on (seed, epoch) alone.
+    """Batches of event frames from one split, in an order that depends on (seed, epoch) only.
 
-        x[t] = counts of frame t
+        x[t] = event counts of frame t
 
-    The frames stay in their file, mapped into memory; a batch copies its own. Counts are not normalised, as in the
-    paper: where a network should not care how much a sensor sees, it has an input norm (ModelConfig.norm_input).
+    The frames stay in their memory-mapped file; a batch copies its own. As in the paper, counts are not normalised; an
+    input norm (ModelConfig.norm_input) makes a network independent of the event rate.
     """
 
     def __init__(
@@ -193,17 +195,17 @@ class EventBatches:
         mirror: Sequence[int] = (),
         processes: tuple[int, int] = (0, 1),
     ):
-        """Take the split as it lies.
+        """Keep the split memory-mapped.
 
         Args:
-            split: what to draw from.
+            split: the samples.
             batch_size: samples in a batch; the last of an epoch may have fewer.
-            device: where the batches are augmented and used.
-            shuffle: draw a new order for each epoch, and augment. Without it nothing is random.
-            seed: decides the order and the augmentation.
-            cfg: which augmentation; None for none.
+            device: device of the batches and of the augmentation.
+            shuffle: new order in each epoch, and augmentation; without it nothing is random.
+            seed: seed of order and augmentation.
+            cfg: the augmentation; None: none.
             mirror: see `multifire.datasets.augment.augment`.
-            processes: (rank, world): this process's slice of every batch is drawn, see Order.
+            processes: (rank, world) of this process, see Order.
 
         Raises:
             ValueError: seed is below 0.
@@ -213,11 +215,11 @@ class EventBatches:
         self._cfg = cfg if shuffle else None
 
     def __len__(self) -> int:
-        """Batches in an epoch, the last partial one counted."""
+        """Number of batches in an epoch, with the last partial one."""
         return len(self.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from number `start` on, the very ones that it has when drawn from the beginning.
+        """Return the batches of an epoch from number `start` on, the same as when drawn from the beginning.
 
         Yields:
             x [T, N, 2, H, W] float32, whose [T·N, 2, H, W] is channels-last, and labels [N] int64, on the device.
@@ -248,7 +250,7 @@ def make_batches(
     seed: int = 0,
     processes: tuple[int, int] = (0, 1),
 ) -> Batches | EventBatches:
-    """The batches of a split as a run's configuration describes them."""
+    """Return the batches of a split as a run's configuration describes them."""
     if isinstance(split, EventSplit):
         return EventBatches(
             split, batch_size=batch_size, device=device, shuffle=shuffle, seed=seed, cfg=cfg, mirror=info.mirror,

@@ -1,4 +1,4 @@
-"""What prepared events look like: figures, a contact sheet, an animation."""
+"""Show prepared events: counts and rates, a contact sheet, an animation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from multifire.utils import images
 
 SAMPLES_OF_A_CLASS = 8
 WIDTH = 256
-"""Pixels that an animation has at least."""
+"""Minimum width of an animation in pixels."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class ClassFigures:
     train: int
     test: int
     events: float
-    """Of a sample, on average."""
+    """Mean number of events of a sample."""
     rate: float
-    """Events per second, on average."""
+    """Mean events per second."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Figures:
 
 
 def describe(cfg: DataConfig, folder: Path) -> Figures:
-    """Counts and event rates, from what the cache says of itself.
+    """Return counts and event rates from the cache's record.
 
     Raises:
         FileNotFoundError, ValueError: see `multifire.datasets.cache.read_record`.
@@ -73,7 +73,7 @@ def describe(cfg: DataConfig, folder: Path) -> Figures:
 
 
 def contact_sheet(cfg: DataConfig, folder: Path) -> Path:
-    """Draw the busiest frame of the first samples of each class, a row for each; the file that now holds it."""
+    """Write a picture with the frame of most events of the first samples of each class; return its file."""
     split = _open(cfg, folder, "train")
     rows = []
     for label in range(len(get_info(cfg.name).classes)):
@@ -89,7 +89,7 @@ def _busiest(frames_TCHW: np.ndarray) -> np.ndarray:
 
 
 def animate(cfg: DataConfig, name: str, index: int, out: Path) -> str:
-    """Save sample `index` of a split, frame by frame; says what it is.
+    """Write sample `index` of a split as an animation to `out`; return a description of the sample.
 
     Raises:
         ValueError: no such sample, or `out` ends in neither .gif nor .png.

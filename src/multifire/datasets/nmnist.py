@@ -11,15 +11,15 @@ from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, absent, c
 
 PATTERN = r"(?:Train|Test)/\d/\w+\.bin"
 MOST = 16 << 20
-"""Bytes of a recording; a real one has some 25,000."""
+"""Maximum bytes of a recording; a real one has about 25,000."""
 CHUNK = 64
 
 
 def find(place: Path, cfg: DataConfig) -> Source:
-    """The recordings in `place`, a folder or a zip archive.
+    """Find the recordings in `place`, a folder or a zip archive.
 
     Raises:
-        FileNotFoundError: none of one split, or of both.
+        FileNotFoundError: no recordings of a split.
         ValueError: a damaged archive.
     """
     files = (place,)

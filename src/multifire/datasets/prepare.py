@@ -1,8 +1,7 @@
-"""From recordings to a cache of frames: in parallel, resumed where it stopped, two at once in turn.
+"""Cut recordings into a cache of frames, in parallel; resumable after a kill; a second process waits for the first.
 
-Recordings are worked on in parts, each written beside its target and renamed when it is done. What a kill leaves is
-whole parts, which the next run takes as they are; the last step joins them in the order of their keys, so the result
-does not depend on who did what when.
+Recordings are processed in parts, each written atomically. After a kill the next run uses the finished parts. The last
+step joins all parts in the order of their keys, so the result does not depend on the order of work.
 """
 
 import contextlib
@@ -53,21 +52,21 @@ FINDERS: dict[str, Callable[[Path, DataConfig], Source]] = {
     "digits-dvs": digits_dvs.find,
 }
 Progress = Callable[[int, int], None]
-"""Called with the recordings that are done and those that there are."""
+"""Called with the number of finished recordings and of all recordings."""
 MOST_WARNINGS = 10
 SILENT_US = 1_000_000
-"""A sensor's noise alone makes events more often than this."""
+"""A sensor's noise alone makes events more often."""
 
 
 class Part(NamedTuple):
-    """Samples that were cut out of the recordings of one job."""
+    """Samples cut out of the recordings of one job."""
 
     recordings: np.ndarray
-    """How many there were."""
+    """Number of recordings."""
     frames: np.ndarray
     """uint8 [n, T, 2, H, W]."""
     splits: np.ndarray
-    """Index into SPLITS, of each sample; the others likewise: see SplitRecord."""
+    """Index into SPLITS of each sample; for the following fields see SplitRecord."""
     names: np.ndarray
     labels: np.ndarray
     events: np.ndarray
@@ -84,23 +83,23 @@ def prepare(
     workers: int | None = None,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Turn the recordings of cfg.name into frames, or do nothing where that is done.
+    """Cut the recordings of cfg.name into frames; do nothing if the cache exists.
 
     Args:
-        cfg: which data set, and how its recordings are cut into frames.
-        root: folder of the data sets, where the cache goes.
+        cfg: the data set and its frame options.
+        root: folder of the data sets and of the cache.
         source: archive or folder with the recordings; by default root/NAME.
-        rebuild: throw away what is there.
-        workers: processes; by default one for each core. With 1, this process does it all.
-        on_progress: told of every recording that is done.
+        rebuild: delete the existing cache.
+        workers: processes (default: one for each core); with 1, no further process is started.
+        on_progress: called after every recording.
 
     Returns:
         The cache's folder.
 
     Raises:
-        FileNotFoundError: no recordings there; says how to get them.
-        ValueError: a recording, a label file or an archive is damaged, or the cache was made from another source.
-        OSError: the disk is full or fails; what is done is kept.
+        FileNotFoundError: no recordings; the message says how to get them.
+        ValueError: a damaged recording, label file or archive, or a cache made from another source.
+        OSError: the disk is full or fails; finished parts are kept.
     """
     info = get_info(cfg.name)
     if not info.events:
@@ -141,7 +140,7 @@ def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            f"{folder}: the disk is full; what is prepared so far is kept: make room, and the same command goes on"
+            f"{folder}: the disk is full; finished recordings are kept: make room, and the same command continues"
         ) from error
 
 
@@ -187,12 +186,12 @@ def _read_part(path: Path) -> Part:
 
 
 def _results(jobs: Iterator[Job], options: FrameOptions, workers: int) -> Iterator[tuple[Job, Part]]:
-    """Each job with its part, as they are done; no more jobs are drawn than keep the workers busy."""
+    """Yield each job with its part as they finish; take only as many jobs as keep the workers busy."""
     if workers == 1:
         for job in jobs:
             yield job, make_part(job, options)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit the lock, and torch's threads
+    context = multiprocessing.get_context("spawn")  # a forked process would inherit the lock and torch's threads
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
     pending: dict[Future, Job] = {}
     warned = 0
@@ -207,7 +206,7 @@ def _results(jobs: Iterator[Job], options: FrameOptions, workers: int) -> Iterat
                     yield pending.pop(future), part
     except BrokenProcessPool:
         raise OSError(
-            "a worker was killed, perhaps for want of memory; what is prepared is kept, and the same command goes on; "
+            "a worker was killed, perhaps for lack of memory; finished recordings are kept, and the command continues; "
             "--workers 1 needs least"
         ) from None
     finally:
@@ -228,7 +227,7 @@ def _warn(messages: list[str], warned: int) -> int:
 
 
 class _Messages(logging.Handler):
-    """Keeps a worker's warnings for the process that a person looks at."""
+    """Collects a worker's warnings for the parent process."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -242,7 +241,7 @@ _messages = _Messages()
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, keep warnings for it, and end when it does, even by a kill."""
+    """Ignore Ctrl-C, collect warnings for the parent, and end when the parent ends, even by a kill."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log.addHandler(_messages)
     log.propagate = False
@@ -262,10 +261,10 @@ def _make_part_in_worker(job: Job, options: FrameOptions) -> tuple[Part, list[st
 
 
 def make_part(job: Job, options: FrameOptions) -> Part:
-    """Read a job's recordings and cut its samples out of them, each recording in one pass.
+    """Read a job's recordings, each in one pass, and cut out its samples.
 
     Raises:
-        ValueError: a recording is damaged, or a sample holds no event.
+        ValueError: a damaged recording, or a sample without events.
     """
     samples: list[Sample] = []
     cut: list[Frames] = []
@@ -300,10 +299,10 @@ def _check_sample(sample: Sample, frames: Frames) -> None:
 
 
 def _join(folder: Path, parts: Path, cfg: DataConfig, source: Source) -> None:
-    """Write the splits from the parts, then the record that makes the cache complete, and delete the parts."""
+    """Join the parts into splits, write the record that completes the cache, and delete the parts."""
     paths = sorted(parts.glob("*.npz"))
     splits = {split: _write_split(folder / f"{split}.npy", index, paths) for index, split in enumerate(SPLITS)}
-    sizes = tuple(len(said.labels) for said in splits.values())
+    sizes = tuple(len(record.labels) for record in splits.values())
     if 0 in sizes:
         raise ValueError(f"{source.files[0]}: makes {sizes[0]:,} training and {sizes[1]:,} test samples; needs both")
     _report(cfg, sizes, splits)
@@ -319,7 +318,7 @@ def _report(cfg: DataConfig, sizes: tuple[int, ...], splits: dict[str, SplitReco
             "%s: %s training and %s test samples; the published data set has %s and %s",
             cfg.name, *(f"{count:,}" for count in (*sizes, *published)),
         )  # fmt: skip
-    clipped = sum(sum(said.clipped) for said in splits.values())
+    clipped = sum(sum(record.clipped) for record in splits.values())
     if clipped:
         log.warning("%s: %s cells saw more than 255 events, and say 255", cfg.name, f"{clipped:,}")
 

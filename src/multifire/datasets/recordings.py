@@ -1,4 +1,4 @@
-"""What `data prepare` works through: a source of jobs, each some recordings and the samples cut out of them."""
+"""Sources of recordings for `multifire data prepare`: jobs of recordings, and the samples to cut out of them."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ TRAIN, TEST = "train", "test"
 
 
 class Opener(Protocol):
-    """Where a recording lies; opened anew for each pass over it, in whichever process."""
+    """Place of a recording; it is opened for each pass, in any process."""
 
     def open(self) -> Recording: ...
 
@@ -25,7 +25,7 @@ class Opener(Protocol):
 class InFile:
     path: Path
     sensor_size: tuple[int, int] | None = None
-    """Where the data set says it, and the file need not."""
+    """Known from the data set if the file does not state it."""
 
     def open(self) -> Recording:
         return open_recording(self.path, self.path.name, self.sensor_size)
@@ -43,7 +43,7 @@ class InZip:
 
 @dataclass(frozen=True)
 class Sample:
-    """What becomes one row of a split; the window [start_us, end_us) is the whole recording by default."""
+    """One row of a split; the window [start_us, end_us) is the whole recording by default."""
 
     name: str
     label: int
@@ -54,33 +54,33 @@ class Sample:
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker does at a time."""
+    """Work of one worker at a time."""
 
     key: str
-    """Names the part that it becomes; parts are joined in the order of their keys."""
+    """Name of its part; parts are joined in the order of their keys."""
     recordings: tuple[tuple[Opener, tuple[Sample, ...]], ...]
     spooled: Path | None = None
-    """A copy on disk of the recording, to be deleted when the job is done."""
+    """Copy of the recording on disk, deleted after the job."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The recordings of a data set, as they were found."""
+    """The recordings of a data set."""
 
     files: tuple[Path, ...]
-    """What a person would name: archives or folders."""
+    """Archives or folders, for messages."""
     total: int
-    """Recordings in it; where only a whole pass would tell, those that were published."""
+    """Number of recordings; the published one if counting would take a whole pass."""
     fingerprint: str
     """Changes when the recordings do."""
     jobs: Callable[[Container[str], Path], Iterator[Job]]
-    """The jobs but for those whose keys are in the container; a folder takes copies of recordings that need one."""
+    """Jobs without those whose keys are in the container; the folder is for copies of recordings."""
 
 
 def fingerprint(files: Sequence[Path], names: Iterable[str] = ()) -> str:
-    """Digest of the archives' names, sizes, first and last bytes, and of the names of loose files.
+    """Return a digest of the archives' names, sizes, first and last bytes, and of the names of loose files.
 
-    Not of all their bytes, which may be gigabytes: an archive keeps its own list at one end.
+    It does not cover all bytes, which may be gigabytes; an archive's own list lies at one of its ends.
     """
     sha = hashlib.sha256()
     for path in files:
@@ -97,7 +97,7 @@ def fingerprint(files: Sequence[Path], names: Iterable[str] = ()) -> str:
 
 
 def chunked(recordings: Sequence[tuple[Opener, Sample]], size: int) -> Callable[[Container[str], Path], Iterator[Job]]:
-    """Jobs of `size` recordings each, which are whole samples."""
+    """Return jobs of `size` recordings each; every recording is one sample."""
 
     def jobs(done: Container[str], spool: Path) -> Iterator[Job]:
         for start in range(0, len(recordings), size):
@@ -111,7 +111,7 @@ def chunked(recordings: Sequence[tuple[Opener, Sample]], size: int) -> Callable[
 
 @dataclass(frozen=True)
 class Found:
-    """A recording in a folder or a zip archive: its path there, and how to open it."""
+    """A recording in a folder or a zip archive: its path, and how to open it."""
 
     name: str
     opener: Opener
@@ -119,10 +119,10 @@ class Found:
 
 
 def list_recordings(place: Path, pattern: str, most: int) -> list[Found]:
-    """The files of a folder, or of a zip archive, whose path within ends as the pattern says.
+    """Return the files of a folder or zip archive whose path matches the pattern at its end.
 
     Raises:
-        ValueError: a damaged archive, or a file that is larger than `most`.
+        ValueError: a damaged archive, or a file larger than `most`.
     """
     matches = re.compile(rf"(?:.*/)?{pattern}").fullmatch
     if place.is_file():
@@ -138,10 +138,10 @@ def list_recordings(place: Path, pattern: str, most: int) -> list[Found]:
 
 
 def absent(name: str, place: Path, expected: str) -> FileNotFoundError:
-    """The error for a source that holds no recordings: what was expected, and how to get it."""
+    """Return the error for a source without recordings; it names what was expected and how to get it."""
     info = get_info(name)
     get = f"`multifire data download {name}` gets it" if info.downloads else info.fetch
     return FileNotFoundError(
         f"no recordings of {name} in {place}: expected {expected}; {get}; "
-        f"put it into that folder, or give --source where it lies"
+        f"put it into that folder, or give its place with --source"
     )

@@ -37,7 +37,7 @@ class Download:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set before it is read."""
+    """Description of a data set, known before it is read."""
 
     about: str
     channels: int
@@ -45,21 +45,21 @@ class DatasetInfo:
     """Height and width of an image or a sensor, in pixels."""
     classes: tuple[str, ...]
     mean: tuple[float, ...]
-    """Mean of each channel over the training images, with pixels in 0..1; none for events, whose counts stay counts."""
+    """Mean of each channel over the training images, for pixels in 0..1; empty for events, not normalised."""
     std: tuple[float, ...]
-    """Standard deviation of each channel, likewise."""
+    """Standard deviation of each channel; empty for events."""
     published_sizes: tuple[int, int]
     """Training and test samples."""
     downloads: tuple[Download, ...] = ()
-    """Empty where the data set is embedded in the package, or where `fetch` says how to get it."""
+    """Empty if the data set is embedded in the package, or if `fetch` says how to get it."""
     fetch: str = ""
-    """Where a person gets the files that no program may download, and where to put them."""
+    """How to get files that a program may not download, and where to put them."""
     events: bool = False
-    """Recordings of an event camera, whose sensor has size × size pixels; channels are OFF and ON."""
+    """True for recordings of an event camera with size × size pixels; channels are OFF and ON."""
     simulated: bool = False
-    """No camera saw this: events are computed from images."""
+    """True if the events are computed from images."""
     mirror: tuple[int, ...] = ()
-    """The class that the mirror image of each class belongs to; empty where it is the class itself."""
+    """Class of the mirror image of each class; empty if it is the class itself."""
 
 
 def _idx_downloads(base_url: str, sizes_and_md5s: dict[str, tuple[int, str]]) -> tuple[Download, ...]:
@@ -196,10 +196,10 @@ DATASETS: dict[str, DatasetInfo] = {
 
 
 def get_info(name: str) -> DatasetInfo:
-    """What is known of the data set `name`.
+    """Return the description of the data set `name`.
 
     Raises:
-        ValueError: no such data set; names the nearest one.
+        ValueError: unknown data set; suggests the nearest name.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)

@@ -1,4 +1,4 @@
-"""Samples of a data set, and how they are divided. Imports NumPy only when something is divided."""
+"""Splits of a data set. Imports NumPy only when a split is divided."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -24,22 +24,22 @@ class Split:
         return len(self.labels)
 
     def pick(self, index: "np.ndarray") -> "Split":
-        """The samples that `index` (positions, or a mask) names."""
+        """Return the samples at `index`, which holds positions or a mask."""
         return Split(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)
 class EventSplit:
-    """Recordings as frames, memory-mapped: a split is a choice of rows, and copies none."""
+    """Recordings as frames, memory-mapped; a split is a selection of rows, without a copy."""
 
     frames: "np.ndarray"
-    """uint8 [all, T, 2, H, W]: events of each polarity (OFF, ON) in each cell, 255 where there were more."""
+    """uint8 [all, T, 2, H, W]: events of each polarity (OFF, ON) in each cell, at most 255."""
     labels: "np.ndarray"
-    """int64 [N]."""
+    """Class of each sample, int64 [N]."""
     names: "np.ndarray"
-    """Name of each sample [N]: its recording and, where that holds several, its number there."""
+    """Name of each sample [N]: its recording and, if that has several samples, its number."""
     rows: "np.ndarray"
-    """Where in `frames` each sample is, int64 [N]."""
+    """Row in `frames` of each sample, int64 [N]."""
 
     def __post_init__(self):
         assert self.frames.ndim == 5
@@ -51,7 +51,7 @@ class EventSplit:
         return len(self.labels)
 
     def pick(self, index: "np.ndarray") -> "EventSplit":
-        """The samples that `index` (positions, or a mask) names."""
+        """Return the samples at `index`, which holds positions or a mask."""
         return EventSplit(self.frames, self.labels[index], self.names[index], self.rows[index])
 
 
@@ -59,10 +59,10 @@ AnySplit = TypeVar("AnySplit", Split, EventSplit)
 
 
 def hold_out(split: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySplit]:
-    """Split off the same share of every class, chosen by `seed`: (training, validation), each in its old order.
+    """Divide a split into (training, validation) with the same fraction of every class, drawn by `seed`.
 
     Raises:
-        ValueError: not 0 < share < 1, one side would be empty, or seed is below 0.
+        ValueError: not 0 < share < 1, an empty part, or a negative seed.
     """
     import numpy as np
 
@@ -83,10 +83,10 @@ def hold_out(split: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySpl
 
 
 def take(split: AnySplit, limit: int, seed: int) -> AnySplit:
-    """The first `limit` samples of an order that `seed` fixes, or all where there are fewer.
+    """Return `limit` samples drawn by `seed`, or all if there are fewer.
 
     Raises:
-        ValueError: limit is below 1, or seed below 0.
+        ValueError: limit < 1 or a negative seed.
     """
     import numpy as np
 

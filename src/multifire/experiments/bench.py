@@ -1,4 +1,4 @@
-"""How fast a recipe's network trains and evaluates, beside its convolutions alone: the floor for any neuron."""
+"""Time a recipe's network beside its convolutions alone, the floor for any neuron, and measure its memory."""
 
 import statistics
 import subprocess
@@ -27,11 +27,11 @@ KINDS = {
     "neurons and norms": ("multifire",),
     "optimiser": ("_fused_sgd_",),
 }
-"""Kinds of work, and what the names of their operators contain."""
+"""Kinds of work, and parts of the names of their operators."""
 
 
 class Network:
-    """A recipe's network, a batch x_TNCHW, y for it (random images by default), and what is timed of it."""
+    """A recipe's network with a batch (default: random images), and the two calls that are timed."""
 
     def __init__(self, cfg: RunConfig, device: torch.device, batch: tuple[Tensor, Tensor] | None = None):
         torch.manual_seed(cfg.seed)
@@ -55,13 +55,13 @@ def _random_images(cfg: RunConfig, device: torch.device) -> tuple[Tensor, Tensor
     info = datasets.get_info(cfg.data.name)
     size = cfg.data.frame_size if info.events else info.size
     shape = (cfg.optim.batch_size, cfg.model.in_channels, size, size)
-    steps = cfg.data.timesteps if info.events else 1  # an image stands still
+    steps = cfg.data.timesteps if info.events else 1  # an image is static
     x_TNCHW = torch.randn(steps, *shape, device=device).expand(cfg.data.timesteps, *shape)
     return x_TNCHW, torch.randint(0, cfg.model.num_classes, shape[:1], device=device)
 
 
 class Floor:
-    """The network's convolutions alone, on channels-last tensors of its shapes: T·N images each, also in the stem."""
+    """The network's convolutions alone, on channels-last tensors of its shapes with T·N images each."""
 
     def __init__(self, network: Network):
         dtype = torch.bfloat16 if network.cfg.precision == "bf16" else torch.float32
@@ -69,7 +69,9 @@ class Floor:
         self.calls: list[tuple[nn.Conv2d, Tensor, Tensor, Tensor]] = []
         for conv, shape, out_shape in _shapes_of_convolutions(network):
             device = conv.weight.device
-            x = torch.randn(shape, device=device).to(**like).requires_grad_(bool(self.calls))  # an image needs none
+            x = (
+                torch.randn(shape, device=device).to(**like).requires_grad_(bool(self.calls))  # not the image
+            )  # the input image needs no gradient
             weight = conv.weight.detach().to(**like).requires_grad_()
             self.calls.append((conv, x, weight, torch.randn(out_shape, device=device).to(**like)))
 
@@ -86,7 +88,7 @@ class Floor:
 
 
 def _stride(conv: nn.Conv2d) -> tuple[int, ...]:
-    """A strided 1×1 convolution is timed on the pixels that it reads; nn/conv.py says why."""
+    """Return the stride to time: 1×1 convolutions run on picked pixels, see nn/conv.py."""
     return (1, 1) if conv.kernel_size == (1, 1) else conv.stride
 
 
@@ -115,7 +117,7 @@ def _hooked(modules: list[nn.Conv2d], hook: Callable) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median, fastest and slowest of `runs`."""
+    """Seconds of one call: median, fastest and slowest of all runs."""
 
     median: float
     fastest: float
@@ -126,11 +128,18 @@ class Timing:
 def bench(
     cfg: RunConfig, runs: int, on_run: Callable[[], None] | None = None, reference: bool = False
 ) -> dict[str, Any]:
-    """Time a training step and an evaluation, in turn with the floor's, in this process; memory in one of its own.
+    """Time a training step and an evaluation in turns with the convolutions alone; measure the memory of a step.
 
-    With `reference`, each is timed on the reference backend in fp32 too, in the same turns.
+    A ratio is the median of the ratios of neighbouring runs, which share the load of the machine.
 
-    A ratio is the median of the ratios of neighbouring runs, which share whatever else the machine was doing.
+    Args:
+        cfg: the network, its batch size and precision.
+        runs: counted runs of each measurement.
+        on_run: called after each turn.
+        reference: time the reference backend in fp32 too.
+
+    Returns:
+        All figures as plain values.
     """
     device = pick_device(cfg.device)
     network = Network(cfg, device)
@@ -164,7 +173,7 @@ def bench(
 def alternate(
     calls: dict[str, Callable[[], None]], runs: int, device: torch.device, on_run: Callable[[], None] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each call's runs, in turns A B C A B C; `on_run` is called after each turn, also of the warm-up."""
+    """Time the calls in turns A B C A B C; return the seconds of each. `on_run` is called after each turn."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-2, runs):  # the first two warm up
         for name, call in calls.items():
@@ -180,7 +189,7 @@ def alternate(
 
 
 def _compare(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
-    """Each one's timing, and its ratio to the floor's neighbouring runs."""
+    """Return the timing of each, and its ratio to neighbouring runs of the convolutions alone."""
     floor = seconds["convolutions alone"]
     return {
         name: vars(_timing(times)) | {"ratio": statistics.median(a / b for a, b in zip(times, floor, strict=True))}
@@ -193,9 +202,9 @@ def _timing(times: list[float]) -> Timing:
 
 
 def _shares(network: Network) -> dict[str, float]:
-    """Share of a training step's operator time that each kind of work takes.
+    """Return the fraction of a training step's operator time for each kind of work.
 
-    The reference backend's neurons and norms are operators of torch like others, and count among the rest.
+    Neurons and norms of the reference backend are ordinary torch operators, and count as the rest.
     """
     with torch.profiler.profile() as profile:
         network.step()
@@ -207,7 +216,7 @@ def _shares(network: Network) -> dict[str, float]:
 
 
 def peak_in_own_process(cfg: RunConfig) -> int | None:
-    """Peak bytes of three training steps over those of an interpreter with torch loaded; None where unreadable."""
+    """Return the peak bytes of three training steps, without the interpreter's; None if it cannot be measured."""
     done = subprocess.run(
         [sys.executable, "-m", "multifire.experiments.bench"],
         input=to_json(cfg),
@@ -222,7 +231,7 @@ def _print_peak() -> None:
     cfg = from_json(sys.stdin.read(), "standard input")
     device = pick_device(cfg.device)
     square = torch.ones(64, 64, device=device)
-    square.matmul(square)  # the libraries' own buffers are no part of the step
+    square.matmul(square)  # allocates the libraries' own buffers, which are not part of the step
     before = 0 if device.type == "cuda" else peak_resident()
     network = Network(cfg, device)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Runs side by side: what was different about them, and what came of it."""
+"""Compare finished runs: the fields in which they differ, and their results."""
 
 import csv
 import io
@@ -12,19 +12,19 @@ from multifire.config import RunConfig, json_format
 from multifire.config.json_format import flatten_config
 from multifire.utils.files import write_atomic
 
-ALWAYS = ("recipe", "seed")
+ALWAYS_SHOWN = ("recipe", "seed")
 
 
 def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """A row for each run: its folder, every field of the configuration in which the runs differ, and its results.
+    """Return a row for each run: its folder, the fields of its configuration that differ between runs, its results.
 
     Raises:
         FileNotFoundError: a folder holds no finished run.
-        ValueError: a file in it is damaged.
+        ValueError: a damaged file.
     """
     runs = [(folder, *_read(folder)) for folder in folders]
     fields = [flatten_config(asdict(cfg)) for _, cfg, _ in runs]
-    differing = [key for key in fields[0] if key in ALWAYS or len({repr(field.get(key)) for field in fields}) > 1]
+    differing = [key for key in fields[0] if key in ALWAYS_SHOWN or len({repr(field.get(key)) for field in fields}) > 1]
     return [
         {"run": str(folder), **{key: field.get(key) for key in differing}, **results}
         for (folder, _, results), field in zip(runs, fields, strict=True)
@@ -32,7 +32,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows as a file of comma-separated values, with their names on top."""
+    """Write the rows as CSV with a header line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""What a run would take: its network, memory and time, from a few real steps on random images."""
+"""Estimate the time, memory and disk space of a run from a few real steps on random images."""
 
 import time
 from dataclasses import dataclass
@@ -15,34 +15,34 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, times in seconds."""
+    """Estimates of a run: sizes in bytes, times in seconds."""
 
     parameters: int
     steps_per_epoch: int
     step_seconds: float
     epoch_seconds: float
-    """Its steps, and the evaluation after it."""
+    """Training steps and evaluation of one epoch."""
     start_seconds: float
-    """What a process takes that starts, builds the network and trains it the first steps."""
+    """Start of a process, building the network, and its first steps."""
     run_seconds: float
     kept_bytes: int
-    """What autograd holds between forward and backward."""
+    """Kept by autograd between forward and backward pass."""
     peak_bytes: int | None
-    """Of a training step, over the interpreter's."""
+    """Peak of a training step, without the interpreter's memory."""
     checkpoint_bytes: int
 
 
 def plan(cfg: RunConfig) -> Plan:
-    """Build the network, train and evaluate it on a few random batches of the recipe's shape, and reckon the rest."""
+    """Train and evaluate the network on a few random batches of the recipe's shape; extrapolate to the whole run."""
     device = pick_device(cfg.device)
     network = Network(cfg, device)
     timed = alternate({"train": network.step, "evaluate": network.evaluate}, STEPS, device)
     step, batch = median(timed["train"]), median(timed["evaluate"])
     with autocast(device, cfg.precision):
         kept = kept_for_backward(network.model.train(), network.x_TNCHW)
-    began = time.perf_counter()
+    start = time.perf_counter()
     peak = peak_in_own_process(cfg)
-    start_seconds = time.perf_counter() - began
+    start_seconds = time.perf_counter() - start
     train, test = datasets.get_info(cfg.data.name).published_sizes
     held_out = int(train * cfg.data.validation)
     steps = _batches(min(train - held_out, cfg.data.limit or train), cfg)

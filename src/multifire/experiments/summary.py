@@ -1,4 +1,4 @@
-"""A recipe's or a run's network as a table: layers, shapes, parameters, operations, and the memory of training."""
+"""Summarise a network: layers, shapes, parameters, operations, energy, and the memory of training."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,26 +23,26 @@ class Row:
     shape: tuple[int, ...]
     parameters: int
     macs: int
-    """Of one pass without time."""
+    """MACs of one pass of the network without time."""
     synops: float | None
-    """Of an inference; None where there was no data to count them on."""
+    """SynOps of an inference; None without data to count them on."""
     real: float
-    """MACs of an inference of the spiking network, where it reads no integers."""
+    """MACs of an inference of the spiking network: inputs that are not integers."""
 
 
 @dataclass(frozen=True)
 class Summary:
     cfg: RunConfig
     of: str
-    """Which network: a run's checkpoint, or an untrained one."""
+    """The network in words: a run's checkpoint, or a recipe, untrained."""
     rows: list[Row]
     energy: Energy
     without_data: str
-    """Why no operations were counted; empty where they were."""
+    """Reason why SynOps were not counted; empty if they were."""
     kept_bytes: int
-    """What autograd holds between forward and backward, for one batch."""
+    """Kept by autograd between forward and backward pass, for one batch."""
     state_bytes: int
-    """Weights, their gradients and their momentum."""
+    """Weights, gradients and momentum."""
 
     @property
     def parameters(self) -> int:
@@ -50,16 +50,16 @@ class Summary:
 
 
 def summarise(what: str, root: str | None = None) -> Summary:
-    """The network of a run's folder, or an untrained one of a recipe; operations are counted on a few test samples.
+    """Summarise the network of a run, or the untrained network of a recipe; count operations on a few test samples.
 
-    The norms of an untrained network have no running statistics worth the name, and take the batch's.
+    The norms of an untrained network use batch statistics, since it has no meaningful running statistics.
 
     Args:
         what: name of a recipe, or a run's folder.
         root: folder of the data sets (default: the recipe's or the run's).
 
     Raises:
-        ValueError: neither a recipe nor a run, or a file of the run is damaged.
+        ValueError: neither a recipe nor a run, or a damaged file.
         FileNotFoundError: a folder that holds no run, or a run without a checkpoint.
     """
     device = pick_device("auto")
@@ -96,7 +96,7 @@ def summarise(what: str, root: str | None = None) -> Summary:
 
 
 def _rows(model: SpikingResNet, energy: Energy, counted: bool) -> list[Row]:
-    """A row for each connection, with the norm and the neurons that follow it."""
+    """Return a row for each connection, with the parameters of the norm that follows it."""
     rows = []
     for connection in energy.connections:
         name = connection.name.removesuffix(".conv")

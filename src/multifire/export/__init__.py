@@ -1,4 +1,4 @@
-"""Where a trained network goes: folded, in integers, and with a passport that says where it came from."""
+"""Export trained networks: folded norms, int8, ONNX, NIR, folders to share; the provenance of a file."""
 
 from multifire.export.fold import FoldedFire, Shift, fold
 from multifire.export.int8 import Int8Network, load_int8, quantise_network, save_int8

@@ -1,4 +1,4 @@
-"""A run's checkpoint as a file of an exchange format, or as a folder to share."""
+"""Export a run's checkpoint to an exchange format, or to a folder to share."""
 
 import importlib
 from pathlib import Path
@@ -14,37 +14,37 @@ ENDINGS = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "nir": ".nir", "pretraine
 
 
 def write_run(folder: Path, to: str, out: Path | None = None, which: str | None = None, step: bool = False) -> Path:
-    """Write a run's checkpoint, "best" or "last", in one of ENDINGS' formats; returns where it lies.
+    """Export a run's "best" or "last" checkpoint to one of the formats of ENDINGS; return the file or folder.
 
     Raises:
         FileNotFoundError: no such run or checkpoint.
-        ValueError: the packages of the format are not installed, or it cannot hold the network.
+        ValueError: missing packages, or the format cannot represent the network.
     """
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
-    passport = make_provenance(folder, run.which)
+    provenance = make_provenance(folder, run.which)
     info = get_info(cfg.data.name)
     side = cfg.data.frame_size if info.events else info.size
     path = out or folder / f"{run.which}{'-step' if step else ''}{ENDINGS[to]}"
     if to == "pretrained":
-        save_pretrained(model, path, passport)
+        save_pretrained(model, path, provenance)
         return path
     module = import_format(to)
     if to == "onnx":
-        module.write_onnx(path, model, (side, side), passport, step=step)
+        module.write_onnx(path, model, (side, side), provenance, step=step)
     elif to == "onnx-int8":
         network = quantise_network(model, cfg.model, info.events)
-        module.write_onnx_int8(path, model, network, (side, side), passport, step=step)
+        module.write_onnx_int8(path, model, network, (side, side), provenance, step=step)
     else:
-        module.write_nir(path, model, (side, side), passport)
+        module.write_nir(path, model, (side, side), provenance)
     return path
 
 
 def import_format(to: str) -> ModuleType:
-    """The module of a format whose packages are an extra.
+    """Import the module of a format whose packages are an extra.
 
     Raises:
-        ValueError: they are not installed.
+        ValueError: the packages are not installed.
     """
     try:
         return importlib.import_module(f"multifire.export.{'onnx_int8' if to == 'onnx-int8' else to}")

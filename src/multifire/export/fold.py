@@ -1,6 +1,6 @@
-"""A trained network as convolutions with a bias and MLF neurons alone, for evaluation.
+"""Fold the norms of a trained network into its convolutions, for evaluation.
 
-tdBN with its running statistics is a scale and a shift per channel, which the convolution before it takes over:
+With running statistics, tdBN is a scale and a shift per channel, which move into the convolution before it:
 
     γ·(s·(w∗x - μ)) + β = (γ·s·w)∗x + (β - γ·s·μ),   s = α·V_th / (sqrt(σ²) + ε)
 
@@ -17,7 +17,7 @@ from multifire.nn.block import convolve, is_static_input
 
 
 class FoldedFire(Streaming):
-    """o = MLF(conv(x) + bias + add_before) + add_after, a ConvFire whose norm is in its convolution."""
+    """o = MLF(conv(x) + bias + add_before) + add_after: a ConvFire with its norm folded into its convolution."""
 
     def __init__(self, layer: ConvFire):
         super().__init__()
@@ -52,10 +52,10 @@ class FoldedFire(Streaming):
 
 
 class Shift(nn.Module):
-    """y = x - mean per channel: what is left of an input norm, whose scale the stem's weights take over.
+    """y = x - mean per channel: the rest of an input norm, whose scale is folded into the stem's weights.
 
-    The stem pads with zeros after the norm, that is with the mean before it; a bias in place of the shift would be
-    wrong along the borders.
+    The stem pads with zeros after the norm, which is the mean before it; a bias instead of the shift would be wrong at
+    the borders.
     """
 
     def __init__(self, mean: Tensor):
@@ -68,13 +68,13 @@ class Shift(nn.Module):
 
 
 def fold(model: SpikingResNet) -> SpikingResNet:
-    """A copy of the network for evaluation, of conv + bias + MLF alone, which computes the same.
+    """Return a copy of the network for evaluation whose norms are folded into its convolutions; it computes the same.
 
-    Every ConvFire becomes a FoldedFire, a plain block's shortcut a convolution with a bias, and the input norm, where
-    there is one, a Shift. Folded weights are computed in float64 and stored in the model's own type.
+    Every ConvFire becomes a FoldedFire, a plain block's shortcut a convolution with a bias, and an input norm a Shift.
+    Folded weights are computed in float64 and stored in the model's type.
 
     Raises:
-        ValueError: the model is folded already.
+        ValueError: the model is already folded.
     """
     if not any(isinstance(module, ConvFire) for module in model.modules()):
         raise ValueError("the network has no norm to fold; expected one that build_model made, not yet folded")
@@ -95,7 +95,7 @@ def fold(model: SpikingResNet) -> SpikingResNet:
 
 
 def fold_norm(conv: nn.Conv2d, norm: TdBatchNorm2d) -> nn.Conv2d:
-    """The convolution, with a bias, that computes norm(conv(x)) of the norm in evaluation."""
+    """Return a convolution with a bias that computes norm(conv(x)) in evaluation."""
     assert conv.bias is None
     scale_O, shift_O = scale_and_shift(norm)
     folded = copy.deepcopy(conv)
@@ -105,7 +105,7 @@ def fold_norm(conv: nn.Conv2d, norm: TdBatchNorm2d) -> nn.Conv2d:
 
 
 def scale_and_shift(norm: TdBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The norm in evaluation as y = scale·x + shift per channel, in float64."""
+    """Return scale and shift per channel of the norm in evaluation, y = scale·x + shift, in float64."""
     scale = ops.reference.norm_factor(norm.running_var.double(), norm.eps, norm.alpha * norm.v_threshold)
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()

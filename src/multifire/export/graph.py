@@ -1,7 +1,7 @@
-"""A folded network as the plain operations that it is made of, in the order in which they are computed.
+"""A folded network as a sequence of plain operations, for exchange formats.
 
-Exchange formats have no MLF neuron and no block; each says how it spells these few operations, and `trace` says which
-follows which.
+Exchange formats have neither MLF neurons nor blocks. Each format implements a few operations as a `Target`, and `trace`
+calls them in order of computation.
 """
 
 from typing import Protocol, TypeVar
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class Target(Protocol[Value]):
-    """How a format spells an operation on one time step [N, C, H, W]; `name` is the module's, with dots."""
+    """The operations of a format on one time step [N, C, H, W]; `name` is the module's dotted name."""
 
     def shift(self, x: Value, mean: Tensor, name: str) -> Value:
         """x - mean, per channel."""
@@ -24,7 +24,7 @@ class Target(Protocol[Value]):
     def conv(self, x: Value, conv: nn.Conv2d, name: str) -> Value: ...
 
     def fire(self, current: Value, neuron: MLF, name: str) -> Value:
-        """The neuron's spikes; it is the target's to keep its membranes from one time step to the next."""
+        """The neuron's spikes; the target stores the membranes between time steps."""
         ...
 
     def add(self, a: Value, b: Value, name: str) -> Value: ...
@@ -35,7 +35,7 @@ class Target(Protocol[Value]):
 
 
 def trace(model: SpikingResNet, x: Value, to: Target[Value]) -> Value:
-    """Spell one time step of a folded network in the target's words; returns its logits."""
+    """Call the target's operations for one time step of a folded network; return its logits."""
     if isinstance(model.input_norm, Shift):
         x = to.shift(x, model.input_norm.mean, "input_norm")
     x = to.fire(_current(x, model.stem, "stem", to), model.stem.neuron, "stem.neuron")

@@ -1,7 +1,7 @@
-"""A shared folder on Hugging Face's hub, up and down, by the library huggingface_hub: the extra `hub`.
+"""Upload and download shared folders on Hugging Face's hub with huggingface_hub, the extra `hub`.
 
-Why not its ModelHubMixin: the network would have to inherit from it, so that nothing runs without the library, and it
-hands a stranger's config.json to the constructor unread. Our folders have a reader that trusts nothing.
+Its ModelHubMixin is not used: networks would have to inherit from it and need the library, and it passes a stranger's
+config.json to the constructor unchecked.
 """
 
 import contextlib
@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 NETWORK = ["config.json", "model.safetensors"]
-"""All that is ever fetched: no code, and no pickle."""
+"""The only files that are downloaded: no code, no pickle."""
 CARD = "README.md"
 
 
 def is_name(source: str | Path) -> bool:
-    """Whether this can be the name of a network on the hub: a Path never is."""
+    """Return True if `source` can be the name of a network on the hub; a Path cannot."""
     return isinstance(source, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source, re.ASCII) is not None
 
 
 def download(name: str, revision: str | None) -> Path:
-    """The folder, in the library's cache, with a network's files as they are at a branch, a tag or a commit.
+    """Download a network's files at a branch, tag or commit; return their folder in the library's cache.
 
     Raises:
-        FileNotFoundError: the hub has no such network or revision, or is not reached and nothing is kept of it.
-        ValueError: no name, or huggingface_hub is not installed.
+        FileNotFoundError: no such network or revision, or the hub cannot be reached and the cache is empty.
+        ValueError: not a name, or huggingface_hub is not installed.
     """
     hub = _library(name)
     try:
@@ -43,11 +43,11 @@ def download(name: str, revision: str | None) -> Path:
 
 
 def upload(folder: Path, name: str, private: bool) -> str:
-    """Put a folder's network and its card on the hub, where a repository is made if there is none; the commit's hash.
+    """Upload a folder's network and model card; create the repository if necessary; return the commit's hash.
 
     Raises:
-        OSError: the hub refuses, or is not reached.
-        ValueError: no name, or huggingface_hub is not installed.
+        OSError: the hub refuses or cannot be reached.
+        ValueError: not a name, or huggingface_hub is not installed.
     """
     hub = _library(name)
     with _one_kind_of_error(name):
@@ -62,7 +62,7 @@ def upload(folder: Path, name: str, private: bool) -> str:
 
 @contextlib.contextmanager
 def _one_kind_of_error(name: str) -> Iterator[None]:
-    """Errors of the HTTP client beneath, which one that is depends on the library's release, as OSError."""
+    """Turn errors of the HTTP client, which differs between releases of the library, into ConnectionError."""
     try:
         yield
     except (OSError, ValueError):

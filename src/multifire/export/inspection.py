@@ -1,4 +1,4 @@
-"""What a file or a folder holds that multifire wrote, and where it came from."""
+"""Inspect a file or folder that multifire wrote: its content and its provenance."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from multifire.export.export_run import import_format
 from multifire.export.onnx_digest import read_metadata
 from multifire.export.pretrained import inspect_folder
-from multifire.export.provenance import KINDS, measured, provenance_of, read_provenance
+from multifire.export.provenance import KINDS, measured, provenance_of, read_provenance, stored
 from multifire.training.checkpoint import load_checkpoint
 from multifire.utils.tensor_files import kind_of, read_tensors
 
@@ -14,11 +14,11 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def inspect(path: Path) -> tuple[str, dict[str, Any]]:
-    """What a run's checkpoint or an exported file or folder holds, and its passport; all of it is read and checked.
+    """Return the content, in words, and the provenance of a checkpoint, exported file or folder; check all of it.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, altered, or not what multifire wrote.
+        ValueError: damaged, altered, or not written by multifire.
     """
     if path.is_dir():
         return inspect_folder(path)
@@ -28,7 +28,7 @@ def inspect(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _format(path: Path) -> str:
-    """Told by the first bytes, and for a file too damaged for that by its ending."""
+    """Return the format by the first bytes or, for a damaged file, by the ending."""
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(HDF5) or path.suffix == ".nir":
@@ -38,15 +38,15 @@ def _format(path: Path) -> str:
 
 
 def _inspect_nir(path: Path) -> tuple[str, dict[str, Any]]:
-    what, passport = import_format("nir").read_metadata(path)
-    return what, read_provenance(passport, str(path))
+    what, provenance = import_format("nir").read_metadata(path)
+    return what, read_provenance(provenance, str(path))
 
 
 def _inspect_onnx(path: Path) -> tuple[str, dict[str, Any]]:
     metadata = read_metadata(path)
-    passport = read_provenance(metadata.get("passport", "null"), str(path))
+    provenance = read_provenance(stored(metadata, "null"), str(path))
     what = f"ONNX {metadata.get('kind', 'model')}, weights in {metadata.get('weights', 'unknown')}"
-    return f"{what}, {path.stat().st_size:,} bytes", passport
+    return f"{what}, {path.stat().st_size:,} bytes", provenance
 
 
 def _inspect_safetensors(path: Path) -> tuple[str, dict[str, Any]]:
@@ -54,6 +54,6 @@ def _inspect_safetensors(path: Path) -> tuple[str, dict[str, Any]]:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     what = f"{kind_of(header)}, {len(tensors)} tensors, {numbers:,} numbers"
     if kind_of(header) != "checkpoint":
-        return what, read_provenance(header.get("passport", "null"), str(path))
+        return what, read_provenance(stored(header, "null"), str(path))
     checkpoint = load_checkpoint(path)
     return what, provenance_of(path, checkpoint) | measured(path, checkpoint)

@@ -34,7 +34,8 @@ from multifire.config.json_format import model_config
 from multifire.config.parameters import count_parameters
 from multifire.export.fold import fold
 from multifire.export.graph import trace
-from multifire.export.onnx_digest import MOST_TEXT
+from multifire.export.onnx_digest import MAX_TEXT_BYTES
+from multifire.export.provenance import KEY, KEYS
 from multifire.nn import MLF, ConvFire, SpikingResNet, config_of_model, model_from_config
 from multifire.utils.files import write_atomic
 
@@ -44,17 +45,18 @@ DISCRETISATION = (
     "v[t] = v_reset after a spike, in the same step; readout: mean of the output over the time steps"
 )
 MOST_BYTES = 4 << 30
-"""Of all arrays of a file, unpacked: a network of width 64 for 32 × 32 frames has 0.2 GB."""
+"""Maximum size of all arrays of a file; a network of width 64 for 32 × 32 frames has 0.2 GB."""
 MOST_OF_ONE = 1 << 29
-"""Of one array."""
+"""Maximum size of one array."""
 MOST_OBJECTS = 100_000
-"""Nodes and their arrays, or edges: DS-ResNet254 has 7,670 arrays and 9,913 edges."""
-PASSPORT, DIGEST = "node/metadata/passport", "node/metadata/digest"
+"""Maximum number of arrays or edges; DS-ResNet254 has 7,670 arrays and 9,913 edges."""
+DIGEST = "node/metadata/digest"
+PROVENANCES = tuple(f"node/metadata/{key}" for key in KEYS)
 KINDS = {"AvgPool2d", "Affine", "Conv2d", "Flatten", "Input", "LIF", "NIRGraph", "Output"}
 
 
 class NirNodes:
-    """A Target that collects nodes and edges; a value is the list of nodes whose outputs are summed."""
+    """A Target that collects nodes and edges; a value is a list of nodes whose outputs are summed."""
 
     def __init__(self, size: tuple[int, int]):
         self.nodes: dict[str, nir.NIRNode] = {}
@@ -69,7 +71,7 @@ class NirNodes:
         return [name]
 
     def shift(self, x: list[str], mean: Tensor, name: str) -> list[str]:
-        """NIR has no node for a bias alone, nor convolutions in groups: one with the identity for its weight."""
+        """Subtract the mean by a convolution with identity weights: NIR has no node for a bias alone."""
         channels = len(mean)
         weight = np.eye(channels, dtype=_array(mean).dtype)[:, :, None, None]
         node = nir.Conv2d(self._size, weight, (1, 1), (0, 0), (1, 1), 1, -_array(mean))
@@ -110,7 +112,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str] | None = None) -> nir.NIRGraph:
-    """The network, folded where it is not yet, as a graph of NIR for frames of H × W, in the model's own precision.
+    """Return the network, folded if it is not, as a NIR graph for frames of H × W, in the model's precision.
 
     Raises:
         ValueError: a decay that no leak of NIR's LIF has.
@@ -128,9 +130,9 @@ def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str]
     return nir.NIRGraph(target.nodes, target.edges, metadata={**(metadata or {}), **own, "model": described})
 
 
-def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], passport: dict[str, Any]) -> None:
-    """Write a network as a file of NIR that carries its passport, once what was written reads back as the same."""
-    graph = to_nir(model, size, {"passport": json.dumps(passport)})
+def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], provenance: dict[str, Any]) -> None:
+    """Write a network with its provenance as a NIR file, after checking that it reads back as the same graph."""
+    graph = to_nir(model, size, {KEY: json.dumps(provenance)})
     content = io.BytesIO()
     nir.write(content, graph)  # pyright: ignore[reportArgumentType] - it takes any binary file
     with h5py.File(content, "r+") as file:
@@ -141,11 +143,11 @@ def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], passport:
 
 
 def from_nir(source: nir.NIRGraph | str | Path) -> SpikingResNet:
-    """The network, folded, of a graph or a file that `to_nir` made; its layers compute what the graph's nodes say.
+    """Return the folded network of a NIR graph or file that multifire made.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, or not a graph of such a network; says where it differs.
+        ValueError: damaged, or not the graph of such a network; names the difference.
     """
     name = "graph" if isinstance(source, nir.NIRGraph) else str(source)
     graph = source if isinstance(source, nir.NIRGraph) else read_nir(source, name)
@@ -180,7 +182,7 @@ def _model_config(graph: nir.NIRGraph, name: str) -> ModelConfig:
 
 
 def _frame_size(graph: nir.NIRGraph, cfg: ModelConfig, name: str) -> tuple[int, int]:
-    """H, W of the frames, where the graph's own arrays are as large as what its metadata would have built of them."""
+    """Return H, W of the frames, after checking that the graph's arrays are as large as its metadata claim."""
     first = graph.nodes.get("stem_neuron_level0")
     shape = first.v_threshold.shape if isinstance(first, nir.LIF) else ()
     arrays = [n for n in graph.nodes.values() if isinstance(n, nir.Conv2d | nir.Affine)]
@@ -193,7 +195,7 @@ def _frame_size(graph: nir.NIRGraph, cfg: ModelConfig, name: str) -> tuple[int, 
 
 
 def _check_graph(graph: nir.NIRGraph, expected: nir.NIRGraph, name: str) -> None:
-    """Every node, shape, constant and edge is what this network's would be; only weights and biases may differ."""
+    """Check that all nodes, shapes, constants and edges are those of this network, except weights and biases."""
     if graph.nodes.keys() != expected.nodes.keys():
         odd = sorted(graph.nodes.keys() ^ expected.nodes.keys())
         raise ValueError(f"{name}: its nodes are not those of its network: {', '.join(odd[:5])} too many or missing")
@@ -216,7 +218,7 @@ def _check_graph(graph: nir.NIRGraph, expected: nir.NIRGraph, name: str) -> None
 
 
 def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
-    """A graph from a file of which nothing leads outside it, unpacks without bound, or is of a kind that is not ours.
+    """Read a graph from a file without external links, unbounded compression or unknown kinds of objects.
 
     Raises:
         FileNotFoundError: no such file.
@@ -231,25 +233,26 @@ def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
 
 
 def read_metadata(path: Path) -> tuple[str, str]:
-    """What a file that `write_nir` made holds, and its passport as text; its arrays are read one after the other.
+    """Return the content, in words, and the provenance, as text, of a file that `write_nir` made.
 
     Raises:
         ValueError: damaged, altered, or another program's.
     """
     with _damage_named(str(path)), h5py.File(path, "r") as file:
         arrays = _check_objects(file, str(path))
-        digest, passport = (str(arrays[key].asstr()[()]) if key in arrays else None for key in (DIGEST, PASSPORT))
-        if digest is None or passport is None:
-            raise ValueError(f"{path}: a file without passport or digest, not as multifire exports it")
+        texts = {key: str(arrays[key].asstr()[()]) for key in (DIGEST, *PROVENANCES) if key in arrays}
+        digest, provenance = texts.get(DIGEST), next((texts[key] for key in PROVENANCES if key in texts), None)
+        if digest is None or provenance is None:
+            raise ValueError(f"{path}: a file without provenance or digest, not as multifire exports it")
         if digest != _digest(arrays):
             raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
         nodes = {key.split("/")[2] for key in arrays if key.startswith("node/nodes/")}
-        return f"NIR graph, {len(nodes)} nodes, {path.stat().st_size:,} bytes", passport
+        return f"NIR graph, {len(nodes)} nodes, {path.stat().st_size:,} bytes", provenance
 
 
 @contextlib.contextmanager
 def _damage_named(name: str) -> Iterator[None]:
-    """Whatever h5py and nir raise over a file's content, as a ValueError that names the file."""
+    """Turn the errors of h5py and nir for a file's content into a ValueError that names the file."""
     try:
         yield
     except (OSError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, UnicodeError) as error:
@@ -261,7 +264,7 @@ def _is_text(item: h5py.Dataset) -> bool:
 
 
 def _digest(arrays: dict[str, h5py.Dataset]) -> str:
-    """Of all names, types, shapes and values but the digest's own; how the file packs them is left out."""
+    """Return the digest of all names, types, shapes and values except the digest itself, independent of compression."""
     sha = hashlib.sha256()
     for key, item in sorted(arrays.items()):
         if key == DIGEST:
@@ -274,7 +277,7 @@ def _digest(arrays: dict[str, h5py.Dataset]) -> str:
 
 
 def _check_objects(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
-    """The arrays and texts by their paths.
+    """Return the arrays and texts by path.
 
     Raises:
         ValueError: links, storage elsewhere, filters other than gzip, kinds that are not ours, and size.
@@ -317,7 +320,7 @@ def _check_array(item: h5py.Dataset, key: str, name: str) -> None:
 
 
 def _text_bytes(item: h5py.Dataset, name: str) -> int:
-    """What a text or an array of them takes, read one by one: all of them may be one and the same in the file."""
+    """Return the memory of texts, read one by one: in the file they may share one copy."""
     if item.shape == ():
         return len(item[()])
     if item.shape[1:] != (2,) or len(item) > MOST_OBJECTS:
@@ -325,6 +328,6 @@ def _text_bytes(item: h5py.Dataset, name: str) -> int:
     total = 0
     for pair in item:
         total += sum(map(len, pair))
-        if total > MOST_TEXT:
-            raise ValueError(f"{name}: {item.name} unpacks to more than {MOST_TEXT >> 20} MB of text")
+        if total > MAX_TEXT_BYTES:
+            raise ValueError(f"{name}: {item.name} unpacks to more than {MAX_TEXT_BYTES >> 20} MB of text")
     return total

@@ -1,4 +1,4 @@
-"""A network as an ONNX file, for whatever runs ONNX: no torch, no multifire, no op of our own.
+"""Export a network to ONNX with standard ops only, for any ONNX runtime.
 
 A streaming step is the definition: a frame [N, C, H, W] and every layer's membranes u·(1 - s) [K, N, C, H, W] in,
 the frame's logits [N, classes] and the membranes out. A sequence [T, N, C, H, W] is ONNX's Scan over that step, and the
@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from multifire.export.fold import fold
 from multifire.export.graph import trace
-from multifire.export.onnx_digest import seal
+from multifire.export.onnx_digest import append_digest
+from multifire.export.provenance import KEY
 from multifire.nn import MLF, SpikingResNet
 from multifire.utils.files import write_atomic
 
 OPSET = 18
 IR_VERSION = 9
-"""Of ONNX 1.14, the first release in which opset 18 was settled: older runtimes read it too."""
+"""IR version of ONNX 1.14, the first release with a stable opset 18; older runtimes read it too."""
 LARGEST_SHARE_APART = 0.1
-"""Of the check's samples that may be predicted otherwise in fp32, where a spike on its threshold may flip."""
+"""Fraction of the samples of the check whose prediction may differ in fp32, where a spike at its threshold may flip."""
 
 
 class OnnxStep:
@@ -40,7 +41,7 @@ class OnnxStep:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.membranes: list[tuple[str, str, tuple[int, int, int, int]]] = []
-        """Name before the step and after it, and K, C, H, W, of each layer."""
+        """Names before and after the step, and K, C, H, W, of each layer's membranes."""
         self._size, self._dtype = size, dtype
         self._shapes: dict[str, tuple[int, int, int]] = {}
 
@@ -112,7 +113,7 @@ def onnx_graph(
     dtype: type = np.float32,
     target: OnnxStep | None = None,
 ) -> onnx.ModelProto:
-    """The ONNX graph of a folded network for frames of H × W: of a sequence, or with `step` of one frame."""
+    """Return the ONNX graph of a folded network for frames of H × W: for a sequence, or with `step` for one frame."""
     target = target or OnnxStep(size, dtype)
     logits = trace(folded, "frame", target)
     element, frame = _element(dtype), ["N", folded.in_channels, *size]
@@ -139,7 +140,7 @@ def onnx_graph(
 def _sequence(
     body: onnx.GraphProto, target: OnnxStep, shapes: list[list], classes: int, frame: list, element: int
 ) -> onnx.GraphProto:
-    """A Scan of the step over time, from membranes at zero, and the mean of its logits."""
+    """Return a Scan of the step over time, from zero membranes, and the mean of its logits."""
     outer = OnnxStep((0, 0), np.float32)
     batch = outer.node("Shape", ["x"], "batch", start=1, end=2)
     zero = helper.make_tensor("value", element, [1], [0])
@@ -161,28 +162,28 @@ def _sequence(
 
 
 def write_onnx(
-    path: Path, model: SpikingResNet, size: tuple[int, int], passport: dict[str, Any], *, step: bool = False
+    path: Path, model: SpikingResNet, size: tuple[int, int], provenance: dict[str, Any], *, step: bool = False
 ) -> None:
-    """Write a network as an ONNX file that carries its passport, once the file's graph has been run and agrees.
+    """Write a network with its provenance as an ONNX file, after checking that the graph computes the same.
 
     Raises:
         ValueError: what ONNX makes of the file is not what the network computes; nothing is written.
     """
     folded = fold(model).cpu().float()
     graph = onnx_graph(folded, size, step=step)
-    helper.set_model_props(graph, metadata(passport, step, "float32"))
+    helper.set_model_props(graph, metadata(provenance, step, "float32"))
     content = graph.SerializeToString()
     check(content, folded, size, step=step)
-    write_atomic(path, seal(content))
+    write_atomic(path, append_digest(content))
 
 
-def metadata(passport: dict[str, Any], step: bool, weights: str) -> dict[str, str]:
-    return {"passport": json.dumps(passport), "kind": "step" if step else "sequence", "weights": weights}
+def metadata(provenance: dict[str, Any], step: bool, weights: str) -> dict[str, str]:
+    return {KEY: json.dumps(provenance), "kind": "step" if step else "sequence", "weights": weights}
 
 
 @torch.no_grad()
 def check(content: bytes, folded: SpikingResNet, size: tuple[int, int], *, step: bool) -> None:
-    """Run a file beside the network that it was made of, on a few frames of noise.
+    """Compare a file with its network on a few frames of noise.
 
     In float64, where no spike flips by rounding, ONNX's own reference evaluator must agree to 1e-8; in fp32 ONNX
     Runtime must predict the same but for a few.
@@ -210,7 +211,7 @@ def check(content: bytes, folded: SpikingResNet, size: tuple[int, int], *, step:
 
 
 def run_frames(run: Callable[..., Any], model: onnx.ModelProto, x_TNCHW: np.ndarray, step: bool) -> np.ndarray:
-    """Mean logits [N, classes]."""
+    """Return the mean logits [N, classes]."""
     if not step:
         return run(None, {"x": x_TNCHW})[0]
     states, total = zero_states(model, x_TNCHW.shape[1]), np.zeros(1, x_TNCHW.dtype)
@@ -222,7 +223,7 @@ def run_frames(run: Callable[..., Any], model: onnx.ModelProto, x_TNCHW: np.ndar
 
 
 def zero_states(model: onnx.ModelProto, samples: int) -> dict[str, np.ndarray]:
-    """The membranes before the first step, by the names of a step's inputs."""
+    """Return zero membranes by the names of a step's inputs."""
     tensors = {value.name: value.type.tensor_type for value in model.graph.input[1:]}
     return {
         name: np.zeros(

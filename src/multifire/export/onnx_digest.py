@@ -1,7 +1,7 @@
-"""The digest of an ONNX file, and what such a file says of itself, read without ONNX.
+"""The digest of an ONNX file, and reading its metadata without the onnx package.
 
-An ONNX file is a protobuf message, and so are two of them one after the other: their lists are joined. The digest of
-all bytes before it is thus one more entry among the metadata, whose bytes are the last ones of the file.
+An ONNX file is a protobuf message, and two messages in a row are one message whose lists are joined. So the digest of
+all earlier bytes can be appended as one more metadata entry, the last bytes of the file.
 """
 
 import hashlib
@@ -12,23 +12,23 @@ from typing import BinaryIO
 
 METADATA = 14
 """The field of ModelProto that holds the metadata, pairs of text."""
-MOST_TEXT = 16 << 20
-MOST_FIELDS = 10_000
-"""Of one message: a model has a few dozen."""
+MAX_TEXT_BYTES = 16 << 20
+MAX_FIELDS = 10_000
+"""Fields of one message; a model has a few dozen."""
 _BEFORE_DIGEST = bytes([METADATA << 3 | 2, 74, 1 << 3 | 2, 6]) + b"digest" + bytes([2 << 3 | 2, 64])
 _TAIL = len(_BEFORE_DIGEST) + 64
 
 
-def seal(content: bytes) -> bytes:
-    """The same ONNX model, with a digest over `content` among its metadata."""
+def append_digest(content: bytes) -> bytes:
+    """Return the ONNX model with a digest over `content` among its metadata."""
     return content + _tail(hashlib.sha256(content))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of an ONNX file that `seal` made, read piece by piece once its digest is checked.
+    """Check the digest of an ONNX file and return its metadata, without loading the whole file.
 
     Raises:
-        ValueError: cut short, altered, another program's, or no ONNX file.
+        ValueError: truncated, altered, another program's, or not an ONNX file.
     """
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
@@ -64,8 +64,8 @@ def _metadata(file: BinaryIO, size: int) -> dict[str, str]:
         if number != METADATA:
             continue
         text += length
-        if text > MOST_TEXT:
-            raise ValueError(f"more than {MOST_TEXT >> 20} MB of metadata")
+        if text > MAX_TEXT_BYTES:
+            raise ValueError(f"more than {MAX_TEXT_BYTES >> 20} MB of metadata")
         file.seek(start)
         entry = file.read(length)
         pair = {n: entry[at : at + long].decode() for n, at, long in _fields(io.BytesIO(entry), length)}
@@ -74,9 +74,9 @@ def _metadata(file: BinaryIO, size: int) -> dict[str, str]:
 
 
 def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
-    """Number, offset and length of each field of a message that is bytes; the others are passed over."""
+    """Yield number, offset and length of each field of bytes in a message; skip other fields."""
     at = 0
-    for _ in range(MOST_FIELDS):
+    for _ in range(MAX_FIELDS):
         if at == size:
             return
         file.seek(at)
@@ -93,7 +93,7 @@ def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
             raise ValueError("a field beyond its end")
         if kind == 2:
             yield number, start, length
-    raise ValueError(f"more than {MOST_FIELDS:,} fields")
+    raise ValueError(f"more than {MAX_FIELDS:,} fields")
 
 
 def _varint(file: BinaryIO) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from multifire.export.fold import fold
 from multifire.export.int8 import SAMPLES_AT_ONCE, Int8Conv2d, Int8MLF, Int8Network
 from multifire.export.onnx import LARGEST_SHARE_APART, OnnxStep, metadata, onnx_graph, run_frames, zero_states
-from multifire.export.onnx_digest import seal
+from multifire.export.onnx_digest import append_digest
 from multifire.nn import SpikingResNet
 from multifire.utils.files import write_atomic
 
@@ -67,7 +67,7 @@ def write_onnx_int8(
     model: SpikingResNet,
     network: Int8Network,
     size: tuple[int, int],
-    passport: dict[str, Any],
+    provenance: dict[str, Any],
     *,
     step: bool = False,
 ) -> None:
@@ -78,10 +78,10 @@ def write_onnx_int8(
     """
     folded = fold(model).cpu().float()
     graph = onnx_graph(folded, size, step=step, target=Int8Step(size, network))
-    helper.set_model_props(graph, metadata(passport, step, "int8"))
+    helper.set_model_props(graph, metadata(provenance, step, "int8"))
     content = graph.SerializeToString()
     check(content, folded, network, size, step=step)
-    write_atomic(path, seal(content))
+    write_atomic(path, append_digest(content))
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
-"""A model's passport: what an exported file says of its recipe, data, accuracy, versions and checkpoint.
+"""The provenance of an exported file: recipe, data, accuracy, energy, versions and checkpoint.
 
-It is a JSON object. Files of multifire's own keep it in the safetensors header, other formats keep the same text among
-their metadata; a digest over the whole content lies beside it.
+It is a JSON object: in the header of our safetensors files, in the metadata of other formats. A digest over the whole
+content lies beside it.
 """
 
 import dataclasses
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,19 @@ from multifire.utils.tensor_files import digest_of
 
 PROVENANCE_VERSION = 1
 KINDS = {"checkpoint": CHECKPOINT_VERSION, "int8": 1}
-"""What our own files may hold, and the version of each that is read."""
+"""Kinds of our own files, and the version of each that is read."""
 
+KEY = "provenance"
+"""Name of the provenance in files."""
+KEYS = (KEY, "passport")
+"""With its name in files of earlier versions."""
+REQUIRED = ("recipe", "config", "data", "accuracy", "checkpoint", "versions")
 ENERGY = ("snn_pj", "synops", "macs", "ac_pj", "mac_pj")
-"""What of an analysis's energy a passport says."""
+"""Fields of an analysis's energy that the provenance holds."""
 
 
 def make_provenance(folder: Path, which: str | None = None) -> dict[str, Any]:
-    """The passport of what is exported of a run's checkpoint, "best" or "last"; None is the one its summary quotes.
+    """Return the provenance of a run's "best" or "last" checkpoint; None is the one that the summary quotes.
 
     Raises:
         FileNotFoundError: no run there, or no such checkpoint in it.
@@ -43,11 +49,11 @@ def make_provenance(folder: Path, which: str | None = None) -> dict[str, Any]:
 
 
 def provenance_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint's file alone knows."""
+    """Return what a checkpoint's file itself says."""
     cfg = checkpoint.config
     info = get_info(cfg.data.name)
     return {
-        "passport": PROVENANCE_VERSION,
+        KEY: PROVENANCE_VERSION,
         "recipe": cfg.recipe,
         "config": dataclasses.asdict(cfg),
         "data": {"name": cfg.data.name, "about": info.about, "simulated": info.simulated, "classes": info.classes},
@@ -58,7 +64,7 @@ def provenance_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def measured(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the files beside a checkpoint say of this very one: its accuracy, and its energy where it was analysed."""
+    """Return the accuracy and energy that files beside a checkpoint record for exactly this checkpoint."""
     summary = _read_object(path.with_name("summary.json"))
     of = "best by validation" if path.stem == "best" else path.stem
     summarised = (summary.get("test_accuracy_of"), summary.get("epochs")) == (of, checkpoint.position.epoch)
@@ -70,7 +76,7 @@ def measured(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def measured_accuracy(path: Path, checkpoint: Checkpoint, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """What `multifire eval`, or else the run's summary, says of this checkpoint; nothing where neither does."""
+    """Return the accuracy recorded by `multifire eval` or else by the run's summary; empty without a record."""
     scored = _read_object(path.with_name(f"eval-{path.stem}.json"))
     if scored.get("digest") == digest_of(path):
         return [accuracy_record(scored["accuracy"], "the checkpoint", checkpoint.config, "multifire eval")]
@@ -80,7 +86,7 @@ def measured_accuracy(path: Path, checkpoint: Checkpoint, summary: dict[str, Any
 
 
 def energy_record(analysis: dict[str, Any]) -> dict[str, Any] | None:
-    """Of an analysis what a passport says of an inference's energy, in pJ, and of how it was counted."""
+    """Return the energy of an inference in pJ and how it was counted; None if the analysis has no energy."""
     energy = analysis.get("energy")
     kept = {name: energy.get(name) for name in ENERGY} if isinstance(energy, dict) else {}
     if not kept or not all(type(value) in (int, float) for value in kept.values()):
@@ -89,43 +95,50 @@ def energy_record(analysis: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def accuracy_record(share: float, of: str, cfg: RunConfig, how: str) -> dict[str, Any]:
-    """An accuracy between 0 and 1 as a passport says it: of which network, on what, measured how."""
+    """Return the record of an accuracy between 0 and 1: of which network, on which data, measured how."""
     on = f"{cfg.data.name}'s test set, T = {cfg.data.timesteps}"
     return {"value": share, "of": of, "on": on, "how": f"{how}, {processor()}"}
 
 
+def stored(values: Mapping[str, Any], default: Any = None) -> Any:
+    """Return the value that a header or JSON object stores as provenance, under its present or its earlier name."""
+    return next((values[key] for key in KEYS if key in values), default)
+
+
 def read_provenance(text: str, source: str) -> dict[str, Any]:
-    """The passport that a file holds as text.
+    """Parse the provenance of a file.
 
     Raises:
-        ValueError: no passport, one of another version, or one that lacks what each must say.
+        ValueError: malformed, another version, or incomplete.
     """
     try:
-        passport = json.loads(text)
+        provenance = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{source}: its passport is not JSON ({error})") from None
-    version = passport.get("passport") if isinstance(passport, dict) else None
+        raise ValueError(f"{source}: its provenance is not JSON ({error})") from None
+    version = stored(provenance) if isinstance(provenance, dict) else None
     if version != PROVENANCE_VERSION:
-        raise ValueError(f"{source}: its passport is of version {version!r}, expected {PROVENANCE_VERSION}")
-    missing = [key for key in ("recipe", "config", "data", "accuracy", "checkpoint", "versions") if key not in passport]
-    if missing:
-        raise ValueError(f"{source}: its passport does not say its {', '.join(missing)}")
-    try:
-        describe(passport)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{source}: its passport is malformed ({type(error).__name__}: {error})") from None
-    return passport
-
-
-def describe(passport: dict[str, Any]) -> list[tuple[str, str]]:
-    """The passport as lines, name and text, for a reader."""
-    checkpoint, data, versions = passport["checkpoint"], passport["data"], passport["versions"]
-    accuracies = [
-        f"{100 * one['value']:.2f} % of {one['of']} on {one['on']}; {one['how']}" for one in passport["accuracy"]
+        raise ValueError(f"{source}: its provenance is of version {version!r}, expected {PROVENANCE_VERSION}")
+    missing = [
+        key for key in ("recipe", "config", "data", "accuracy", "checkpoint", "versions") if key not in provenance
     ]
-    model, energy = passport["config"]["model"], passport.get("energy")  # older passports say nothing of it
+    if missing:
+        raise ValueError(f"{source}: its provenance does not say its {', '.join(missing)}")
+    try:
+        describe(provenance)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{source}: its provenance is malformed ({type(error).__name__}: {error})") from None
+    return provenance
+
+
+def describe(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the provenance as pairs of name and text for a reader."""
+    checkpoint, data, versions = provenance["checkpoint"], provenance["data"], provenance["versions"]
+    accuracies = [
+        f"{100 * one['value']:.2f} % of {one['of']} on {one['on']}; {one['how']}" for one in provenance["accuracy"]
+    ]
+    model, energy = provenance["config"]["model"], provenance.get("energy")  # files of earlier versions lack it
     return [
-        ("recipe", str(passport["recipe"])),
+        ("recipe", str(provenance["recipe"])),
         ("network", f"{model['name']}, width {model['width']}, K = {model['levels']}"),
         ("data", f"{data['name']}: {data['about']}"),
         *(("accuracy", line) for line in accuracies or ["not measured"]),
@@ -145,7 +158,7 @@ def _energy_line(energy: dict[str, Any]) -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """What lies beside the checkpoint; nothing where it is missing or no JSON object."""
+    """Return the JSON object of a file; empty if the file is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,9 +1,11 @@
-"""What came of runs, for people: a page that opens anywhere, figures for a paper, and their numbers.
+"""Reports about runs: an HTML page that opens anywhere, figures for a paper, and their numbers.
 
-run.py      a run's folder, read with suspicion
-charts.py   what each chart shows, as numbers
+values.py   values from a stranger's files, checked and formatted
+run_files.py  a run's folder, without trust in its content
+run.py      a run with its charts, for a notebook
+charts.py   the content of each chart, as numbers
 draw.py     a chart for plotly, for matplotlib, as CSV
-samples.py  what the network makes of single samples
+samples.py  predictions for single samples
 page.py     the HTML file, with page.css and page.js
 """
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "write_report"]
 
-MOST_RUNS_LOOKED_INTO = 6
-"""Of more runs than these, no samples are shown: a page of them all would be large, and slow to make."""
+MAX_RUNS_WITH_SAMPLES = 6
+"""With more runs no samples are shown, since the page would be large and slow to make."""
 
 
 def write_report(
@@ -35,10 +37,18 @@ def write_report(
     root: str | None = None,
     on_run: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Write a page about the runs to `out` and, where asked for, every chart and its numbers into `figures`.
+    """Write a page about the runs, and optionally every chart with its numbers.
 
-    With `measure`, a run's network is looked into where its checkpoint and its data are there: its samples, and its
-    analysis where it has none yet, which is kept beside it. `on_run` is called after each run. Returns what is missing.
+    Args:
+        folders: the runs' folders.
+        out: file of the page.
+        figures: folder for the charts as PNG, SVG and CSV; None: not written.
+        measure: run the networks whose checkpoint and data are available, to show samples and to make missing analyses.
+        root: folder of the data sets (default: the runs').
+        on_run: called after each run.
+
+    Returns:
+        Notes on what is missing.
 
     Raises:
         FileNotFoundError, ValueError: see Run; or a package is missing, and how to get it.
@@ -47,7 +57,7 @@ def write_report(
     samples: dict[int, Samples] = {}
     for index, run in enumerate(runs):
         if measure:
-            found = _look_into(run, root, with_samples=len(runs) <= MOST_RUNS_LOOKED_INTO)
+            found = _measure_run(run, root, with_samples=len(runs) <= MAX_RUNS_WITH_SAMPLES)
             if found:
                 samples[index] = found
         on_run()
@@ -59,8 +69,8 @@ def write_report(
     return [f"{run.name}: {note}" for run in runs for note in run.notes]
 
 
-def _look_into(run: Run, root: str | None, with_samples: bool) -> "Samples | None":
-    """Samples of a run, and its analysis where there is none; what is in the way of them becomes a note of the run."""
+def _measure_run(run: Run, root: str | None, with_samples: bool) -> "Samples | None":
+    """Return samples of a run, and analyse it if it has no analysis; an error becomes a note of the run."""
     if run.config is None or not (with_samples or not run.analysis):
         return None
     from multifire.report import samples
@@ -71,5 +81,5 @@ def _look_into(run: Run, root: str | None, with_samples: bool) -> "Samples | Non
             run.measured(samples.measure(model, cfg, data))
         return samples.look(model, cfg, data) if with_samples else None
     except (ValueError, OSError, RuntimeError, MemoryError, ArithmeticError) as error:
-        run.notes.append(f"The network was not looked into: {plain(error)}.")
+        run.notes.append(f"The network was not measured: {plain(error)}.")
         return None

@@ -1,7 +1,6 @@
-"""What each chart shows, as plain numbers: the one definition that plotly, matplotlib and the CSV files all draw from.
+"""Content of the charts as plain numbers, from which plotly, matplotlib and the CSV files are made.
 
-A chart function takes runs and returns charts; a run that lacks the figures adds nothing. Charts of one run each say
-whose they are. Values are None where there is none.
+A chart function takes runs and returns charts; runs without the figures are skipped. Missing values are None.
 """
 
 import itertools
@@ -13,11 +12,11 @@ from multifire.report.run_files import RunFiles
 from multifire.report.values import number, show
 
 POINTS = 1000
-"""A line has about so many points at most; a longer one is thinned evenly."""
+"""Maximum number of points of a line, about; a longer line is thinned evenly."""
 NOT_A_DIFFERENCE = {"seed", "recipe", "data.root", "device", "backend", "eval_batch_size"}
-TOLD = 3
-"""Differences that fit in a run's name."""
-TOLD_FIRST = ("model.name", "model.levels", "data.name", "optim.lr")
+MAX_DIFFERENCES = 3
+"""Differences that fit in a run's label."""
+LABEL_FIELDS_FIRST = ("model.name", "model.levels", "data.name", "optim.lr")
 Value = float | None
 
 
@@ -27,15 +26,15 @@ class Series:
 
     y: Sequence[Value]
     x: Sequence[Any]
-    """As long as y; an outline has one more, the edges of its bins."""
+    """As long as y; for an outline one more, the edges of its bins."""
     run: int | None = None
-    """Decides its colour; None where `part` does."""
+    """Number of the run, which decides the colour; None if `part` decides it."""
     name: str = ""
-    """What it shows, where the chart shows several things of a run."""
+    """Name of the series, if the chart shows several of a run."""
     part: int = 0
-    """Number of that thing: its dashes, or without a run its colour."""
+    """Number of that series, which decides the dashes or, without a run, the colour."""
     text: Sequence[str] = ()
-    """What each point is."""
+    """Label of each point."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,18 @@ class Heat:
     y: Sequence[str]
     z: Sequence[Sequence[Value]]
     counts: Sequence[Sequence[Value]] = ()
-    """What the values were computed from, shown beside them."""
+    """Counts from which the values were computed, shown beside them."""
 
 
 @dataclass(frozen=True)
 class Facet:
-    """One picture. A chart with several is drawn one at a time on a page, and side by side on paper."""
+    """One picture of a chart. A page shows one facet at a time, paper shows them side by side."""
 
     name: str = ""
     series: Sequence[Series] = ()
     heat: Heat | None = None
     windows: Sequence[tuple[float, float]] = ()
-    """Ranges of x to shade, numbered as the parts are."""
+    """Ranges of x to shade, one for each part."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +64,20 @@ class Chart:
     key: str
     title: str
     about: str
-    """What it shows and how to read it."""
+    """Explanation for the reader."""
     x: str
     y: str
     facets: Sequence[Facet] = field(default_factory=list)
     kind: str = "line"
     """line, bar, outline or heat."""
     run: int | None = None
-    """Whose chart it is; None where it shows all runs."""
+    """Number of the run; None for a chart of all runs."""
     percent: bool = False
     log: bool = False
     whole: bool = False
-    """Whether x counts something."""
+    """True if x is a count."""
     facet_of: str = ""
-    """What a facet is: a layer, a level."""
+    """Word for a facet: layer or level."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ class Label:
 
 
 def label_runs(runs: Sequence[RunFiles]) -> list[Label]:
-    """Name the runs by what is different about them; runs with one configuration, whatever their seed, are a group."""
-    keys = list(dict.fromkeys([*TOLD_FIRST, *(key for run in runs for key in run.fields)]))
+    """Label the runs by the fields in which they differ; runs that differ only in the seed form a group."""
+    keys = list(dict.fromkeys([*LABEL_FIELDS_FIRST, *(key for run in runs for key in run.fields)]))
     compared = [key for key in keys if key not in NOT_A_DIFFERENCE]
     differing = [key for key in compared if len({repr(run.fields.get(key)) for run in runs}) > 1]
     if "data.name" in differing:
@@ -105,7 +104,7 @@ def label_runs(runs: Sequence[RunFiles]) -> list[Label]:
         identity = tuple(repr(run.fields.get(key)) for key in compared) if run.fields else index
         if identity not in groups:
             groups[identity] = len(groups)
-            told = [_told(key, run.fields[key]) for key in differing if key in run.fields][:TOLD]
+            told = [_told(key, run.fields[key]) for key in differing if key in run.fields][:MAX_DIFFERENCES]
             names.append(_unlike(" · ".join(told) or run.name, names))
         group = groups[identity]
         seed = f" · seed {show(run.fields['seed'])}" if "seed" in run.fields and len(runs) > 1 else ""
@@ -114,7 +113,7 @@ def label_runs(runs: Sequence[RunFiles]) -> list[Label]:
 
 
 def _unlike(name: str, others: Sequence[str]) -> str:
-    """The name, numbered where there is one like it."""
+    """Return the name, numbered if it is taken."""
     if name not in others:
         return name
     return next(numbered for i in itertools.count(2) if (numbered := f"{name} ({i})") not in others)
@@ -134,7 +133,7 @@ def _thin(items: Sequence[Any]) -> Sequence[Any]:
 def _over_epochs(
     runs: Sequence[RunFiles], value: Callable[[dict[str, Any]], Any], source: str, **more: Any
 ) -> list[Series]:
-    """A line of `value` over epochs for each run that has any; epochs count from 1."""
+    """Return a line of `value` over epochs, counted from 1, for each run that has values."""
     series = []
     for index, run in enumerate(runs):
         records = [(record["epoch"] + 1, number(value(record))) for record in _thin(getattr(run, source))]
@@ -144,7 +143,7 @@ def _over_epochs(
 
 
 def _one(key: str, title: str, about: str, x: str, y: str, series: list[Series], **more: Any) -> list[Chart]:
-    """A chart of all runs, or none where there is nothing to draw."""
+    """Return a chart of all runs, or none without values."""
     return [Chart(key, title, about, x, y, [Facet(series=series)], **more)] if series else []
 
 
@@ -434,9 +433,9 @@ SECTIONS: dict[str, tuple[str, tuple[Callable[[Sequence[RunFiles]], list[Chart]]
         (gradient_layers, weight_gradients, gradient_ratio),
     ),
     "Decisions": ("What the network decides, and how early.", (accuracy_steps, loss_steps, confusion)),
-    "Energy": ("What an inference costs, by counting operations.", (energy, operations)),
+    "Energy": ("Counted operations of an inference, and their energy.", (energy, operations)),
 }
-"""Title -> what it is about, and its charts."""
+"""Title of a section -> explanation, and its charts."""
 CHARTS = {function.__name__: function for _, functions in SECTIONS.values() for function in functions}
 
 

@@ -1,4 +1,4 @@
-"""A chart as a plotly figure, as a matplotlib figure for paper, and as a table of numbers."""
+"""Draw a chart with plotly, with matplotlib for paper, and write its numbers as CSV."""
 
 import contextlib
 import csv
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C")
-"""Okabe and Ito's colours, which the colour-blind tell apart; a grey for their yellow, which white swallows."""
+"""Colours of Okabe and Ito, which are distinct for colour-blind readers; grey instead of yellow, invisible on white."""
 SYMBOLS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"))
 """plotly's and matplotlib's; they change where the colours begin anew."""
 DASHES = (("dot", ":"), ("solid", "-"))
@@ -56,7 +56,7 @@ def _symbol(group: int, library: int) -> str:
 
 
 def plain_label(text: str) -> str:
-    """Text that plotly shows as it is: it takes <b>, <a> and entities for markup."""
+    """Escape text for plotly, which interprets <b>, <a> and entities."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -303,7 +303,7 @@ def _draw_scale(figure: "Figure", grid: Any, chart: Chart) -> None:
 
 
 def rows(chart: Chart, labels: Sequence[Label]) -> list[dict[str, Any]]:
-    """The chart's numbers, one to a row, with the names of what they are."""
+    """Return the chart's numbers, one in each row, with their names."""
     found = []
     for facet in chart.facets:
         facet_of = {chart.facet_of: facet.name} if chart.facet_of else {}

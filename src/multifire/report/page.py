@@ -1,4 +1,4 @@
-"""The page: one HTML file that loads nothing. A run's texts go through `html.escape`, a script's data through JSON."""
+"""The report page: one HTML file without external resources. Texts are escaped, data of scripts are JSON."""
 
 import base64
 import hashlib
@@ -37,17 +37,17 @@ HALF_MOON = (
 
 @dataclass
 class Report:
-    """Everything that a page shows."""
+    """Content of a page."""
 
     runs: Sequence[RunFiles]
     labels: Sequence[Label]
     charts: Sequence[Chart]
     samples: "dict[int, Samples]" = field(default_factory=dict)
-    """Of the runs whose network and data are there."""
+    """Samples by number of the run, for runs whose network and data are available."""
 
 
 def page(report: Report) -> str:
-    """The whole page as HTML."""
+    """Return the page as HTML."""
     body = "".join(
         (
             _bar(report),
@@ -84,14 +84,14 @@ def _plotly_js() -> str:
 
 
 def _script_text(script: str) -> str:
-    """A script as an HTML parser hands it on, so that its hash is right and nothing ends it early."""
+    """Return a script as an HTML parser passes it on, so that its hash is right and no text ends it early."""
     assert "</script" not in script
     assert "<!--" not in script
     return script.replace("\r\n", "\n")
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the element it stands in."""
+    """Return JSON that cannot end its HTML element."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -159,7 +159,7 @@ def _hero(report: Report) -> str:
 
 
 def _lead(run: RunFiles) -> str:
-    """What was trained on what, in a sentence."""
+    """Return a sentence on the network and its data."""
     field = run.fields.get
     known = DATASETS.get(str(field("data.name")))
     about = f" ({_text(known.about)})" if known else ""
@@ -216,7 +216,7 @@ def _tiles(run: RunFiles) -> str:
 
 
 def _table_of_runs(report: Report) -> str:
-    """A row for each configuration: means and deviations over its seeds."""
+    """Return a table with a row for each configuration: mean and deviation over its seeds."""
     columns: dict[str, tuple[Callable[[RunFiles], float | None], int]] = {
         "test accuracy %": (lambda run: _times(run.accuracy, 100), 2),
         "dormant %": (lambda run: _times(run.headline.get("dormant"), 100), 1),
@@ -238,7 +238,7 @@ def _times(value: float | None, factor: float) -> float | None:
 
 
 def spread(values: Iterable[float | None], decimals: int) -> str:
-    """Mean ± standard deviation of what is known."""
+    """Return mean ± standard deviation of the known values."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -247,7 +247,7 @@ def spread(values: Iterable[float | None], decimals: int) -> str:
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML."""
+    """Return a table of cells in HTML."""
     head = "".join(f"<th>{_text(name)}</th>" for name in names)
     body = "".join(
         "<tr>" + f"<th>{row[0]}</th>" + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
@@ -256,7 +256,7 @@ def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _whose(report: Report) -> str:
-    """A choice of the run whose details are shown, where there are several."""
+    """Return a selector of the run whose details are shown, if there are several."""
     if len(report.runs) == 1:
         return ""
     options = "".join(f'<option value="{i}">{_text(label.name)}</option>' for i, label in enumerate(report.labels))
@@ -303,7 +303,7 @@ def _card(report: Report, number: int) -> str:
 
 
 def _energy_tables(report: Report) -> str:
-    """What an inference costs: a table for each run."""
+    """Return a table of operations and energy of an inference for each run."""
     tables = []
     for index, run in enumerate(report.runs):
         energy = run.headline.get("energy", {})
@@ -328,7 +328,7 @@ def _energy_tables(report: Report) -> str:
 
 
 def _owner(report: Report, index: int) -> str:
-    """The attributes of what belongs to one of several runs; the first one's is shown."""
+    """Return the attributes of an element of one run; only the first run's elements are visible."""
     return "" if len(report.runs) == 1 else f' data-run="{index}"{" hidden" * (index != 0)}'
 
 
@@ -363,11 +363,11 @@ def _samples(report: Report) -> str:
 
 
 def _mistake(run: RunFiles, sample: "Sample", pixels: str) -> str:
-    true, said = _text(run.class_name(sample.label)), _text(run.class_name(sample.predicted))
+    true, predicted = _text(run.class_name(sample.label)), _text(run.class_name(sample.predicted))
     sure = f"{100 * sample.running[-1][sample.predicted]:.0f} %"
     return (
         f'<figure><img{pixels} src="{_text(sample.picture)}" alt="a test sample of class {true}" loading="lazy">'
-        f"<figcaption>{true} <s>taken for</s> <b>{said}</b> <s>{sure}</s></figcaption></figure>"
+        f"<figcaption>{true} <s>taken for</s> <b>{predicted}</b> <s>{sure}</s></figcaption></figure>"
     )
 
 
@@ -388,9 +388,7 @@ def _about(report: Report) -> str:
     for index, (run, label) in enumerate(zip(report.runs, report.labels, strict=True)):
         name = f"<h3>{_text(label.name)}</h3>" if several else ""
         parts.append(f'<div{_owner(report, index)}>{_notes(run)}<div class="card">{name}{_facts(run)}</div></div>')
-    return _section(
-        "Made of", "Recipe, machine and versions: what a figure means nothing without.", "".join(parts), _whose(report)
-    )
+    return _section("Made of", "Recipe, machine and versions behind the figures.", "".join(parts), _whose(report))
 
 
 def _facts(run: RunFiles) -> str:
@@ -434,7 +432,7 @@ def _notes(run: RunFiles) -> str:
 
 
 def _code(text: str) -> str:
-    """`commands` in a sentence, set as such."""
+    """Return text with `commands` set in a code font."""
     parts = text.split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 

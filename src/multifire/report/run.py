@@ -35,9 +35,9 @@ class Run(RunFiles):
 
 
 class Figures:
-    """Each chart of a run as a plotly figure: `run.figures.accuracy()`; `dir(run.figures)` names them.
+    """Charts of a run as plotly figures: `run.figures.accuracy()`; `dir(run.figures)` lists them.
 
-    A chart with several parts, such as the membranes of each layer, shows one at a time and has a menu.
+    A chart with several parts, such as the membranes of each layer, shows one part at a time and has a menu.
     """
 
     def __init__(self, run: RunFiles):

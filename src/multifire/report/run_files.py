@@ -11,11 +11,11 @@ from typing import Any
 from multifire.config import RunConfig, json_format
 from multifire.config.json_format import flatten_config
 from multifire.datasets import DATASETS
-from multifire.report.values import LONGEST, Table, clean, number, plain
+from multifire.report.values import MAX_ENTRIES, Table, clean, number, plain
 from multifire.utils.files import write_json
 
-LARGEST = 64 * 2**20
-"""Bytes of a file that are read; a larger one is left out."""
+MAX_FILE_BYTES = 64 * 2**20
+"""Larger files are not read."""
 LAYER = {
     "name": str,
     "shape": [float],
@@ -43,7 +43,7 @@ ANALYSIS = {
     "confusion": [[float]],
     "energy": ENERGY,
 }
-"""What `multifire.analysis` says of a network, see there."""
+"""Layout of an analysis, see `multifire.analysis`."""
 SUMMARY = {
     **dict.fromkeys(("recipe", "data", "test_accuracy_of"), str),
     **dict.fromkeys(("test_accuracy", "test_loss", "last_test_accuracy", "epochs", "parameters"), float),
@@ -57,21 +57,21 @@ SUMMARY = {
 }
 EVALUATION = {"checkpoint": str, "count": float, "loss": float, "accuracy": float, "per_class": [float]}
 HISTORY_MISSING = "`multifire train ... --analyze-every 1` measures dormant units and gradients over the epochs"
-ANALYSIS_MISSING = "`multifire report RUN` measures the network where its checkpoint and its data are there"
+ANALYSIS_MISSING = "`multifire report RUN` measures the network if its checkpoint and its data are available"
 
 
 class RunFiles:
-    """What is known of a run: `config`, `summary`, `metrics`, `analysis`, `notes`.
+    """Content of a run's folder: `config`, `summary`, `metrics`, `analysis`, `notes`.
 
     Raises:
         FileNotFoundError: no such folder, or no run in it.
-        ValueError: there are a run's files in it, and not one of them can be read.
+        ValueError: none of the run's files can be read.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.notes: list[str] = []
-        """What is missing or damaged, and how to get it; one sentence each."""
+        """Sentences on what is missing or damaged, and how to get it."""
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such run folder")
         names = ("config.json", "metrics.jsonl", "summary.json")
@@ -92,8 +92,8 @@ class RunFiles:
         ]
 
     def _read_config(self) -> tuple[RunConfig | None, dict[str, Any]]:
-        """The configuration where it is one, and its fields by their whole names in any case."""
-        text = self._text("config.json", "where it came from is unknown")
+        """Return the configuration, or None if it is invalid, and its fields by their full names."""
+        text = self._text("config.json", "its configuration is unknown")
         if text is None:
             return None, {}
         try:
@@ -103,27 +103,27 @@ class RunFiles:
             cfg, fields = None, _parse(text)
         fields = flatten_config(fields) if isinstance(fields, dict) and _depth(fields) < 8 else {}
         fields.pop("version", None)
-        listed = list(fields.items())[:LONGEST]
+        listed = list(fields.items())[:MAX_ENTRIES]
         return cfg, {plain(key): value if number(value) is not None else plain(value) for key, value in listed}
 
     def _read_object(self, name: str, spec: dict[str, Any], missing: str = "") -> dict[str, Any]:
-        """The JSON object of a file in the shape of `spec`, or an empty one."""
+        """Return the JSON object of a file in the shape of `spec`, or an empty one."""
         text = self._text(name, missing)
         found = None if text is None else _parse(text)
         if text is not None and not isinstance(found, dict):
-            self.notes.append(f"{plain(name)} is damaged, and left out.")
+            self.notes.append(f"{plain(name)} is damaged, and ignored.")
         return clean(found, spec) if isinstance(found, dict) else {}
 
     def _read_lines(self, name: str, spec: Any, missing: str) -> list[dict[str, Any]]:
-        """One record for each epoch, of a file that has a JSON object in each line; lines that are none are left out.
+        """Return one record for each epoch from a file with a JSON object in each line; skip damaged lines.
 
-        A run that was resumed may have an epoch twice; the later record counts.
+        A resumed run may have an epoch twice; the later record counts.
         """
         lines = (self._text(name, missing) or "").splitlines()
         found = [_parse(line) for line in lines if line]
         records = [r for r in found if isinstance(r, dict) and type(r.get("epoch")) is int and abs(r["epoch"]) < 10**9]
         if len(records) < len(found):
-            self.notes.append(f"{len(found) - len(records):,} damaged lines of {name} are left out.")
+            self.notes.append(f"{len(found) - len(records):,} damaged lines of {name} are ignored.")
         return [clean(record, spec) for record in {r["epoch"]: r for r in records}.values()]
 
     def _text(self, name: str, missing: str) -> str | None:
@@ -133,8 +133,8 @@ class RunFiles:
                 if missing:
                     self.notes.append(f"{name} is missing: {missing}.")
                 return None
-            if path.stat().st_size > LARGEST:
-                self.notes.append(f"{plain(name)} has more than {LARGEST >> 20} MB, and is left out.")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                self.notes.append(f"{plain(name)} has more than {MAX_FILE_BYTES >> 20} MB, and is ignored.")
                 return None
             return path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
@@ -142,7 +142,7 @@ class RunFiles:
             return None
 
     def measured(self, analysis: dict[str, Any]) -> None:
-        """Take in an analysis that was made just now, and keep it beside the run where that may be written to."""
+        """Use a new analysis, and store it in the run's folder if that is writable."""
         self.analysis = clean(analysis, ANALYSIS)
         self.notes = [note for note in self.notes if ANALYSIS_MISSING not in note]
         try:
@@ -152,12 +152,12 @@ class RunFiles:
 
     @property
     def headline(self) -> dict[str, Any]:
-        """The newest of the analyses there are; an empty one where there is none."""
+        """The newest analysis; empty if there is none."""
         return self.analysis or (self.history[-1] if self.history else {})
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; empty where the data set is unknown."""
+        """Names of the classes; empty for an unknown data set."""
         known = DATASETS.get(str(self.fields.get("data.name", self.summary.get("data"))))
         return known.classes if known else ()
 
@@ -166,13 +166,13 @@ class RunFiles:
 
     @property
     def simulated(self) -> bool:
-        """Whether no camera saw the data."""
+        """True if the events were simulated."""
         known = DATASETS.get(str(self.fields.get("data.name")))
         return known.simulated if known else bool(self.summary.get("simulated"))
 
     @property
     def accuracy(self) -> float | None:
-        """The summary's accuracy or, of a run that has not finished, its last epoch's."""
+        """Accuracy of the summary or, for an unfinished run, of the last epoch."""
         if self.summary and self.summary["test_accuracy"] is not None:
             return self.summary["test_accuracy"]
         last = self.metrics[-1] if self.metrics else {}
@@ -183,14 +183,14 @@ class RunFiles:
         return f"Run({self.name!r}: {self.describe()}; {accuracy} after {len(self.metrics)} epochs)"
 
     def describe(self) -> str:
-        """Network and data in one line."""
+        """Return network and data in one line."""
         field = self.fields.get
         data = f"{field('data.name', 'unknown data')}{' (simulated)' * self.simulated}"
         return f"{field('model.name', 'unknown network')}, K = {field('model.levels', '?')}, {data}"
 
 
 def _parse(text: str) -> Any:
-    """JSON; None where it is not."""
+    """Return the parsed JSON; None if it is invalid."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -198,7 +198,7 @@ def _parse(text: str) -> Any:
 
 
 def _depth(tree: Any) -> int:
-    """How deep objects are nested; `json.loads` bears no more than the interpreter does."""
+    """Return the nesting depth of objects."""
     depth, level = 0, [tree]
     while level := [item for value in level if isinstance(value, dict) for item in value.values()]:
         depth += 1

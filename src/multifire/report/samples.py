@@ -1,4 +1,4 @@
-"""What a network made of single samples: the ones it gets wrong, and recordings with its running prediction.
+"""Predictions for single samples: mistakes, and recordings with the running prediction.
 
 T time steps, N samples, K classes, C channels, H height, W width.
 """
@@ -27,21 +27,21 @@ from multifire.training.step import sum_of_losses
 from multifire.utils import images
 from multifire.utils.device import autocast, pick_device
 
-LOOKED_AT = 512
-"""Test samples that are gone through, evenly spread: a test set may be in the order of its classes."""
-MEASURED_ON = 128
-"""Test samples that every neuron is watched on."""
+SCORED_SAMPLES = 512
+"""Test samples that are scored, evenly spread: a test set may be sorted by class."""
+ANALYSED_SAMPLES = 128
+"""Test samples on which the network is analysed."""
 BATCH = 64
 MISTAKES = 24
 RECORDINGS = 6
-MOST_STEPS, MOST_LEVELS = 1024, 64
-"""A network with more is not run for the sake of a page: its folder may be a stranger's."""
+MAX_STEPS, MAX_LEVELS = 1024, 64
+"""A network with more is not run for a page: its folder may come from a stranger."""
 
 
 @dataclass(frozen=True)
 class Sample:
     picture: str
-    """A PNG as a data URI; of a recording, its frames side by side."""
+    """PNG as a data URI; for a recording, its frames side by side."""
     label: int
     running: list[list[float]]
     """[T][K]: probability of each class from the mean logits of the first t steps."""
@@ -56,21 +56,21 @@ class Sample:
 class Samples:
     looked_at: int
     mistakes: list[Sample]
-    """The wrong ones that the network was surest of."""
+    """Wrong predictions with the highest probability."""
     recordings: list[Sample]
-    """Of events only, right and wrong ones."""
+    """For events only: right and wrong predictions."""
 
 
 def load(folder: Path, root: str | None) -> tuple[SpikingResNet, RunConfig, datasets.Dataset]:
-    """The network that the run's accuracy is of, on the device that there is, and its data.
+    """Load the network whose accuracy the run reports, and its data.
 
     Raises:
-        FileNotFoundError: the checkpoint or the data are not there.
+        FileNotFoundError: no checkpoint or no data.
         ValueError: a damaged checkpoint, or a network too large to run for a page.
     """
     run = RunFolder(folder)
     model, cfg = load_model(run.checkpoint(run.headline()))
-    if cfg.data.timesteps > MOST_STEPS or cfg.model.levels > MOST_LEVELS:
+    if cfg.data.timesteps > MAX_STEPS or cfg.model.levels > MAX_LEVELS:
         raise ValueError(
             f"{cfg.data.timesteps} time steps and {cfg.model.levels} levels are too many to run for a page"
         )
@@ -79,7 +79,7 @@ def load(folder: Path, root: str | None) -> tuple[SpikingResNet, RunConfig, data
 
 
 def spread(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset, samples: int) -> tuple[Any, Any]:
-    """So many test samples, evenly spread, and their batches where the model is."""
+    """Return this number of test samples, evenly spread, and their batches on the model's device."""
     test = data.test.pick(np.linspace(0, len(data.test) - 1, min(samples, len(data.test))).round().astype(np.int64))
     device = next(model.parameters()).device
     size = min(cfg.eval_batch_size, BATCH)
@@ -87,9 +87,9 @@ def spread(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset, samples
 
 
 def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dict[str, Any]:
-    """What analysis.json holds, of a few test samples; the scores are of some more."""
-    scored = evaluate(model, spread(model, cfg, data, LOOKED_AT)[1], cfg.precision)
-    batches = list(spread(model, cfg, data, MEASURED_ON)[1].epoch(0))
+    """Return the record of analysis.json, measured on a few test samples; the scores are of more samples."""
+    scored = evaluate(model, spread(model, cfg, data, SCORED_SAMPLES)[1], cfg.precision)
+    batches = list(spread(model, cfg, data, ANALYSED_SAMPLES)[1].epoch(0))
     found = analyze(
         model, batches, loss=partial(sum_of_losses, optim=cfg.optim), precision=cfg.precision, scored=scored
     )
@@ -99,9 +99,9 @@ def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dic
 
 @torch.no_grad()
 def look(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> Samples:
-    """Go through some test samples, in evaluation mode."""
+    """Return predictions for some test samples: mistakes and, for events, recordings."""
     device = next(model.parameters()).device
-    test, batches = spread(model, cfg, data, LOOKED_AT)
+    test, batches = spread(model, cfg, data, SCORED_SAMPLES)
     running, labels = [], []
     for x_TNCHW, y in batches.epoch(0):
         with autocast(device, cfg.precision):
@@ -109,9 +109,9 @@ def look(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> Sample
         running.append(running_probabilities(logits_TNK.float()).cpu())
         labels.append(y.cpu())
     running_TNK, labels_N = torch.cat(running, 1), torch.cat(labels)
-    sureness_N, predicted_N = running_TNK[-1].max(1)
+    probability_N, predicted_N = running_TNK[-1].max(1)
     wrong_N = predicted_N != labels_N
-    surest = sureness_N.argsort(descending=True, stable=True)
+    surest = probability_N.argsort(descending=True, stable=True)
     wrong, right = surest[wrong_N[surest]].tolist(), (~wrong_N).nonzero()[:, 0].tolist()
 
     def samples(chosen: Sequence[int], moving: bool) -> list[Sample]:
@@ -123,7 +123,7 @@ def look(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> Sample
 
 
 def running_probabilities(logits_TNK: Tensor) -> Tensor:
-    """Softmax of the mean logits of the first t steps, t = 1..T."""
+    """Return the softmax of the mean logits of the first t steps, for t = 1..T."""
     steps_T11 = torch.arange(1, len(logits_TNK) + 1, device=logits_TNK.device)[:, None, None]
     return (logits_TNK.cumsum(0) / steps_T11).softmax(2)
 

@@ -6,27 +6,27 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-LONGEST = 1024
-"""Entries that a list may have: layers, bins, classes."""
-HUGE = 1e30
-"""No figure of a network is so large; axes overflow not far beyond."""
-TEXT = 160
-"""Characters that a name may have."""
+MAX_ENTRIES = 1024
+"""Entries of a list: layers, bins, classes."""
+MAX_NUMBER = 1e30
+"""Larger than any figure of a network; axes overflow not far beyond."""
+MAX_TEXT = 160
+"""Characters of a name."""
 
 
 def clean(value: Any, spec: Any) -> Any:
-    """`value` in the shape of `spec`: a dict has its keys, a list its items, a float is finite; None where it is not.
+    """Return `value` in the shape of `spec`: keys of a dict, items of a list, finite floats; None for anything else.
 
-    Where `spec` is `dict` itself, the values are any numbers and texts, and lists of numbers.
+    If `spec` is `dict` itself, any numbers, texts and lists of numbers are kept.
     """
     if spec is dict:
-        found = list(value.items())[:LONGEST] if isinstance(value, dict) else []
+        found = list(value.items())[:MAX_ENTRIES] if isinstance(value, dict) else []
         return {plain(key): kept for key, item in found if (kept := _free(item)) is not None}
     if isinstance(spec, dict):
         found = value if isinstance(value, dict) else {}
         return {key: clean(found.get(key), part) for key, part in spec.items()}
     if isinstance(spec, list):
-        return [clean(item, spec[0]) for item in value[:LONGEST]] if isinstance(value, list) else []
+        return [clean(item, spec[0]) for item in value[:MAX_ENTRIES]] if isinstance(value, list) else []
     if spec is str:
         return plain(value) if isinstance(value, str | int | float) else ""
     return value is True if spec is bool else number(value)
@@ -34,25 +34,25 @@ def clean(value: Any, spec: Any) -> Any:
 
 def _free(value: Any) -> Any:
     if isinstance(value, list):
-        return [number(item) for item in value[:LONGEST]]
+        return [number(item) for item in value[:MAX_ENTRIES]]
     return plain(value) if isinstance(value, str) else number(value)
 
 
 def number(value: Any) -> float | None:
-    """A number that can be drawn; None for anything else, infinity and what is near it."""
+    """Return a number that can be drawn; None for anything else, also for infinity and numbers near it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if -HUGE < value < HUGE else None
+    return value if -MAX_NUMBER < value < MAX_NUMBER else None
 
 
 def plain(text: Any) -> str:
-    """Text in one line without control or direction characters, cut to a length that a page can bear."""
-    kept = "".join(c for c in str(text)[: 4 * TEXT] if unicodedata.category(c)[0] != "C")
-    return kept if len(kept) <= TEXT else kept[: TEXT - 1] + "…"
+    """Return text in one line without control or direction characters, cut to MAX_TEXT characters."""
+    kept = "".join(c for c in str(text)[: 4 * MAX_TEXT] if unicodedata.category(c)[0] != "C")
+    return kept if len(kept) <= MAX_TEXT else kept[: MAX_TEXT - 1] + "…"
 
 
 class Table(list[dict[str, Any]]):
-    """Rows, which a notebook shows as a table."""
+    """Rows that a notebook shows as a table."""
 
     def columns(self) -> list[str]:
         return list(dict.fromkeys(key for row in self for key in row))
@@ -67,7 +67,7 @@ class Table(list[dict[str, Any]]):
 
 
 def show(value: Any) -> str:
-    """A cell of a table, as a person reads it."""
+    """Return a value as text for a table."""
     if value is None:
         return "-"
     if isinstance(value, list):

@@ -19,7 +19,7 @@ CHECKPOINT_VERSION = 1
 
 @dataclass
 class Position:
-    """Where a run stands: the next batch to train on, the sums over this epoch so far, and the best figure."""
+    """Progress of a run: the next batch, the sums over the current epoch, and the best accuracy so far."""
 
     epoch: int = 0
     step: int = 0
@@ -48,15 +48,15 @@ class Checkpoint:
     position: Position
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    """Momentum by the name of its parameter; empty in `best`, which holds weights alone."""
+    """Momentum by parameter name; empty in `best`, which holds weights only."""
     average: dict[str, Tensor] = field(default_factory=dict)
-    """The weights' moving average, where the run keeps one; in `best` it stands in the model's place."""
+    """Moving average of the weights, if the run keeps one; `best` stores it as `model`."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
-    """Write `checkpoint` as one safetensors file, beside its target and then renamed, with a digest over all of it.
+    """Write `checkpoint` atomically as one safetensors file with a digest.
 
-    The newest `keep` are kept, earlier ones under the names of `multifire.utils.files.older`.
+    The newest `keep` versions are kept, earlier ones under the names of `multifire.utils.files.older`.
     """
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
@@ -70,11 +70,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read what `save_checkpoint` wrote.
+    """Read a checkpoint that `save_checkpoint` wrote.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: cut short, altered, another program's file, or another version's.
+        ValueError: truncated, altered, another program's file, or another version.
     """
     header, tensors = read_tensors(path, {"checkpoint": CHECKPOINT_VERSION})
     try:
@@ -93,10 +93,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_newest(path: Path) -> tuple[Checkpoint, Path] | None:
-    """The newest whole checkpoint among `path` and the older ones beside it, and its file; None where there is none.
+    """Return the newest intact checkpoint among `path` and earlier ones, and its file; None if there is no checkpoint.
 
     Raises:
-        ValueError: there are some, and all of them are damaged.
+        ValueError: all checkpoints are damaged.
     """
     damaged = None
     for file in _versions(path):
@@ -111,17 +111,22 @@ def load_newest(path: Path) -> tuple[Checkpoint, Path] | None:
 
 
 def _versions(path: Path) -> list[Path]:
-    """`path` and the ones that were kept before it, newest first."""
+    """Return `path` and the kept earlier versions, newest first."""
     ages = (file.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix) for file in path.parent.glob("*"))
     files = [path, *(older(path, age) for age in sorted(int(age) for age in ages if age.isdecimal()))]
     return [file for file in files if file.is_file()]
 
 
 def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunConfig]:
-    """The network of a checkpoint file, in evaluation mode, and the configuration that it was trained with."""
+    """Return the network of a checkpoint file, in evaluation mode, and its configuration.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or weights that do not fit the configuration.
+    """
     checkpoint = load_checkpoint(path)
     needed, found = count_parameters(checkpoint.config.model), sum(t.numel() for t in checkpoint.model.values())
-    if needed > found:  # before memory is asked for, as much as the file's configuration likes
+    if needed > found:  # checked before memory is allocated for the file's configuration
         raise ValueError(f"{path}: does not fit the network: {needed:,} parameters, found {found:,} values")
     model = model_from_config(checkpoint.config.model, backend)
     load_weights(model, checkpoint.average or checkpoint.model, source=str(path))
@@ -129,10 +134,10 @@ def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunCon
 
 
 def load_weights(model: SpikingResNet, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into the model; every key must be there, known, and of the right shape.
+    """Copy `state` into the model.
 
     Raises:
-        ValueError: naming the missing, extra and misshapen keys.
+        ValueError: missing or extra keys, or wrong shapes; names them.
     """
     check_keys(state, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
     model.load_state_dict(state)

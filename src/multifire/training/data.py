@@ -16,7 +16,7 @@ EVENTS_ONLY = ("roll", "rotation", "cutout", "swap_polarity", "time_jitter")
 
 @dataclass(frozen=True)
 class RunBatches:
-    """What a run draws its samples from."""
+    """Batches of a run, by purpose."""
 
     train: Batches | EventBatches
     selection: Batches | EventBatches

@@ -11,7 +11,7 @@ from multifire.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network and where it came from."""
+    """A trained network, its configuration and its checkpoint."""
 
     model: SpikingResNet
     cfg: RunConfig

@@ -1,4 +1,4 @@
-"""The training loop: `train` calls the functions below it in order; each step of theirs is explained where it lives."""
+"""The training loop: `train`, and the functions that it calls for an epoch and its evaluation."""
 
 from pathlib import Path
 from typing import Any

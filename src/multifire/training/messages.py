@@ -1,4 +1,4 @@
-"""What a person sees while a network trains, at 80 columns."""
+"""Messages to the user during training: header, table of epochs, progress bar; 80 columns wide."""
 
 from types import TracebackType
 from typing import Any, Self

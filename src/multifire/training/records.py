@@ -1,4 +1,4 @@
-"""What a run records: an epoch's figures, its analysis, and the summary at the end."""
+"""Records of a run: the figures and the analysis of each epoch, and the summary at the end."""
 
 from dataclasses import asdict
 from functools import partial

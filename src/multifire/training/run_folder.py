@@ -75,7 +75,7 @@ class RunFolder:
             raise FileExistsError(f"{self.path} exists; give --resume to continue it, or --out for another folder")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return one record for each finished epoch; a last line that was cut short does not count.
+        """Return one record for each finished epoch; a truncated last line does not count.
 
         Raises:
             ValueError: another line is not JSON, or no record of an epoch.
@@ -115,7 +115,9 @@ class RunFolder:
     def headline(self) -> str:
         """Return the checkpoint that the summary quotes: `best` if validation samples chose it, else `last`."""
         if not self.exists():
-            raise FileNotFoundError(f"{self.path}: no config.json, so no run; expected the folder that `train` wrote")
+            raise FileNotFoundError(
+                f"{self.path}: no config.json, so no run; expected the folder that `multifire train` wrote"
+            )
         return "best" if json_format.from_json(_read(self._config), str(self._config)).data.validation else "last"
 
     def checkpoint(self, which: str) -> Path:

@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 
 class Requests:
-    """What signals have asked for: `stop` is a signal's number or 0; `save` asks for a checkpoint without a stop."""
+    """Requests made by signals: `stop` is a signal's number or 0; `save` asks for a checkpoint without a stop."""
 
     def __init__(self):
         self.stop = 0

@@ -52,7 +52,7 @@ class Training:
 
     @property
     def sample_name(self) -> str:
-        """What a sample is called in messages."""
+        """Word for a sample in messages."""
         return "samples" if datasets.get_info(self.cfg.data.name).events else "images"
 
     @property

@@ -14,25 +14,29 @@ from multifire.utils.files import write_atomic
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], keep: int = 1) -> None:
-    """Write a safetensors file, beside its target and then renamed, with a digest over its tensors and its header."""
+    """Write tensors and a header of text atomically as a safetensors file, with a digest over both."""
     on_cpu = {name: _without_bf16(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
-    sealed = {**header, "digest": _digest(on_cpu, header)}
-    # NumPy's writer, as safetensors.torch leaves every tensor in a cycle, for the garbage collector to find
+    metadata = {**header, "digest": _digest(on_cpu, header)}
+    # NumPy's writer: safetensors.torch leaves every tensor in a reference cycle until the garbage collector runs.
     arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
-    write_atomic(path, safetensors.numpy.save(arrays, metadata=sealed), keep)
+    write_atomic(path, safetensors.numpy.save(arrays, metadata=metadata), keep)
 
 
 def _without_bf16(tensor: Tensor) -> Tensor:
-    """The same numbers in a type that NumPy knows."""
+    """Return the same numbers in a type that NumPy has."""
     return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
 
 
 def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors of what `write_tensors` wrote; `versions` says of which kinds it may be, and their version.
+    """Read header and tensors of a file that `write_tensors` wrote.
+
+    Args:
+        path: the file.
+        versions: accepted kinds of file and the version of each.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: cut short, altered, another program's file, of another kind or another version.
+        ValueError: truncated, altered, another program's file, another kind or version.
     """
     expected = " or ".join(versions)
     if not path.is_file():
@@ -49,25 +53,25 @@ def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str
     if kind not in versions or version != str(versions[kind]):
         wanted = " or ".join(f"{kind} of version {version}" for kind, version in versions.items())
         raise ValueError(f"{path}: a multifire {kind} of version {version}, expected a {wanted}")
-    sealed = {name: text for name, text in header.items() if name != "digest"}
-    if header.get("digest") != _digest(tensors, sealed):
+    undigested = {name: text for name, text in header.items() if name != "digest"}
+    if header.get("digest") != _digest(tensors, undigested):
         raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
     return header, tensors
 
 
 def digest_of(path: Path) -> str:
-    """The digest that a file which `read_tensors` accepted was sealed with."""
+    """Return the digest stored in a file that `write_tensors` wrote."""
     with safe_open(path, framework="pt") as file:
         return file.metadata()["digest"]
 
 
 def kind_of(header: Mapping[str, str]) -> str:
-    """What a file with this header holds: a checkpoint, where it does not say."""
+    """Return the kind of a file with this header; a header without a kind is a checkpoint's."""
     return header.get("kind", "checkpoint")
 
 
 def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> None:
-    """Raise a ValueError that names the keys of `state` that are missing, extra or of another shape than expected."""
+    """Raise a ValueError if keys of `state` are missing, extra or of an unexpected shape; names them."""
     faults = [f"missing {name}" for name in expected if name not in state]
     faults += [f"extra {name}" for name in state if name not in expected]
     faults += [

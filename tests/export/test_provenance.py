@@ -6,11 +6,13 @@ import random
 import pytest
 import torch
 
+import multifire as mf
 from multifire.cli import main
 from multifire.config import DataConfig, ModelConfig, RunConfig, json_format
-from multifire.export import make_provenance
+from multifire.export import int8, make_provenance, nir, onnx, pretrained
+from multifire.export import provenance as provenances
 from multifire.export.inspection import inspect
-from multifire.export.onnx_digest import seal
+from multifire.export.onnx_digest import append_digest
 from multifire.export.pretrained import save_pretrained
 from multifire.export.provenance import KINDS, read_provenance
 from multifire.nn import model_from_config
@@ -32,16 +34,16 @@ def run(tmp_path):
 
 
 def test_says_where_a_network_came_from(run):
-    passport = make_provenance(run)
-    assert passport["recipe"] == "digits"
-    assert passport["data"]["classes"] == tuple("0123456789")
-    assert passport["accuracy"] == []
-    assert passport["checkpoint"] == {
+    provenance = make_provenance(run)
+    assert provenance["recipe"] == "digits"
+    assert provenance["data"]["classes"] == tuple("0123456789")
+    assert provenance["accuracy"] == []
+    assert provenance["checkpoint"] == {
         "file": "last.safetensors",
         "epochs": 3,
         "sha256": digest_of(run / "last.safetensors"),
     }
-    again = read_provenance(json.dumps(passport), "x")
+    again = read_provenance(json.dumps(provenance), "x")
     assert json_format.from_json(json.dumps({"version": json_format.CONFIG_VERSION, **again["config"]}), "x") == CONFIG
 
 
@@ -115,22 +117,22 @@ def test_inspect_refuses_what_is_no_file_of_ours(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "of version None"),
-        ('{"passport": 7}', "of version 7, expected 1"),
-        ('{"passport": 1}', "does not say its recipe, config"),
+        ('{"provenance": 7}', "of version 7, expected 1"),
+        ('{"provenance": 1}', "does not say its recipe, config"),
         ("[" * 100_000, "not JSON"),
     ],
 )
-def test_no_passport(text, message):
-    with pytest.raises(ValueError, match=rf"x\.nir: its passport is {message}|x\.nir: its passport {message}"):
+def test_no_provenance(text, message):
+    with pytest.raises(ValueError, match=rf"x\.nir: its provenance is {message}|x\.nir: its provenance {message}"):
         read_provenance(text, "x.nir")
 
 
 @pytest.mark.parametrize("field", ["config", "data", "accuracy", "checkpoint", "versions"])
 @pytest.mark.parametrize("value", [None, 3, "x", [3]])
-def test_a_strangers_passport_is_refused(run, field, value):
-    passport = make_provenance(run) | {field: value}
+def test_a_strangers_provenance_is_refused(run, field, value):
+    provenance = make_provenance(run) | {field: value}
     with pytest.raises(ValueError, match="malformed"):
-        read_provenance(json.dumps(passport), "x")
+        read_provenance(json.dumps(provenance), "x")
 
 
 @pytest.mark.parametrize("energy", [3, "x", [3], {}, {"snn_pj": "1"}])
@@ -140,9 +142,9 @@ def test_a_strangers_energy_is_refused(run, energy):
 
 
 def test_what_a_file_says_cannot_drive_the_terminal(run, capsys):
-    passport = make_provenance(run) | {"recipe": "\x1b[2Jevil\n"}
+    provenance = make_provenance(run) | {"recipe": "\x1b[2Jevil\n"}
     path = run / "a.safetensors"
-    header = {"multifire": str(KINDS["int8"]), "kind": "int8", "passport": json.dumps(passport)}
+    header = {"multifire": str(KINDS["int8"]), "kind": "int8", "provenance": json.dumps(provenance)}
     write_tensors(path, {"w": torch.zeros(3)}, header)
     assert main(["inspect", str(path)]) == 0
     said = capsys.readouterr().out
@@ -185,7 +187,7 @@ def test_inspect_notices_every_altered_byte_of_onnx(run):
             inspect(path)
 
 
-def test_a_sealed_onnx_file_is_the_same_model(run):
+def test_a_digest_does_not_change_an_onnx_model(run):
     """The digest is one more pair among the metadata, and stays where it is when ONNX writes the file again."""
     onnx = pytest.importorskip("onnx")
     path = exported(run, "onnx")
@@ -204,8 +206,8 @@ def test_a_sealed_onnx_file_is_the_same_model(run):
     ("content", "message"),
     [
         (b"\x08\x09", "of version None"),
-        (b"\x08\x09" + b"\x72\x0b\x0a\x08passport\x12\x011", r"field beyond its end|not an ONNX"),
-        (b"\x08\x09" + b"\x72\x0d\x0a\x08passport\x12\x017", "of version None"),
+        (b"\x08\x09" + b"\x72\x0d\x0a\x0aprovenance\x12\x011", r"field beyond its end|not an ONNX"),
+        (b"\x08\x09" + b"\x72\x0f\x0a\x0aprovenance\x12\x017", "of version None"),
         (b"\x08\x09" + b"\x72\xff\xff\xff\xff\x0f", "field beyond its end"),
         (b"\x08\x09" + b"\x08\x09" * 20_000, "more than 10,000 fields"),
         (b"\x08\x09" + b"\x0b", "field of kind 3"),
@@ -215,7 +217,7 @@ def test_a_sealed_onnx_file_is_the_same_model(run):
 )
 def test_inspect_refuses_a_strangers_onnx(tmp_path, content, message):
     """With a digest that fits, as anybody can compute one."""
-    (tmp_path / "a.onnx").write_bytes(seal(content))
+    (tmp_path / "a.onnx").write_bytes(append_digest(content))
     with pytest.raises(ValueError, match=message):
         inspect(tmp_path / "a.onnx")
 
@@ -229,10 +231,10 @@ def test_inspect_refuses_altered_nir(run):
         (lambda f: f[weight].__setitem__(0, 1), "does not match its digest"),
         (lambda f: f[edges].__setitem__((0, 0), "another"), "does not match its digest"),
         (lambda f: f.__setitem__("node/metadata/more", "x"), "does not match its digest"),
-        (lambda f: f["node/metadata/passport"].__setitem__((), "{}"), "does not match its digest"),
+        (lambda f: f["node/metadata/provenance"].__setitem__((), "{}"), "does not match its digest"),
         (lambda f: f.__delitem__(weight), "does not match its digest"),
-        (lambda f: f.__delitem__("node/metadata/digest"), "without passport or digest"),
-        (lambda f: f.__delitem__("node"), "without passport or digest"),
+        (lambda f: f.__delitem__("node/metadata/digest"), "without provenance or digest"),
+        (lambda f: f.__delitem__("node"), "without provenance or digest"),
         (lambda f: f.__setitem__("node/loop", f["node"]), "too deep or too many"),
         (lambda f: f.__setitem__("node/away", h5py.ExternalLink("/etc/hostname", "/")), "link to elsewhere"),
         (lambda f: f.create_dataset("big", (1 << 28,), "f4", compression="gzip"), "unpacks to more than"),
@@ -251,7 +253,7 @@ def test_inspect_refuses_altered_nir(run):
             inspect(path)
     with h5py.File(path, "w") as file:
         file["data"] = [1.0]
-    with pytest.raises(ValueError, match="without passport or digest"):
+    with pytest.raises(ValueError, match="without provenance or digest"):
         inspect(path)
 
 
@@ -263,11 +265,11 @@ def _same_text(file, texts, times):
 
 
 def test_inspect_notices_damaged_bytes_of_nir(run):
-    """A byte that the file's format leaves unused may change; none that the passport or the graph is made of."""
+    """A byte that the file's format leaves unused may change; none that the provenance or the graph is made of."""
     path = exported(run, "nir")
     whole, chance, said = path.read_bytes(), random.Random(0), inspect(path)
-    passport = range(whole.index(b'"recipe"'), whole.index(b'"versions"'))
-    for where in [*(chance.randrange(len(whole)) for _ in range(60)), *chance.sample(passport, 20)]:
+    provenance = range(whole.index(b'"recipe"'), whole.index(b'"versions"'))
+    for where in [*(chance.randrange(len(whole)) for _ in range(60)), *chance.sample(provenance, 20)]:
         altered = bytearray(whole)
         altered[where] ^= 1 << chance.randrange(7)
         path.write_bytes(altered)
@@ -275,7 +277,7 @@ def test_inspect_notices_damaged_bytes_of_nir(run):
             found = inspect(path)
         except ValueError as error:
             found = str(error)
-        assert (found == said and where not in passport) or found[: len(str(path))] == str(path)
+        assert (found == said and where not in provenance) or found[: len(str(path))] == str(path)
 
 
 def test_inspect_refuses_altered_folders(run):
@@ -300,8 +302,25 @@ def test_inspect_refuses_altered_folders(run):
     with pytest.raises(ValueError, match="a multifire checkpoint"):
         inspect(folder)
     save_pretrained(model_from_config(CONFIG.model), folder)
-    with pytest.raises(ValueError, match="without a passport"):
+    with pytest.raises(ValueError, match="without provenance"):
         inspect(folder)
     config.unlink()
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         inspect(folder)
+
+
+@pytest.mark.parametrize("to", ["int8", "onnx", "nir", "pretrained"])
+def test_files_of_earlier_versions_are_read(run, monkeypatch, tmp_path, to):
+    """They call the provenance a passport, in their headers and in the JSON object."""
+    out = tmp_path / f"net.{to}"
+    with monkeypatch.context() as patch:
+        for module in (int8, nir, onnx, pretrained, provenances):
+            patch.setattr(module, "KEY", "passport")
+        assert main(["export", str(run), "--to", to, "--out", str(out)]) == 0
+    _, found = inspect(out)
+    assert found["passport"] == 1
+    assert "provenance" not in found
+    if to == "int8":
+        assert mf.load_int8(out).provenance == found
+    if to == "pretrained":
+        assert isinstance(mf.from_pretrained(out), mf.SpikingResNet)
