@@ -59,7 +59,7 @@ def alternate(
     seconds: list[list[float]] = [[] for _ in asked]
     first: list[tuple[float, float]] = []
     for number in range(-WARM_UP, runs):
-        with hold_lock(lock) if lock else contextlib.nullcontext():  # nobody measures meanwhile
+        with hold_lock(lock) if lock else contextlib.nullcontext():  # one measurement at a time
             took = [worker.ask(what) for worker in asked]
         first = first or took
         if number >= 0:

@@ -66,7 +66,12 @@ def random_network() -> mf.SpikingResNet:
 def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
     """The network read from its int8 file, and that file's size over the size of one with its float weights."""
     provenance: dict[str, Any] = dict.fromkeys(("recipe", "config", "data", "accuracy", "checkpoint", "versions"))
-    provenance |= {"provenance": PROVENANCE_VERSION, "recipe": "random", "config": {"model": vars(MODEL)}, "accuracy": []}
+    provenance |= {
+        "provenance": PROVENANCE_VERSION,
+        "recipe": "random",
+        "config": {"model": vars(MODEL)},
+        "accuracy": [],
+    }
     provenance |= {"data": {"name": "none", "about": "random"}, "versions": {}}
     provenance |= {"checkpoint": {"file": "none", "epochs": 0, "sha256": ""}}
     save_int8(folder / "int8.safetensors", quantise_network(net, MODEL, counts=False), provenance)

@@ -1,4 +1,4 @@
-"""What was measured, as CSV files, and the page of tables that is made of them."""
+"""Measured figures as CSV files, and the page of tables generated from them."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ SPIKES = (
 
 
 def summary(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
-    """n, median and range of the seconds, and the median of their ratios to the base's neighbouring runs."""
+    """Return n, median and range of the seconds, and the median of their ratios to neighbouring runs of the base."""
     return {
         "n": len(seconds),
         "median_s": statistics.median(seconds),
@@ -45,12 +45,12 @@ def summary(seconds: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
-    """The median of the ratios of neighbouring runs."""
+    """Return the median of the ratios of neighbouring runs."""
     return statistics.median(own / other for own, other in zip(seconds, base, strict=True))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write the rows at once, floats with six digits.
+    """Write the rows atomically, floats with six digits.
 
     Raises:
         ValueError: a row has a field that is no column.
@@ -65,7 +65,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file, none where there is no file."""
+    """Return the rows of a file; none if it is missing."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -73,13 +73,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column to the left, the others to the right."""
+    """Return a table with the first column left-aligned and the others right-aligned."""
     lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
 
 
 def page(folder: Path) -> str:
-    """docs/benchmarks.md, of the CSV files that are in the folder."""
+    """Return docs/benchmarks.md, made from the CSV files in the folder."""
     sections = [INTRODUCTION]
     for part, (title, text, table) in SECTIONS.items():
         rows = read_csv(folder / f"{part}.csv")
@@ -91,20 +91,20 @@ def page(folder: Path) -> str:
 
 
 def times_table(rows: list[dict[str, str]]) -> str:
-    """One line per contestant and kind of call."""
+    """Return a line for each framework and kind of call."""
     of_speed = ("ms/image", "range", "images/s", "× ours", "× floor")
     header = ("", "settings", *of_speed, "first call", "peak over interpreter", "n")
     return markdown(header, (_times_line(row) for row in rows))
 
 
 def sweep_table(rows: list[dict[str, str]]) -> str:
-    """One line per setting, with the time per image and time step."""
+    """Return a line for each setting, with the time per image and time step."""
     header = ("", "settings", "µs per image and time step", "range", "× the first", "n")
     return markdown(header, (_sweep_line(row, rows[0]) for row in rows))
 
 
 def memory_table(rows: list[dict[str, str]]) -> str:
-    """One line per network: its peak, what autograd keeps, and the bytes of each per layer of depth."""
+    """Return a line for each network: peak memory, memory kept by autograd, and both per layer of depth."""
     header = ("", "settings", "peak MB", "MB/image", "kept MB", "kept bytes per neuron and step")
     lines = [_memory_line(row) for row in rows]
     groups = itertools.groupby(rows, lambda row: row["settings"])
@@ -112,21 +112,23 @@ def memory_table(rows: list[dict[str, str]]) -> str:
 
 
 def linearity(settings: str, rows: list[dict[str, str]]) -> str:
-    """How well a straight line through the depths gives the bytes, in words; nothing for fewer than three networks."""
+    """Return a sentence on the fit of a straight line through the depths; empty for fewer than three networks."""
     depths = [int(row["model"].rpartition("resnet")[2]) for row in rows]
     if len(set(depths)) < 3:
         return ""
-    said = []
+    sentences = []
     for what in ("peak", "kept"):
         values = [float(row[f"{what}_bytes"]) for row in rows]
         slope, start = statistics.linear_regression(depths, values)
         off = max(abs(slope * depth + start - value) / value for depth, value in zip(depths, values, strict=True))
-        said.append(f"{what} {start / 1e6:,.0f} MB + {slope / 1e6:.1f} MB per layer, at most {100 * off:.1f} % off")
-    return f"Straight lines through the depths, {settings}: {'; '.join(said)}.\n"
+        sentences.append(
+            f"{what} {start / 1e6:,.0f} MB + {slope / 1e6:.1f} MB per layer, at most {100 * off:.1f} % off"
+        )
+    return f"Straight lines through the depths, {settings}: {'; '.join(sentences)}.\n"
 
 
 def checks_table(rows: list[dict[str, str]]) -> str:
-    """One line per contestant and network."""
+    """Return a line for each framework and network."""
     header = ("", "settings", "network", "logits, training", "logits, evaluation", "gradients")
     return markdown(
         header,
@@ -139,7 +141,7 @@ def checks_table(rows: list[dict[str, str]]) -> str:
 
 
 def spikes_table(rows: list[dict[str, str]]) -> str:
-    """One line per network: shares of its neuron-steps in percent, of the whole and of the worst layer."""
+    """Return a line for each network: percent of its neuron-steps, overall and in the worst layer."""
     header = ("", "neuron-steps", "fire", "kernel", "worst layer", "one layer", "worst layer", "network", "worst layer")
     lines = []
     for name, group in itertools.groupby(rows, lambda row: f"{row['model']}, width {row['width']}, {_shape(row)}"):
@@ -153,7 +155,7 @@ def spikes_table(rows: list[dict[str, str]]) -> str:
 
 
 def curves_apart(rows: Sequence[Mapping[str, Any]]) -> str:
-    """For each epoch the mean distance of the backends at the same seed, and of any two seeds on the reference."""
+    """Return for each epoch the mean distance of the backends at the same seed, and of two seeds on the reference."""
     of = {(row["backend"], int(row["seed"]), int(row["epoch"])): row for row in rows}
     seeds, epochs = (sorted({key[i] for key in of}) for i in (1, 2))
     same_seed = [(("cpu", seed), ("reference", seed)) for seed in seeds]
@@ -211,11 +213,11 @@ def _memory_line(row: dict[str, str]) -> Sequence[str]:
 
 
 def _where(rows: list[dict[str, str]]) -> str:
-    """Machine, versions and shapes of the rows, each said once."""
+    """Return machine, versions and shapes of the rows, each once."""
     of_machine = [f"{row['processor']}, {row['threads']} threads" for row in rows if row.get("processor")]
     kernels = [f"multifire's kernel: {row['kernel']}" for row in rows if row.get("kernel")]
     versions = [f"torch {row['torch']}" for row in rows]
-    # A floor and a reference are multifire's own.
+    # The floor and the reference are part of multifire.
     named = [("multifire" if row["framework"] in ("floor", "reference") else row["framework"], row) for row in rows]
     versions += sorted({f"{name} {row['framework_version']}" for name, row in named})
     shapes = [f"{row['model']}, width {row['width']}, K = {row['levels']}, {_shape(row)}" for row in rows]
@@ -234,66 +236,68 @@ def _shape(row: dict[str, str]) -> str:
 
 INTRODUCTION = """# Benchmarks
 
-Made by `make bench`; the figures lie in `benchmarks/results/` as CSV, and this page is generated from them.
+`make bench` measures; the figures are in `benchmarks/results/` as CSV, and this page is generated from them.
 
-Every contestant runs in a process of its own, which keeps its network and does one training step, or one evaluation,
-when it is told: so the runs of all alternate, with nothing else running. A ratio is the median of the ratios of
-neighbouring runs. Two runs of each warm up first. Peak memory is that of a training step after the first (VmHWM), the
-median of three other processes, over what the interpreter and the libraries took before the network was made; of
-compiled networks neither that nor an evaluation is measured, as each would compile for minutes once more. A training
-step is forward, cross entropy, backward and SGD with momentum.
+Every framework runs in a process of its own, which keeps its network and does one training step or one evaluation on
+request, so that the runs of all frameworks alternate, with nothing else running. A ratio is the median of the ratios of
+neighbouring runs. Two runs of each are warm-up. Peak memory is that of a training step after the first one (VmHWM), the
+median of three further processes, without the memory of the interpreter and the libraries. For compiled networks neither
+memory nor evaluation is measured, since each would take minutes of compiling. A training step is forward, cross entropy,
+backward and SGD with momentum.
 
 The floor is the network's convolutions alone, channels-last, forward and backward, at every time step.
+
+The figures are from before some memory savings were removed from the CPU kernel (gradients written over others, one packed
+copy for two convolutions, one call for two passes). A training step of 16 images now takes 5 % more memory in bf16 and 3 %
+more in fp32, at the same speed (medians of nine processes, AMD EPYC with AVX-512, torch 2.13).
 """
 
-_CHECK = """The greatest difference to the reference backend, in float64 and with ε → 0 (the frameworks' norms add it
-inside the root, tdBN outside), over the greatest value of the same tensor: logits in training and in evaluation, and
-the worst of all parameters' gradients. The kernels themselves take no float64; `tests/ops` compares them with the
-reference, bit for bit."""
+_CHECK = """The largest difference from the reference backend, in float64 and with ε → 0 (the frameworks add ε inside the
+root, tdBN outside), divided by the largest value of the same tensor: logits in training and in evaluation, and the worst of
+all parameters' gradients. The kernels do not compute in float64; `tests/ops` compares them with the reference bit for bit."""
 
-_SPIKES = """How many neuron-steps have another count of spikes in bf16, in training, with untrained weights and
-random input. *Kernel*: the kernel's from the reference's, where both get the same input in bf16; more than 0.01 % in a
-layer would be an error. *One layer*: from the layer's in fp32 on the same input, so by the rounding of its own
-convolution. *Network*: from those of the whole network in fp32: what one spike moves, later layers amplify."""
+_SPIKES = """The fraction of neuron-steps with another number of spikes in bf16, in training, with untrained weights and
+random input. *Kernel*: the kernel beside the reference, both with the same bf16 input; more than 0.01 % in a layer would be
+an error. *One layer*: the layer in bf16 beside fp32 with the same input, so only its own convolution rounds. *Network*: the
+whole network in bf16 beside fp32; later layers amplify every difference."""
 
-_TIMES = """The same network, with the same weights and the same batch. "Ours" is multifire in fp32; × ours is how many
-times as long a run took as its, × floor as the convolutions alone in the same precision. Every process keeps the memory
-that it frees, to which only multifire's command line sees by itself. Processors without bf16 convolutions have no bf16
-lines."""
+_TIMES = """All frameworks train the same network with the same weights and the same batch. "Ours" is multifire in fp32; × ours is
+the time divided by that of multifire, × floor the time divided by that of the convolutions alone in the same precision. Every
+process keeps freed memory for reuse, which only multifire's command line sets up by itself. Processors without bf16
+convolutions have no bf16 lines."""
 
 _PEERS = f"""{_TIMES}
 
-SpikingJelly also stands with malloc as it comes. A first call includes the compiler's work where there is one."""
+SpikingJelly is also shown with default malloc. A first call includes the compiler's work, if there is any."""
 
-_MALLOC = """What is alive at the peak of a step is much less than what the process holds: glibc's malloc (2.36 here)
-leaves holes between tensors: for aligned memory it looks for a place 96 bytes larger than what it then takes, so that a
-tensor that was freed leaves no place for one of its size. tcmalloc leaves fewer, at no cost in time:
-`LD_PRELOAD=libtcmalloc_minimal.so.4 multifire train ...` (Debian and Ubuntu: `apt install libtcmalloc-minimal4`).
-× ours is to the first line here."""
+_MALLOC = """A step's live tensors take much less memory than the process: glibc's malloc (2.36 here) leaves holes between
+tensors. For aligned memory it searches a hole 96 bytes larger than needed, so a freed tensor leaves no hole for one of the same
+size. tcmalloc leaves fewer holes, at no cost in time: `LD_PRELOAD=libtcmalloc_minimal.so.4 multifire train ...` (Debian and
+Ubuntu: `apt install libtcmalloc-minimal4`). × ours is relative to the first line here."""
 
 _CURVES = """## Training curves
 
 `python -m benchmarks.curves --seeds 0 1 2 --epochs 5 --limit 4000`: cifar10-small in fp32 on the CPU kernel and on the
-reference, 4,000 images of CIFAR-10 (JPEG) to train and 10,000 others held out.
+reference, 4,000 training images of CIFAR-10 (JPEG) and 10,000 others held out.
 
 ![train loss and validation accuracy by epoch, solid for the kernel and dotted for the reference](images/curves.png)
 
-How far the backends are apart at the same seed, and any two seeds on the reference, on average: train loss, and
-validation accuracy in points (of 10,000 images: each has a standard error of 0.5).
+Mean distance between the backends at the same seed, and between two seeds on the reference: train loss, and validation
+accuracy in points (of 10,000 images: each has a standard error of 0.5).
 """
 
 SECTIONS = {
-    "check": ("All compute the same", _CHECK, checks_table),
+    "check": ("Equality of the frameworks", _CHECK, checks_table),
     "check-compiled": (
-        "So does what torch.compile makes of them",
+        "Equality of the compiled frameworks",
         "As above, on a network that compiles in minutes.",
         checks_table,
     ),
     "spikes": ("Spikes in bf16", _SPIKES, spikes_table),
     "spikingjelly": (
         "SpikingJelly's settings",
-        "Which of them is the fastest; the tables below use that one. × ours is to the first line here. A first call "
-        "includes the compiler's work, but for what it had compiled alike for a line above.",
+        "The tables below use the fastest of these settings. × ours is relative to the first line here. A first call "
+        "includes the compiler's work, except for parts that it had compiled for a line above.",
         times_table,
     ),
     "cifar10": ("The CIFAR-10 network", _PEERS, times_table),
@@ -303,8 +307,8 @@ SECTIONS = {
     "levels": ("Levels", "A training step for K = 1, 2 and 3.", sweep_table),
     "depth": (
         "Depth",
-        "Memory of a training step, and what of it autograd keeps from forward to backward, by depth.",
+        "Memory of a training step, and memory that autograd keeps from forward to backward, by depth.",
         memory_table,
     ),
-    "malloc": ("The C library's malloc and another", _MALLOC, times_table),
+    "malloc": ("glibc's malloc and tcmalloc", _MALLOC, times_table),
 }

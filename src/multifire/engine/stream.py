@@ -1,6 +1,6 @@
-"""A run's network on a stream: one frame after the other, a prediction with each.
+"""Run a trained network on a stream of frames, with a prediction after each frame.
 
-T time steps, N samples, C channels, H height, W width, K classes.
+Shapes: T time steps, N samples, C channels, H height, W width, K classes.
 """
 
 import contextlib
@@ -32,21 +32,21 @@ KEPT_LATENCIES = 10_000
 
 
 class Seen(NamedTuple):
-    """What the network makes of the frames of a sample so far."""
+    """Prediction from the frames of a sample so far."""
 
     sample: int
     """Number of the sample; the first is 1."""
     step: int
-    """Frames of it so far."""
+    """Number of its frames so far."""
     label: int
     probability: float
-    """Softmax of the mean logits, of that class."""
+    """Softmax of the mean logits for this class."""
     margin: float
-    """Its probability less the next one's."""
+    """Its probability minus that of the second class."""
     seconds: float
-    """From the complete frame to this."""
+    """Time from the complete frame to the prediction."""
     final: bool
-    """Whether the sample has all its frames, or its margin passed the threshold: the next frame begins another."""
+    """True if the sample is complete or its margin exceeds the threshold; the next frame begins a new sample."""
 
 
 @torch.inference_mode()
@@ -57,9 +57,9 @@ def classify(
     margin: float | None = None,
     precision: str = "fp32",
 ) -> Iterator[Seen]:
-    """Step through `frames` [C, H, W]; every `timesteps` frames are a sample, for which the membranes start at zero.
+    """Step through `frames` [C, H, W] and yield a prediction after each; every `timesteps` frames are a sample.
 
-    With `margin`, a sample ends as soon as its own is above it.
+    Membranes start at zero for each sample. With `margin`, a sample ends as soon as its margin exceeds it.
     """
     device, dtype = model.voting.weight.device, model.voting.weight.dtype
     state, sample, step = None, 1, 0
@@ -85,7 +85,7 @@ def _now(device: torch.device) -> float:
 
 
 class Latencies:
-    """How long frames took; the quantiles are of the newest ones."""
+    """Latencies of frames; quantiles are over the newest KEPT_LATENCIES."""
 
     def __init__(self):
         self.frames = 0
@@ -96,21 +96,20 @@ class Latencies:
         self._newest.append(seconds)
 
     def quantiles(self) -> tuple[float, float, float]:
-        """Median, 99th percentile and largest, in seconds."""
+        """Return median, 99th percentile and maximum in seconds."""
         median, high, largest = np.quantile(self._newest, (0.5, 0.99, 1.0)).tolist()
         return median, high, largest
 
 
 def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.ndarray]:
-    """Frames [C, H, W] of a recording, an .npy array or a folder of such, as the network was trained to see them.
+    """Return the frames [C, H, W] of a recording, an .npy array or a folder of arrays, prepared as in training.
 
-    A recording sliced by duration is cut as it is read, in memory that does not grow with it, into one sample after the
-    other; the last is filled up with empty frames. Slicing by time or count needs its end before its first frame can be
-    cut: the whole recording is one sample.
+    Slicing by duration cuts a recording while it is read, in bounded memory, into consecutive samples; the last one is
+    filled with empty frames. Slicing by time or count takes the whole recording as one sample.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not of a known format, damaged, or not what the network takes.
+        ValueError: unknown format, damaged, or not the network's kind of input.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -127,7 +126,7 @@ def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.nda
 
 
 def _open(path: Path, info: DatasetInfo) -> Recording:
-    """The recording; where its file does not say its sensor's size, it is taken for one of the run's data set."""
+    """Open the recording; if its file does not state the sensor size, use that of the run's data set."""
     recording = open_recording(path)
     if recording.sensor_size is not None:
         return recording
@@ -143,10 +142,12 @@ def _frames_of_recording(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iter
 
 
 def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo) -> UdpRecords | Records:
-    """Events of a camera of the size of the run's data set, from a UDP port of this machine, or from an open file.
+    """Open a stream of events from a UDP port of this machine, or from an open file.
+
+    The sensor size is that of the run's data set.
 
     Raises:
-        ValueError: this network does not see events, or such a port cannot be.
+        ValueError: the network was not trained on events, or an impossible port.
         OSError: the port is taken.
     """
     if not info.events:
@@ -156,18 +157,18 @@ def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo) -> UdpRecor
 
 
 def follow(live: LiveFrames, chunks: Iterable[Packed]) -> Iterator[LiveFrame]:
-    """The frames of events as they come, and at their end what is left; says how many events came too late."""
+    """Yield frames while events arrive, then the incomplete last ones; log the number of late events."""
     for chunk in chunks:
         yield from live.push(chunk)
     yield from live.finish()
     if live.late:
-        log.warning("%s events came after the frame that they belong to, and were left out", f"{live.late:,}")
+        log.warning("%s events came after their frame was complete, and were skipped", f"{live.late:,}")
 
 
 def _frames_of_arrays(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.ndarray]:
     if not path.is_dir():
         array = _read_array(path, cfg, info)
-        shown = cfg.timesteps if array.ndim == 3 and not info.events else 1  # a still image, as in training
+        shown = cfg.timesteps if array.ndim == 3 and not info.events else 1  # a static image, as in training
         for _ in range(shown):
             yield from _normalised(array, info, path)
         return
@@ -179,7 +180,7 @@ def _frames_of_arrays(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterato
 
 
 def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
-    """[T, C, H, W] or [C, H, W], mapped into memory."""
+    """Map an array [T, C, H, W] or [C, H, W] into memory."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -195,7 +196,7 @@ def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
 
 
 def _normalised(array: np.ndarray, info: DatasetInfo, file: Path) -> Iterator[np.ndarray]:
-    """Frames [C, H, W] in fp32: pixels 0..255 of images normalised as in training, counts and fractions as they are."""
+    """Yield frames [C, H, W] in fp32: integer pixels of images are normalised as in training, other values kept."""
     std_C11 = np.array(info.std, np.float32)[:, None, None]
     mean_C11 = np.array(info.mean, np.float32)[:, None, None]
     for frame_CHW in array.reshape(-1, *array.shape[-3:]):
@@ -208,30 +209,30 @@ def _normalised(array: np.ndarray, info: DatasetInfo, file: Path) -> Iterator[np
 
 
 class Player:
-    """Shows a stream's predictions as they form: a line for each frame, on a terminal one that changes in place."""
+    """Prints the predictions for a stream: a line for each frame; on a terminal, one line that changes in place."""
 
     def __init__(self, folder: Path, which: str | None, device: str, margin: float | None):
         """Load a run's network.
 
         Raises:
-            FileNotFoundError, ValueError: no such run, checkpoint or device, or a margin that is none.
+            FileNotFoundError, ValueError: no such run, checkpoint or device, or an invalid margin.
         """
         if margin is not None:
             check_margin(margin)
         target = pick_device(device)
         run = load_run(folder, which)
         self.cfg = run.cfg
-        self.model = fold(run.model).to(target)  # the same network, without the norms' share of every frame's latency
+        self.model = fold(run.model).to(target)  # computes the same, with less latency
         self.info, self.margin = get_info(self.cfg.data.name), margin
         self.latencies = Latencies()
         self.verdicts = 0
 
     def play(self, source: Path) -> None:
-        """Show what the network makes of a recording."""
+        """Print the predictions for a recording."""
         self._show(frames_of(source, self.cfg.data, self.info))
 
     def follow(self, file: BinaryIO, port: int | None) -> None:
-        """Show what the network makes of the events that come from an open file, or to a UDP port, until they end."""
+        """Print the predictions for events from an open file or a UDP port, until they end."""
         with open_stream(port, file, self.info) as records:
             size = (self.info.size, self.info.size)
             live = LiveFrames(size, frame_options(self.cfg.data), "a stream")
@@ -241,7 +242,7 @@ class Player:
     def _show(self, frames: Iterator[np.ndarray]) -> None:
         size = self.cfg.data.frame_size if self.info.events else self.info.size
         warm = np.zeros((self.info.channels, size, size), np.float32)
-        list(classify(self.model, [warm], 1, None, self.cfg.precision))  # the first call is slower than any other
+        list(classify(self.model, [warm], 1, None, self.cfg.precision))  # warm-up: the first call is slow
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Live(console=CONSOLE, transient=True)) if CONSOLE.is_terminal else None
             for seen in classify(self.model, frames, self.cfg.data.timesteps, self.margin, self.cfg.precision):
@@ -261,7 +262,7 @@ class Player:
         )
 
     def summarise(self) -> None:
-        """Say how many frames there were, and how long they took."""
+        """Print the number of frames and their latencies."""
         if not self.latencies.frames:
             return
         median, high, largest = (1e3 * seconds for seconds in self.latencies.quantiles())

@@ -1,4 +1,4 @@
-"""Recordings of event cameras, and the frames that a network sees of them: recording → events → frames."""
+"""Read recordings of event cameras and convert them to frames: recording → events → frames."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -28,16 +28,16 @@ FORMATS = "AEDAT 2.0 (DVS128), AEDAT 3.1, N-MNIST's .bin, or with the extra `cam
 def open_recording(
     source: str | Path | BinaryIO, name: str = "", sensor_size: tuple[int, int] | None = None
 ) -> Recording:
-    """Open a recording; its format is told by its content.
+    """Open a recording of any known format, detected by its content.
 
     Args:
-        source: a path, or an open binary file, which stays the caller's to close and need not be seekable.
-        name: what messages call it; a name that ends in .bin says that it is N-MNIST's, which has no magic number.
-        sensor_size: (H, W) for an AEDAT 3.1 recording whose header names no camera that is known.
+        source: a path, or an open binary file, which the caller closes; it need not be seekable.
+        name: name in messages; the ending .bin marks N-MNIST's format, which has no magic number.
+        sensor_size: (H, W) for an AEDAT 3.1 recording whose header names no known camera.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: empty, or of no known format.
+        ValueError: empty, or an unknown format.
     """
     if not isinstance(source, (str, Path)):
         return _open(source, name or str(getattr(source, "name", "recording")), sensor_size, None)
@@ -59,8 +59,8 @@ def _open(file: BinaryIO, name: str, sensor_size: tuple[int, int] | None, own: B
             pass
         return Recording(name, "aedat2", aedat.DVS128, aedat.read_aedat2(stream), own)
     if head.startswith(b"#!AER-DAT3.1"):
-        said = aedat.sensor_of(aedat.read_header(stream))
-        size = sensor_size or said
+        header_size = aedat.sensor_of(aedat.read_header(stream))
+        size = sensor_size or header_size
         recording = Recording(name, "aedat3.1", size, iter(()), own)
         recording._packed = aedat.read_aedat31(stream, recording.raster)
         return recording
@@ -75,14 +75,14 @@ def _open(file: BinaryIO, name: str, sensor_size: tuple[int, int] | None, own: B
 
 
 def read_events(path: str | Path | BinaryIO) -> np.ndarray:
-    """All events of a recording of any known format.
+    """Read all events of a recording of any known format.
 
     Returns:
         EVENT_DTYPE [N]: t in µs, x the column, y the row, p the polarity; non-decreasing in t.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, of no known format, or holds no event.
+        ValueError: damaged, an unknown format, or no events.
     """
     with open_recording(path) as recording:
         events = np.concatenate([_structured(chunk) for chunk in recording.chunks()])

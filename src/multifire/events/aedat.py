@@ -13,7 +13,7 @@ from multifire.events.recording import CHUNK_BYTES, ByteStream, Packed, pack
 from multifire.utils.log import log
 
 DVS128 = (128, 128)
-SPECIAL = 0x8000  # set in an address that is no pixel: an edge on the camera's synchronisation input
+SPECIAL = 0x8000  # set for an edge on the camera's synchronisation input, which is no pixel
 WRAP = 1 << 32
 
 PACKET = struct.Struct("<HHIIIIII")
@@ -22,7 +22,7 @@ POLARITY = 1
 EVENT_BYTES = 8
 MAX_OVERFLOW = 1 << 20  # 71 years
 END_OF_HEADER = b"#!END-HEADER"
-MAX_HEADER_LINES = 1 << 14  # jAER writes some hundred; millions would take half a minute
+MAX_HEADER_LINES = 1 << 14  # jAER writes about a hundred; millions would take half a minute
 
 SENSOR_SIZES = {
     "DVS128": DVS128,
@@ -36,10 +36,10 @@ SENSOR_SIZES = {
 
 
 def read_header(stream: ByteStream) -> Iterator[bytes]:
-    """The leading lines that begin with `#`, up to and including an end mark where there is one.
+    """Read the leading lines that begin with `#`, up to and including an end mark if there is one.
 
     Raises:
-        ValueError: there is no end of them.
+        ValueError: too many lines.
     """
     lines = 0
     while line := stream.read_header_line().rstrip():
@@ -52,13 +52,13 @@ def read_header(stream: ByteStream) -> Iterator[bytes]:
 
 
 def read_aedat2(stream: ByteStream) -> Iterator[Packed]:
-    """Events of an AEDAT 2.0 recording of a DVS128, behind its header.
+    """Yield the events of an AEDAT 2.0 recording of a DVS128, after its header.
 
     Eight bytes each, big-endian: address a [u32], time in µs [u32], which wraps after 71.6 minutes.
     x = 127 − ((a >> 1) & 127), y = (a >> 8) & 127, p = a & 1.
 
     Raises:
-        ValueError: an address that no DVS128 has.
+        ValueError: an address outside a DVS128.
     """
     clock = Clock()
     special = 0
@@ -73,9 +73,9 @@ def read_aedat2(stream: ByteStream) -> Iterator[Packed]:
             special += len(pixels) - int(np.count_nonzero(pixels))
             address, t = address[pixels], t[pixels]
         address ^= 0xFE
-        yield Packed(t, address)  # (y·128 + 127 − x')·2 + p is the address with the seven bits of x' turned
+        yield Packed(t, address)  # (y·128 + 127 − x')·2 + p is the address with the seven bits of x' inverted
     if special:
-        log.info("%s: left out %s marks of its synchronisation input", stream.name, f"{special:,}")
+        log.info("%s: skipped %s marks of its synchronisation input", stream.name, f"{special:,}")
 
 
 def _check_addresses(address: np.ndarray, first: int, name: str) -> None:
@@ -88,7 +88,7 @@ def _check_addresses(address: np.ndarray, first: int, name: str) -> None:
 
 
 class Clock:
-    """Makes a 32-bit clock one that does not wrap: a fall by more than half its range is a wrap, no step back."""
+    """Unwraps a 32-bit clock: a decrease by more than half its range is a wrap, not a step back."""
 
     def __init__(self):
         self._last, self._epoch = 0, 0
@@ -108,7 +108,7 @@ class Clock:
 
 
 def sensor_of(header: Iterable[bytes]) -> tuple[int, int] | None:
-    """(H, W) of the first camera that an AEDAT 3.1 header names, if its size is known; takes all of the header."""
+    """Return (H, W) of the first camera in an AEDAT 3.1 header, or None if its size is unknown."""
     found = None
     for line in header:
         source = None if found else re.match(rb"#-*\s*Source\s+\d+\s*:\s*(\w+)", line)
@@ -118,14 +118,14 @@ def sensor_of(header: Iterable[bytes]) -> tuple[int, int] | None:
 
 
 def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[Packed]:
-    """Polarity events of an AEDAT 3.1 recording, behind its header.
+    """Yield the polarity events of an AEDAT 3.1 recording, after its header.
 
     Packets of a header of 28 bytes and events of eight, little-endian: data d [u32], time in µs [u32]:
     x = d >> 17, y = (d >> 2) & 0x7FFF, p = (d >> 1) & 1, valid where d & 1; the time is overflow·2³¹ + t.
-    Other types of packet and invalid events are left out.
+    Other types of packets and invalid events are skipped.
 
     Raises:
-        ValueError: a packet contradicts itself or another, or an event lies outside the sensor.
+        ValueError: inconsistent packets, or an event outside the sensor.
     """
     first = 0
     for data, overflow in _gather(_polarity_payloads(stream)):
@@ -142,7 +142,7 @@ def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[P
 
 
 def _polarity_payloads(stream: ByteStream) -> Iterator[tuple[bytes, int]]:
-    """Whole events of every polarity packet, and the overflow of their clock."""
+    """Yield the complete events of every polarity packet, and the overflow of their clock."""
     source_seen = None
     while True:
         at = stream.position
@@ -185,7 +185,7 @@ def _bad_packet(stream: ByteStream, at: int, what: str) -> ValueError:
 
 
 def _gather(payloads: Iterator[tuple[bytes, int]]) -> Iterator[tuple[bytes, int | np.ndarray]]:
-    """Join small packets to chunks that are worth an array; the overflow is an array [events] where it changes."""
+    """Join small packets into larger chunks; the overflow is an array [events] if it changes within a chunk."""
     parts: list[tuple[bytes, int]] = []
     size = 0
     for data, overflow in payloads:

@@ -1,8 +1,8 @@
-"""The program that decodes one AEDAT4, EVT2 or EVT3 file, started by `cameras.py`: camera_process.py KIND FILE.
+"""A program that decodes one AEDAT4, EVT2 or EVT3 file, started by `cameras.py`: camera_process.py KIND FILE.
 
-It imports nothing of multifire, sets itself limits of memory and computing, and writes messages to its output: a
-letter, the payload's length (HEAD), the payload. FOUND is what the file says of itself (JSON); EVENTS are at most
-AT_A_TIME of EVENT; CUT says that the file ends within a packet, WRONG what is wrong with it (text); then END.
+It imports nothing from multifire, limits its own memory and computing time, and writes messages to its output: a
+letter, the payload's length (HEAD), the payload. FOUND holds the file's metadata (JSON), EVENTS at most AT_A_TIME
+events, CUT means that the file ends within a packet, WRONG holds an error message, and END is the last message.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ NONE = np.empty(0, EVENT)
 MB = 1 << 20
 PACKET_S = 1
 FILE_S, MB_PER_S = 1, 1
-"""Of computing. A sound file takes 0.02 s for a MB (AEDAT4 on a busy EPYC of 2021)."""
+"""Limits of computing time. A valid file takes 0.02 s for a MB (AEDAT4 on a busy EPYC of 2021)."""
 LEAST_BYTES, TIMES_FILE, MOST_BYTES = 64 * MB, 10, 1024 * MB
-"""Of memory. A sound file takes some packets' worth, whatever its size."""
+"""Limits of memory. A valid file takes the memory of a few packets, whatever its size."""
 
-CUT_SHORT = "failed to fill whole buffer"  # how Rust says that a file ends too early
+CUT_SHORT = "failed to fill whole buffer"  # Rust's message for a file that ends too early
 
 
 def main(kind: str, path: str) -> None:
@@ -48,15 +48,17 @@ def main(kind: str, path: str) -> None:
         send(FOUND, json.dumps(found).encode())
         opened = True
         while (events := next_of(packets, end)) is not None:
-            for first in range(0, max(len(events), 1), AT_A_TIME):  # also where there are none: a sign of life
+            for first in range(
+                0, max(len(events), 1), AT_A_TIME
+            ):  # also without events, so that the parent sees progress
                 send(EVENTS, events[first : first + AT_A_TIME].tobytes())
-    except BaseException as error:  # Rust's PanicException is no Exception
+    except BaseException as error:  # Rust's PanicException is not an Exception
         if opened and str(error) == CUT_SHORT:
             send(CUT)
         else:
             send(WRONG, what_of(error).encode(errors="replace"))
     send(END)
-    os._exit(0)  # without the library's cleaning up, which may fail
+    os._exit(0)  # skips the library's clean-up, which may fail
 
 
 def memory_for(file_bytes: int) -> int:
@@ -64,9 +66,9 @@ def memory_for(file_bytes: int) -> int:
 
 
 def limit_memory(most: int) -> None:
-    """Bound what is taken from here on; to pass it is a MemoryError, or ends this process. No core is written."""
+    """Limit the memory allocated from now on; beyond it this process ends, or raises MemoryError. No core file."""
     lower(resource.RLIMIT_CORE, 0)
-    with contextlib.suppress(FileNotFoundError):  # Linux alone says how much is taken so far
+    with contextlib.suppress(FileNotFoundError):  # only Linux reports the memory in use
         taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         lower(resource.RLIMIT_DATA, taken + most)
 
@@ -78,8 +80,8 @@ def lower(what: int, most: int) -> None:
 
 
 def limit_computing(*ends: float) -> None:
-    """End this process when it has computed until the first of these times, since it began."""
-    signal.setitimer(signal.ITIMER_PROF, max(min(ends) - time.process_time(), 1e-6))  # 0 would be never
+    """End this process when its computing time reaches the first of these limits."""
+    signal.setitimer(signal.ITIMER_PROF, max(min(ends) - time.process_time(), 1e-6))  # 0 would switch the timer off
 
 
 def next_of(packets: Iterator[np.ndarray], end: float) -> np.ndarray | None:
@@ -98,7 +100,7 @@ def send(message: bytes, payload: bytes = b"") -> None:
     try:
         sys.stdout.buffer.write(HEAD.pack(message, len(payload)) + payload)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:  # nobody reads any more
+    except BrokenPipeError:  # the parent has closed the pipe
         os._exit(1)
 
 

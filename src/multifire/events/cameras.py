@@ -1,16 +1,14 @@
-"""Reader of AEDAT4 (iniVation) and of EVT2 and EVT3 (Prophesee), by the library faery: the extra `cameras`.
+"""Reader of AEDAT4 (iniVation) and of EVT2 and EVT3 (Prophesee) with the library faery, the extra `cameras`.
 
-Why faery: it alone reads both families (`aedat` and `dv-processing` read AEDAT4 and nothing of Prophesee's), packet by
-packet, so that a sound file needs little memory; it needs NumPy alone, comes as a wheel for every Python from 3.9 on,
-and is kept by people of the field. It is under the LGPL 3, as a library that a user installs beside multifire, and is
-no part of it.
+faery reads both families of formats (`aedat` and `dv-processing` read only AEDAT4), packet by packet, so that a valid
+file needs little memory. It depends only on NumPy, has wheels for every Python from 3.9 on, and is maintained by people
+of the field. Its licence is the LGPL 3; users install it beside multifire, which does not contain it.
 
-Some damaged files make it end the whole process (a panic while it cleans up after another), or take seconds and
-gigabytes. So it runs in a process of its own, which sends the events through a pipe and is ended where it passes a
-limit (they stand in `camera_process.py`): computing, 1 s for a packet, 1 s and 1 s more for each MB for the file;
-memory, ten times the file, but 64 MB at least and 1 GB at most (on Linux; other systems do not hold to it). Whatever
-ends it, this process raises one ValueError. A sound file is decoded while its events are counted here; to start costs
-a few tenths of a second.
+Some damaged files make it end the whole process (a panic during clean-up), or take seconds and gigabytes. So it runs in
+a process of its own, which sends events through a pipe and is ended at its limits (in `camera_process.py`): 1 s of
+computing for a packet; 1 s plus 1 s for each MB for the file; memory of ten times the file, at least 64 MB and at most
+1 GB (enforced on Linux). However the process ends, a damaged file raises one ValueError. A valid file is decoded while
+its events are counted in this process; starting takes a few tenths of a second.
 """
 
 import importlib.util
@@ -34,16 +32,16 @@ from multifire.utils.log import log
 INSTALL = "pip install 'multifire[cameras]'"
 
 SILENCE_S = 60
-"""Without a sign of life from the process, on a machine however busy: its limits of computing come long before."""
+"""Maximum time without a message from the process; its limits of computing time end it long before."""
 MOST_PIXELS = 4096
-"""Of a side of a sensor; no camera has more, and frames take a table of all pixels."""
+"""Maximum side of a sensor; frames need a table of all pixels."""
 EVENTS_PER_BYTE = {"aedat4": 2, "evt": 6}
-"""At most. EVT3 packs 32 events in 6 bytes; AEDAT4 is compressed, a row that lights up regularly to 1.2 for a byte."""
-SMALL_FILE = 1 << 15  # bytes that a smaller one counts as
+"""Maximum events for a byte of the file. EVT3 packs 32 events in 6 bytes; regular rows in AEDAT4 compress to 1.2."""
+SMALL_FILE = 1 << 15  # smaller files count as this many bytes
 
 
 def kind_of(head: bytes) -> str | None:
-    """ "aedat4" or "evt" where a file that begins with `head` is one of them."""
+    """Return "aedat4" or "evt" if a file that begins with `head` has that format, else None."""
     if head.startswith(b"#!AER-DAT4."):
         return "aedat4"
     if head.startswith(b"%") and search(rb"^% *(?:format *EVT|evt )[23]", head, MULTILINE | IGNORECASE):
@@ -52,14 +50,14 @@ def kind_of(head: bytes) -> str | None:
 
 
 def open_camera_file(path: Path, kind: str) -> Recording:
-    """Open a recording of `kind`, as `kind_of` told it.
+    """Open a recording of the `kind` that `kind_of` returned.
 
     Raises:
-        ValueError: the extra is not installed, the file is damaged, or it holds the events of no or several cameras.
+        ValueError: the extra is not installed, the file is damaged, or it has events of no or of several cameras.
     """
     if importlib.util.find_spec("faery") is None:
         raise ValueError(f"{path}: reading {kind} needs the library faery; {INSTALL}")
-    if not path.is_file():  # what came first of a pipe is already read
+    if not path.is_file():  # the beginning of a pipe has already been read
         raise ValueError(f"{path}: {kind} is read from a file of its own only; write it to one first")
     decoder = Decoder(path, kind)
     try:
@@ -77,20 +75,20 @@ def open_camera_file(path: Path, kind: str) -> Recording:
 
 
 class Decoder:
-    """The process that decodes a file, and its messages."""
+    """The decoding process and its messages."""
 
     def __init__(self, path: Path, kind: str):
         self.path = path
         self.bytes = path.stat().st_size
         self.most_events = EVENTS_PER_BYTE[kind] * max(self.bytes, SMALL_FILE)
-        self._process = subprocess.Popen(  # noqa: S603 - no shell, and the file's name is no option
-            [sys.executable, "-P", camera_process.__file__, kind, path],  # -P: what lies beside it hides no library
+        self._process = subprocess.Popen(  # noqa: S603 - no shell; the file's name is not an option
+            [sys.executable, "-P", camera_process.__file__, kind, path],  # -P: files beside it shadow no library
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "RUST_BACKTRACE": "0"},
-            process_group=0,  # Ctrl-C is for this process, which then ends that one
+            process_group=0,  # Ctrl-C reaches only this process, which then ends the other
         )
         assert self._process.stdout
         self._pipe = self._process.stdout.fileno()
@@ -98,10 +96,10 @@ class Decoder:
         self._poll.register(self._pipe, select.POLLIN)
 
     def message(self) -> tuple[bytes, bytearray]:
-        """The next one's letter and payload.
+        """Return letter and payload of the next message.
 
         Raises:
-            ValueError: the process says what is wrong with the file, or has ended.
+            ValueError: the process reports an error of the file, or has ended.
         """
         letter, length = HEAD.unpack(self._take(HEAD.size))
         payload = self._take(length)
@@ -113,7 +111,9 @@ class Decoder:
         data = bytearray(count)
         done = 0
         while done < count:
-            if not any(self._poll.poll(1000) for _ in range(SILENCE_S)):  # what this process is stopped for counts once
+            if not any(
+                self._poll.poll(1000) for _ in range(SILENCE_S)
+            ):  # time in which this process is suspended counts once
                 raise ValueError(f"{self.path}: nothing could be read of it for {SILENCE_S} s; is its disk at fault?")
             got = os.readv(self._pipe, [memoryview(data)[done:]])
             if not got:

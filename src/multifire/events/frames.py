@@ -1,4 +1,4 @@
-"""Events to frames: how many events of either polarity fell on each cell in each slice of time."""
+"""Convert events to frames: the number of events of each polarity in each cell and slice of time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,29 +12,29 @@ from multifire.utils.log import log
 
 Slicing = Literal["duration", "time", "count"]
 Window = tuple[int | None, int | None]
-"""From the first time, up to but without the second, in µs; None is the recording's own beginning or end."""
+"""Start (inclusive) and end (exclusive) in µs; None is the start or end of the recording."""
 
 FOREVER = 1 << 62
-SLICE_EVENTS = 1 << 15  # of an array in memory, taken at a time
+SLICE_EVENTS = 1 << 15  # events of an array that are processed at a time
 
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """How events become frames [T, 2, H, W]: row = y, column = x, channel = p."""
+    """Options for frames [T, 2, H, W] with row = y, column = x, channel = p."""
 
     size: tuple[int, int] = (32, 32)
     """H, W of a frame, in cells."""
     timesteps: int = 40
-    """T, the slices of time."""
+    """T, the number of slices of time."""
     slicing: Slicing = "duration"
-    """"duration": of duration_us each, from the window's first event on; "time": equal times between its first and
-    its last event; "count": equal numbers of its events (they differ by one at most)."""
+    """"duration": slices of duration_us from the window's first event on; "time": equal times between its first and
+    last event; "count": equal numbers of events, which differ by at most one."""
     duration_us: int = 30_000
-    """Of one slice, for "duration"."""
+    """Length of a slice in µs, for "duration"."""
     binary: bool = False
-    """A cell says whether an event fell on it, instead of how many."""
+    """Store 0 or 1 in a cell instead of the number of events."""
     factor: float | None = None
-    """Pixels to a cell; need not be whole. None is the sensor's size over the frame's, exactly."""
+    """Pixels for each cell, may be fractional. None: sensor size / frame size, exactly."""
 
     def __post_init__(self):
         if self.slicing not in get_args(Slicing):
@@ -53,13 +53,13 @@ class Frames(NamedTuple):
     counts: np.ndarray
     """uint8 [T, 2, H, W], saturating at 255."""
     clipped: int
-    """Cells that would have passed 255."""
+    """Number of cells with more than 255 events."""
     events: int
-    """Events that fell into the frames; 0 only where the window has none."""
+    """Number of events in the frames; 0 only for a window without events."""
     first_us: int
-    """Time of the window's first event, 0 where it has none."""
+    """Time of the window's first event; 0 without events."""
     last_us: int
-    """Time of its last, likewise; may lie behind the last slice."""
+    """Time of the window's last event, which may lie after the last slice; 0 without events."""
 
 
 def to_frames(
@@ -74,21 +74,21 @@ def to_frames(
     factor: float | None = None,
     dtype: DTypeLike = np.int32,
 ) -> np.ndarray:
-    """Count the events of an array in frames.
+    """Convert an array of events to frames.
 
-    frames[k, p, r, c] = number of events of polarity p in slice k with ⌊y / factor⌋ = r and ⌊x / factor⌋ = c
+        frames[k, p, r, c] = number of events of polarity p in slice k with ⌊y / factor⌋ = r and ⌊x / factor⌋ = c
 
-    The quotient is floored as Python's `//` does it, exactly, with the factor as the machine holds it: 76 // 3.04 is
-    24, because the nearest double lies above 3.04.
+    The quotient is floored exactly like Python's `//`, with the factor as a double: 76 // 3.04 is 24, because the
+    nearest double is above 3.04.
 
     Args:
-        events: structured, with fields t in µs, x, y, p, as `read_events` gives them.
+        events: structured array with fields t in µs, x, y, p, as `read_events` returns it.
         sensor_size: H, W of the sensor in pixels.
         size, duration_us, timesteps, slicing, binary, factor: see `FrameOptions`.
-        dtype: an integer type; counts that pass its largest number stay there, and a warning says how many.
+        dtype: an integer type; counts saturate at its largest number, with a warning that says how many.
 
     Returns:
-        [T, 2, H, W] of that type; zeros where there are no events.
+        [T, 2, H, W] of that type.
 
     Raises:
         ValueError: an event outside the sensor, other fields, or options that do not fit.
@@ -106,17 +106,17 @@ def to_frames(
 def frames_of_windows(
     recording_factory: Callable[[], Recording], windows: Sequence[Window], options: FrameOptions
 ) -> list[Frames]:
-    """Frames of several windows of a recording, in one pass, in memory that does not grow with the recording.
+    """Convert several windows of a recording to frames in one pass, in memory that does not grow with the recording.
 
-    "time" and "count" take a pass before it, to learn each window's totals; so does a recording whose time runs
-    backwards. Only "count" on such a one sorts all of it in memory.
+    "time" and "count" need a pass before that for each window's totals, and so does a recording whose time runs
+    backwards. Only "count" on such a recording sorts all events in memory.
 
     Args:
-        recording_factory: opens the recording; called once for each pass.
-        windows: [start_us, end_us) each; they may overlap.
+        recording_factory: opens the recording; called for each pass.
+        windows: [start_us, end_us) of each window; windows may overlap.
 
     Raises:
-        ValueError: the recording is damaged, does not say its sensor's size, or the options do not fit it.
+        ValueError: a damaged recording, an unknown sensor size, or options that do not fit.
     """
     return [
         Frames(
@@ -131,11 +131,11 @@ def frames_of_windows(
 
 
 class _Backwards(Exception):
-    """The first event that came was not the first in time."""
+    """The first event of the file is not the first in time."""
 
 
 class _Window:
-    """What is known of a window, and the counts so far [T, 2, H, W] int64."""
+    """A window, its totals, and its counts so far [T, 2, H, W] int64."""
 
     def __init__(self, window: Window, options: FrameOptions):
         start, end = window
@@ -143,14 +143,14 @@ class _Window:
         self.end = FOREVER if end is None else end
         self.first, self.last = FOREVER, -FOREVER
         self.total = 0
-        """Events of the window, where a pass before has counted them."""
+        """Number of events of the window, if an earlier pass has counted them."""
         self.seen = 0
         self.events = 0
         self.edges: np.ndarray | None = None
         self.counts = np.zeros((options.timesteps, 2, *options.size), np.int64)
 
     def bounds(self, t: np.ndarray) -> tuple[int, int]:
-        """Which of the sorted times lie in the window."""
+        """Return the range of the sorted times that lie in the window."""
         if t[-1] < self.start or t[0] >= self.end:
             return 0, 0
         low, high = np.searchsorted(t, (self.start, self.end))
@@ -161,7 +161,7 @@ class _Window:
             self.first, self.last = min(self.first, int(t[0])), max(self.last, int(t[-1]))
 
     def slices(self, t: np.ndarray, options: FrameOptions) -> np.ndarray:
-        """The T + 1 positions in the sorted times at which the slices begin and the last one ends."""
+        """Return the T + 1 positions in the sorted times at which slices begin or end."""
         if options.slicing == "count":
             ranks = -(-np.arange(options.timesteps + 1) * self.total // options.timesteps)
             return np.clip(ranks - self.seen, 0, len(t))
@@ -170,7 +170,7 @@ class _Window:
         return np.searchsorted(t, self.edges)
 
     def _edges(self, options: FrameOptions) -> np.ndarray:
-        """The T + 1 times at which the slices begin and the last one ends, rounded up to whole µs."""
+        """Return the T + 1 times at which slices begin or end, rounded up to µs."""
         span = options.timesteps * options.duration_us
         if options.slicing == "time":
             span = self.last - self.first + 1
@@ -235,10 +235,10 @@ def _add(window: _Window, t: np.ndarray, pixel: np.ndarray, cells: np.ndarray, o
 
 
 def cells_of(sensor_size: tuple[int, int], options: FrameOptions) -> np.ndarray:
-    """For each `Packed.pixel` the index into a frame [2, H, W] that it falls on.
+    """Return the index into a flattened frame [2, H, W] of each `Packed.pixel`.
 
     Raises:
-        ValueError: the options' factor makes more cells of the sensor than a frame has.
+        ValueError: with the options' factor the sensor has more cells than a frame.
     """
     rows, columns = (
         _bins(sensor, cells, options.factor) for sensor, cells in zip(sensor_size, options.size, strict=True)
@@ -284,7 +284,7 @@ def _pack_array(events: np.ndarray, sensor_size: tuple[int, int]) -> Iterator[Pa
 
 
 def _sorted(factory: Callable[[], Recording]) -> Callable[[], Recording]:
-    """The same recording, all of it sorted by time in one chunk."""
+    """Return the recording sorted by time, in one chunk."""
     with factory() as recording:
         t, pixel = (np.concatenate(column) for column in zip(*recording.packed(), strict=True))
     order = np.argsort(t, kind="stable")

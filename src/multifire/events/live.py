@@ -1,8 +1,8 @@
-"""Events as they come: cut into frames one after the other, from a recording, standard input or a UDP port.
+"""Cut a live stream of events into frames: from a recording, standard input or a UDP port.
 
 A record is an event of EVENT_DTYPE, packed and little-endian, 13 bytes: t in µs [i64], x [i16], y [i16], p [i8], as
-`read_events(path).tobytes()` holds them. Standard input is such records one after the other; a UDP packet is a whole
-number of them, at least one.
+`read_events(path).tobytes()` holds them. Standard input is a sequence of records; a UDP packet holds one or more
+complete records.
 """
 
 import os
@@ -21,22 +21,22 @@ PACKET_BYTES = 1 << 16
 
 
 class LiveFrame(NamedTuple):
-    """A frame that is complete."""
+    """A complete frame."""
 
     counts: np.ndarray
-    """uint8 [2, H, W], saturating at 255, as prepared frames do."""
+    """uint8 [2, H, W], saturating at 255, like prepared frames."""
     end_us: int
-    """When its slice ends, in the camera's time."""
+    """End of its slice in the camera's time, µs."""
     events: int
 
 
 class LiveFrames:
-    """Cuts a stream of events into slices of `duration_us` from its first event on, as `frames_of_windows` cuts a file.
+    """Cuts a stream of events into slices of `duration_us` from its first event on, like `frames_of_windows` a file.
 
-    Every T frames are a sample. A frame is complete with the first event behind it, so a camera that sees nothing at
-    all waits. A sample without any event is left out, and the next one begins with the next event. An event older than
-    the frame being filled comes too late and is left out, and counted in `late`; one older by more than a sample says
-    that the camera's clock was set anew, and begins a sample.
+    Every T frames are a sample. A frame is complete when the first later event arrives. A sample without events is
+    skipped, and the next one begins with the next event. An event before the current frame is too late: it is skipped
+    and counted in `late`. An event earlier by more than a sample means that the camera's clock was reset, and begins a
+    new sample.
     """
 
     def __init__(self, sensor_size: tuple[int, int], options: FrameOptions, name: str):
@@ -52,7 +52,7 @@ class LiveFrames:
         self.late = 0
 
     def push(self, chunk: Packed) -> Iterator[LiveFrame]:
-        """Add events, sorted by time, and give the frames that they complete."""
+        """Add events, sorted by time, and yield the frames that they complete."""
         t, pixel = chunk
         while len(t):
             if not self._open:
@@ -71,7 +71,7 @@ class LiveFrames:
                 yield from self._skip_silence(int(t[0]))
 
     def finish(self) -> Iterator[LiveFrame]:
-        """The frame being filled, and empty ones until the sample has its T frames; what comes then begins anew."""
+        """Yield the current frame, and empty ones until the sample has T frames; the next event begins a new sample."""
         if self._open:
             yield self._emit()
             while self._emitted % self._options.timesteps:
@@ -83,7 +83,7 @@ class LiveFrames:
         return self._options.timesteps * self._options.duration_us
 
     def _skip_silence(self, next_us: int) -> Iterator[LiveFrame]:
-        """Empty frames up to the one that holds the next event; a sample that would hold none at all is left out."""
+        """Yield empty frames up to that of the next event; skip a sample that would have no events."""
         while next_us >= self._start + self._options.duration_us:
             if self._emitted % self._options.timesteps == 0 and next_us >= self._start + self._sample_us:
                 self._start = next_us
@@ -107,11 +107,11 @@ class LiveFrames:
 
 
 def packed_records(data: bytes, sensor_size: tuple[int, int], name: str) -> Packed:
-    """Events of whole records, sorted by time.
+    """Return the events of complete records, sorted by time.
 
     Raises:
-        ValueError: not a whole number of records, an event outside the sensor, a polarity that is not 0 or 1, or a time
-            below 0 or above 2⁶².
+        ValueError: an incomplete record, an event outside the sensor, a polarity that is not 0 or 1, or a time below 0
+            or above 2⁶².
     """
     if not data or len(data) % EVENT_DTYPE.itemsize:
         size = EVENT_DTYPE.itemsize
@@ -127,13 +127,13 @@ def packed_records(data: bytes, sensor_size: tuple[int, int], name: str) -> Pack
 
 
 class Records:
-    """Chunks of events from an open stream of records, as soon as they are there."""
+    """Yields chunks of events from an open stream of records as soon as they arrive."""
 
     def __init__(self, file: BinaryIO, sensor_size: tuple[int, int], name: str):
         self._handle, self._sensor_size, self.name = file.fileno(), sensor_size, name
 
     def __iter__(self) -> Iterator[Packed]:
-        """Raises ValueError for a record that cannot be: in a stream without frames nothing after it can be trusted."""
+        """Yield chunks. Raises ValueError for an invalid record, since no later record can be trusted."""
         rest = b""
         while data := os.read(self._handle, CHUNK_BYTES):
             data = rest + data
@@ -148,18 +148,18 @@ class Records:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Standard input stays open: its owner closes it."""
+        """Do nothing: the stream's owner closes it."""
 
 
 class UdpRecords:
-    """Chunks of events from the packets that reach a UDP port of this machine, from this machine.
+    """Yields chunks of events from packets sent to a UDP port of this machine by this machine.
 
-    A packet that cannot be is left out: the first is told of, `malformed` counts them. What comes faster than it is
-    taken the system drops once its buffer is full.
+    Invalid packets are skipped: the first one is logged, `malformed` counts them. If packets arrive faster than they
+    are read, the system drops them once its buffer is full.
     """
 
     def __init__(self, port: int, sensor_size: tuple[int, int]):
-        """Open the port; 0 takes one that is free, and `port` says which.
+        """Open the port; 0 chooses a free one, stored in `port`.
 
         Raises:
             OSError: the port is taken.
@@ -184,7 +184,7 @@ class UdpRecords:
             except ValueError as error:
                 self.malformed += 1
                 if self.malformed == 1:
-                    log.warning("%s; it is left out, and those like it are only counted", error)
+                    log.warning("%s; it is skipped, and further ones are only counted", error)
 
     def __enter__(self) -> Self:
         return self
@@ -192,4 +192,4 @@ class UdpRecords:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
         if self.malformed:
-            log.warning("%s malformed packets were left out", f"{self.malformed:,}")
+            log.warning("%s malformed packets were skipped", f"{self.malformed:,}")

@@ -8,26 +8,26 @@ from multifire.events.recording import ByteStream, Packed, pack
 
 SENSOR = (34, 34)
 RECORD = 5
-CHUNK = 1 << 14  # its records grow more than tenfold on their way to events
+CHUNK = 1 << 14  # bytes; events take more than ten times the memory of records
 OVERFLOW_ROW = 240
 OVERFLOW_US = 1 << 13
 
 
 def looks_like_nmnist(head: bytes) -> bool:
-    """Whether the whole records at a file's beginning could be N-MNIST's, which has no magic number."""
+    """Return True if the complete records at a file's beginning are valid N-MNIST records; there is no magic number."""
     records = np.frombuffer(head, np.uint8, len(head) - len(head) % RECORD).reshape(-1, RECORD)
     inside = (records[:, 0] < SENSOR[1]) & (records[:, 1] < SENSOR[0])
     return len(records) > 0 and bool((inside | (records[:, 1] == OVERFLOW_ROW)).all())
 
 
 def read_nmnist(stream: ByteStream) -> Iterator[Packed]:
-    """Events of an N-MNIST recording.
+    """Yield the events of an N-MNIST recording.
 
-    Five bytes each, big-endian: x [8 bits], y [8], p [1], time in µs [23]. A record with y = 240 is no event: each
-    adds 2¹³ µs to all times from there on.
+    Five bytes each, big-endian: x [8 bits], y [8], p [1], time in µs [23]. A record with y = 240 is not an event: it
+    adds 2¹³ µs to all later times.
 
     Raises:
-        ValueError: a coordinate lies outside 34 × 34 pixels.
+        ValueError: a coordinate outside 34 × 34 pixels.
 
     Source: G. Orchard et al., "Converting static image datasets to spiking neuromorphic datasets using saccades",
     2015, and the MATLAB functions that come with the data set.

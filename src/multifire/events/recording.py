@@ -1,4 +1,4 @@
-"""An open recording, and the bytes that it is read from."""
+"""An open recording, and the stream of bytes that it is read from."""
 
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Protocol, Self
@@ -8,16 +8,16 @@ import numpy as np
 from multifire.utils.log import log
 
 EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
-"""An event: time in µs, column, row, polarity (1 where it became brighter)."""
+"""An event: time in µs, column, row, polarity (1: brighter, 0: darker)."""
 
 CHUNK_BYTES = 1 << 18
-"""Read at a time: what is made of it still fits into a core's caches."""
+"""Bytes read at a time; the events made of them fit into a core's caches."""
 MAX_HEADER = 16 << 20  # jAER writes 5 KB
 ANY_SENSOR = (1 << 15, 1 << 15)  # AEDAT 3.1 has 15 bits for a coordinate
 
 
 class Chunk(NamedTuple):
-    """Some consecutive events, as columns."""
+    """Consecutive events, as columns."""
 
     t: np.ndarray
     """Time in µs, int64, non-decreasing within the chunk."""
@@ -30,7 +30,7 @@ class Chunk(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Some consecutive events, as the frames want them."""
+    """Consecutive events in the form from which frames are counted."""
 
     t: np.ndarray
     """Time in µs, int64."""
@@ -39,23 +39,23 @@ class Packed(NamedTuple):
 
 
 class ByteStream:
-    """A binary file that can be looked ahead into; it need not be seekable, so that archives are read as they are."""
+    """A binary stream with peek; it need not be seekable, so that archives are read in place."""
 
     def __init__(self, file: BinaryIO, name: str):
         self._file, self.name = file, name
-        self._ahead, self._start = b"", 0  # what is read but not given yet begins there
+        self._ahead, self._start = b"", 0  # bytes read ahead, and the offset of the first one not consumed
         self.position = 0
-        """Of the next byte that `read` gives."""
+        """Offset of the next byte that `read` returns."""
 
     def peek(self, count: int) -> bytes:
-        """The next `count` bytes, or fewer at the end of the file."""
+        """Return the next `count` bytes without consuming them; fewer at the end of the file."""
         if len(self._ahead) - self._start < count:
             rest = self._ahead[self._start :]
             self._ahead, self._start = rest + self._fetch(count - len(rest)), 0
         return self._ahead[self._start : self._start + count]
 
     def read(self, count: int) -> bytes:
-        """Like `peek`, and go on behind them."""
+        """Return and consume the next `count` bytes; fewer at the end of the file."""
         data = self._ahead[self._start : self._start + count]
         self._start += len(data)
         if len(data) < count:
@@ -65,7 +65,7 @@ class ByteStream:
         return data
 
     def read_header_line(self) -> bytes:
-        """The next line, if it begins with `#`, else nothing."""
+        """Return and consume the next line if it begins with `#`, else nothing."""
         if self.peek(1) != b"#":
             return b""
         length = 256
@@ -77,14 +77,14 @@ class ByteStream:
         return line
 
     def skip(self, count: int) -> int:
-        """Go on behind `count` bytes; returns how many there were."""
+        """Skip `count` bytes; return the number of bytes that existed."""
         start = self.position
         while self.position - start < count and self.read(min(count - self.position + start, CHUNK_BYTES)):
             pass
         return self.position - start
 
     def records(self, size: int, at_a_time: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """The number of the first record, and whole records of `size` bytes; what is cut off at the end is told."""
+        """Yield the number of the first record, and complete records of `size` bytes; log a truncated last one."""
         first = 0
         most = min(at_a_time or CHUNK_BYTES, CHUNK_BYTES)
         while data := self.read(most - most % size):
@@ -113,9 +113,9 @@ class Closable(Protocol):
 
 
 class Recording:
-    """One open recording, to be read once, from beginning to end.
+    """An open recording, to be read once, from beginning to end.
 
-    Its format was told by content; `name` stands in every message. Use it in a `with`, or call `close`.
+    `name` stands in every message. Use it in a `with` statement, or call `close`.
     """
 
     def __init__(
@@ -130,22 +130,22 @@ class Recording:
         self.name = name
         self.format = format
         self.sensor_size = sensor_size
-        """(H, W) in pixels; None where the file does not say."""
+        """(H, W) in pixels; None if the file does not state it."""
         self.backwards = 0
-        """How often time has run backwards so far, in the file's order."""
+        """Number of times that time ran backwards so far, in the file's order."""
         self._packed, self._file, self._allow_empty = packed, file, allow_empty
         self._last = -(1 << 63)
 
     @property
     def raster(self) -> tuple[int, int]:
-        """The (H, W) that `Packed.pixel` counts in."""
+        """(H, W) used by `Packed.pixel`."""
         return self.sensor_size or ANY_SENSOR
 
     def packed(self) -> Iterator[Packed]:
-        """The events in the file's order, sorted by time within each chunk (stably, and only where it is needed).
+        """Yield the events in the file's order, sorted by time (stably) within each chunk.
 
         Raises:
-            ValueError: the file is damaged, an event lies outside the sensor, or there is no event at all.
+            ValueError: a damaged file, an event outside the sensor, or no events.
         """
         count = 0
         for chunk in self._packed:
@@ -158,10 +158,10 @@ class Recording:
             log.warning("%s: time runs backwards %s times; its events were sorted", self.name, f"{self.backwards:,}")
 
     def chunks(self) -> Iterator[Chunk]:
-        """The same, with a column for each coordinate."""
+        """Yield the events like `packed`, with a column for each coordinate."""
         width = self.raster[1]
         for t, pixel in self.packed():
-            position = (pixel >> 1).astype(np.int32)  # twice as fast to divide
+            position = (pixel >> 1).astype(np.int32)  # dividing int32 is twice as fast
             y = position // np.int32(width)
             yield Chunk(t, position - y * np.int32(width), y, pixel & 1)
 
@@ -187,10 +187,10 @@ class Recording:
 
 
 def pack(name: str, size: tuple[int, int], first: int, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray):
-    """Packed events of a sensor of (H, W); `first` is the number of the first, for the message.
+    """Pack events of a sensor of (H, W); `first` is the number of the first event, for the message.
 
     Raises:
-        ValueError: a coordinate lies outside the sensor.
+        ValueError: a coordinate outside the sensor.
     """
     height, width = size
     if len(x) and (int(x.max()) >= width or int(y.max()) >= height):

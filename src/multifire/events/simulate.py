@@ -1,7 +1,7 @@
-"""Simulated events: what an event camera would see of a picture that it looks over in three saccades.
+"""Simulate the events of a camera that moves over a picture in three saccades.
 
-N-MNIST was made so with a real camera on a motor, CIFAR10-DVS with pictures that moved on a screen. What comes out of
-here is simulated, and whoever shows it should say so.
+N-MNIST was recorded in this way with a real camera on a motor, CIFAR10-DVS with pictures moving on a screen. These
+events are simulated; say so wherever they are shown.
 """
 
 from collections.abc import Iterator
@@ -14,29 +14,29 @@ from multifire.events.recording import EVENT_DTYPE, Packed, Recording
 
 BATCH = 32
 TRIANGLE = np.array([(0.0, 0.0), (1.0, 0.5), (0.0, 1.0), (0.0, 0.0)])
-"""Corners of the gaze's path as (row, column), in units of the amplitude: three saccades, back to the beginning."""
+"""Corners of the path of the gaze as (row, column), in units of the amplitude: three saccades, a closed triangle."""
 
 
 @dataclass(frozen=True)
 class SaccadeOptions:
-    """The camera and its motion; the defaults make about as many events of a digit as N-MNIST has."""
+    """The camera and its motion; with the defaults a digit has about as many events as in N-MNIST."""
 
     sensor_size: tuple[int, int] = (34, 34)
-    """H, W in pixels; the picture lies in the middle, its border continued."""
+    """H, W in pixels; the picture lies in the middle, and its border is continued."""
     duration_us: int = 300_000
-    """Of the three saccades together."""
+    """Duration of the three saccades together, µs."""
     steps: int = 100
-    """Moments at which the light is looked at; between two, its logarithm is taken as linear."""
+    """Number of moments at which the light is computed; its logarithm is linear between two of them."""
     amplitude: float = 4.0
     """Length of a saccade's longer side, in pixels."""
     dark: float = 0.1
-    """Light of a black pixel; a white one's is 1 + dark."""
+    """Light of a black pixel; that of a white one is 1 + dark."""
     threshold: float = 0.35
     """Change of log intensity that makes an event."""
     threshold_spread: float = 0.03
-    """Its standard deviation from pixel to pixel."""
+    """Standard deviation of the threshold between pixels."""
     noise_hz: float = 0.5
-    """Events per pixel and second that no change of light caused."""
+    """Noise events per pixel and second."""
 
     def __post_init__(self):
         if min(*self.sensor_size, self.duration_us, self.steps) < 1 or self.dark <= 0 or self.threshold <= 0:
@@ -48,7 +48,7 @@ class SaccadeOptions:
 def simulate_events(
     images: np.ndarray, options: SaccadeOptions | None = None, seed: int = 0, first: int = 0
 ) -> Iterator[np.ndarray]:
-    """The events of each picture, one after the other.
+    """Yield the simulated events of each picture.
 
     The gaze g(t) runs along the sides of a triangle, each with g = a + (b − a)·(1 − cos πu)/2, u = 0..1. A pixel r sees
     L(t) = ln(I(r + g(t)) + dark), I interpolated bilinearly, and remembers a level M, at first L(0). Whenever
@@ -57,14 +57,14 @@ def simulate_events(
 
     Args:
         images: uint8 [N, H, W], not larger than the sensor.
-        seed: fixes thresholds and noise of a picture together with its number, whatever else is simulated.
+        seed: with the picture's number, decides its thresholds and noise.
         first: number of the first picture.
 
     Yields:
         EVENT_DTYPE [events of the picture], non-decreasing in t.
 
     Raises:
-        ValueError: other shapes or types, or a seed below 0.
+        ValueError: other shapes or types, or a negative seed.
     """
     options = options or SaccadeOptions()
     for t, pixel in _simulate(images, options, seed, first):
@@ -81,9 +81,9 @@ def simulate_frames(
     seed: int = 0,
     first: int = 0,
 ) -> np.ndarray:
-    """Frames uint8 [N, T, 2, H, W] of the pictures' simulated events: `to_frames` of each of `simulate_events`.
+    """Return frames uint8 [N, T, 2, H, W] of the pictures' simulated events, saturating at 255.
 
-    Args and errors as there; counts above 255 stay there.
+    Arguments and errors are those of `simulate_events` and `to_frames`.
     """
     options = options or SaccadeOptions()
     out = np.zeros((len(images), frames.timesteps, 2, *frames.size), np.uint8)
@@ -140,14 +140,14 @@ def _thresholds(rng: np.random.Generator, options: SaccadeOptions) -> np.ndarray
 
 
 def _noise(rng: np.random.Generator, options: SaccadeOptions, offset: int) -> tuple[np.ndarray, np.ndarray]:
-    """Times and places (pixel·2 + p, pixels counted through the batch) of events that no light caused."""
+    """Return times and places (pixel·2 + p, with pixels numbered through the batch) of noise events."""
     pixels = options.sensor_size[0] * options.sensor_size[1]
     count = rng.poisson(options.noise_hz * pixels * options.duration_us / 1e6)
     return rng.integers(0, options.duration_us, count), offset * 2 + rng.integers(0, 2 * pixels, count)
 
 
 def _lights(images: np.ndarray, options: SaccadeOptions) -> Iterator[np.ndarray]:
-    """What falls on the sensor at each moment, [N, H, W] in 0..1."""
+    """Yield the light on the sensor at each moment, [N, H, W] in 0..1."""
     (height, width), (rows, columns) = options.sensor_size, images.shape[1:]
     gaze = _gaze(options)
     reach = int(np.ceil(np.abs(gaze).max())) + 1
@@ -162,7 +162,7 @@ def _lights(images: np.ndarray, options: SaccadeOptions) -> Iterator[np.ndarray]
 
 
 def _gaze(options: SaccadeOptions) -> np.ndarray:
-    """(row, column) that the gaze is displaced by at each moment, [steps + 1, 2]; centred on the triangle's box."""
+    """Return the displacement (row, column) of the gaze at each moment, [steps + 1, 2], centred on the triangle."""
     time = 3 * np.arange(options.steps + 1) / options.steps
     side = np.minimum(time.astype(int), 2)
     eased = ((1 - np.cos(np.pi * (time - side))) / 2)[:, None]
@@ -173,7 +173,7 @@ def _gaze(options: SaccadeOptions) -> np.ndarray:
 def _crossings(
     memory: np.ndarray, before: np.ndarray, level: np.ndarray, thresholds: np.ndarray, start_us: float, step_us: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Times and places of the events between two moments; moves `memory` [N, pixels] on."""
+    """Return times and places of the events between two moments; update `memory` [N, pixels]."""
     crossed = np.trunc((level - memory) / thresholds)
     where = np.flatnonzero(crossed)
     steps = crossed.ravel()[where]
@@ -183,7 +183,7 @@ def _crossings(
     sign = np.repeat(np.sign(steps), times)
     reached = memory.ravel()[which] + sign * nth * thresholds.ravel()[which]
     rise = level.ravel()[which] - before.ravel()[which]
-    rise[rise == 0] = 1  # where rounding alone left the memory a threshold behind
+    rise[rise == 0] = 1  # rounding alone left the memory a threshold behind
     share = (reached - before.ravel()[which]) / rise
     memory.ravel()[where] += steps * thresholds.ravel()[where]
     t = start_us + np.clip(share, 0, 1) * (step_us - 1)

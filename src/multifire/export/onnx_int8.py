@@ -1,7 +1,7 @@
-"""An int8 network as an ONNX file: the graph of `onnx.py` with weights of 8 bits and exact integer sums.
+"""Export an int8 network to ONNX: the graph of `onnx.py` with 8-bit weights and exact integer sums.
 
-Between layers go the same small integers as in `int8.py`; a convolution's sums are integers, and one scale and bias
-per channel follow. The bias of a stem with an input norm is one per pixel, as in `Int8MLF`.
+Activations are the same small integers as in `int8.py`; a scale and a bias per channel follow a convolution's integer
+sums. The bias of a stem with an input norm is per pixel, as in `Int8MLF`.
 """
 
 from collections.abc import Iterable
@@ -24,11 +24,11 @@ from multifire.utils.files import write_atomic
 
 FLOAT = onnx.TensorProto.FLOAT
 LARGEST_SHARE_OF_SPIKES = 1e-3
-"""Of a layer's activations that may differ: a membrane that meets its threshold falls either way, others follow."""
+"""Fraction of a layer's activations that may differ: a membrane at its threshold may fall on either side."""
 
 
 class Int8Step(OnnxStep):
-    """A Target that spells a folded network's convolutions as those of the int8 network that was made of it."""
+    """A Target that replaces a folded network's convolutions by those of its int8 network."""
 
     def __init__(self, size: tuple[int, int], network: Int8Network):
         super().__init__(size, np.float32)
@@ -50,9 +50,9 @@ class Int8Step(OnnxStep):
         return out
 
     def _sums(self, x: str, conv: Int8Conv2d, name: str) -> str:
-        """The convolution's integer sums: in floats, as `Int8Conv2d` has checked that they stay below 2^24.
+        """Add a convolution with integer sums in float32; `Int8Conv2d` has checked that they stay below 2^24.
 
-        ConvInteger gives the same in ONNX Runtime, in about twice the time, and takes no counts above 255.
+        ConvInteger takes twice the time in ONNX Runtime, and accepts no counts above 255.
         """
         weight = self.node("Cast", [self.constant(f"{name}.weight", conv.weight)], f"{name}.floats", to=FLOAT)
         return self.node("Conv", [x, weight], f"{name}.sums", strides=conv.stride, pads=conv.padding * 2)
@@ -71,10 +71,10 @@ def write_onnx_int8(
     *,
     step: bool = False,
 ) -> None:
-    """Write the int8 network that was made of a model as an ONNX file, once ONNX Runtime has run it and agrees.
+    """Write the int8 network of a model as an ONNX file, after checking it with ONNX Runtime.
 
     Raises:
-        ValueError: what ONNX Runtime makes of the file is not what the int8 network computes; nothing is written.
+        ValueError: ONNX Runtime computes something else; nothing is written.
     """
     folded = fold(model).cpu().float()
     graph = onnx_graph(folded, size, step=step, target=Int8Step(size, network))
@@ -86,10 +86,10 @@ def write_onnx_int8(
 
 @torch.no_grad()
 def check(content: bytes, folded: SpikingResNet, network: Int8Network, size: tuple[int, int], *, step: bool) -> None:
-    """Run a file beside the int8 network on a few frames: every layer's activations, and the predictions.
+    """Compare a file with the int8 network on a few frames: every layer's activations, and the predictions.
 
     Raises:
-        ValueError: they disagree in more than what rounding explains.
+        ValueError: they differ by more than rounding explains.
     """
     noise = torch.Generator().manual_seed(0)
     shape = (3, 2 * SAMPLES_AT_ONCE, folded.in_channels, *size)
@@ -108,7 +108,7 @@ def check(content: bytes, folded: SpikingResNet, network: Int8Network, size: tup
 
 
 def activations(network: Int8Network, x_TNCHW: Tensor) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What each firing layer gives, [T, N, C, H, W] by its name in the graph, and the logits."""
+    """Return the output [T, N, C, H, W] of each firing layer by its name in the graph, and the logits."""
     parts: dict[str, list[Tensor]] = {}
     layers = {name: layer for name, layer in network.network.named_modules() if isinstance(layer, Int8MLF)}
     hooks = [
@@ -122,7 +122,7 @@ def activations(network: Int8Network, x_TNCHW: Tensor) -> tuple[dict[str, np.nda
 
 
 def _graph_name(layer: str) -> str:
-    """A block's second layer fires and adds the shortcut in one; the graph has two nodes for it."""
+    """Return the layer's name in the graph, which has a separate node for the sum after a block's second layer."""
     return f"{layer.removesuffix('.fire2')}.add.out" if layer.endswith(".fire2") else f"{layer}.neuron.out"
 
 
