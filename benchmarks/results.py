@@ -238,52 +238,54 @@ INTRODUCTION = """# Benchmarks
 
 `make bench` measures; the figures are in `benchmarks/results/` as CSV, and this page is generated from them.
 
-Every framework runs in a process of its own, which keeps its network and does one training step or one evaluation on
-request, so that the runs of all frameworks alternate, with nothing else running. A ratio is the median of the ratios of
-neighbouring runs. Two runs of each are warm-up. Peak memory is that of a training step after the first one (VmHWM), the
-median of three further processes, without the memory of the interpreter and the libraries. For compiled networks neither
-memory nor evaluation is measured, since each would take minutes of compiling. A training step is forward, cross entropy,
-backward and SGD with momentum.
+Every framework runs in a process of its own, which keeps its network and does one training step or one evaluation
+on request, so that the runs of all frameworks alternate, with nothing else running. A ratio is the median of the
+ratios of neighbouring runs. Two runs of each are warm-up. Peak memory is that of a training step after the first
+one (VmHWM), the median of three further processes, without the memory of the interpreter and the libraries. For
+compiled networks neither memory nor evaluation is measured, since each would take minutes of compiling. A training
+step is forward, cross entropy, backward and SGD with momentum.
 
 The floor is the network's convolutions alone, channels-last, forward and backward, at every time step.
 
-The figures are from before some memory savings were removed from the CPU kernel (gradients written over others, one packed
-copy for two convolutions, one call for two passes). A training step of 16 images now takes 5 % more memory in bf16 and 3 %
-more in fp32, at the same speed (medians of nine processes, AMD EPYC with AVX-512, torch 2.13).
+The figures are from before some memory savings were removed from the CPU kernel (gradients written over others, one
+packed copy for two convolutions, one call for two passes). A training step of 16 images now takes 5 % more memory
+in bf16 and 3 % more in fp32, at the same speed (medians of nine processes, AMD EPYC with AVX-512, torch 2.13).
 """
 
-_CHECK = """The largest difference from the reference backend, in float64 and with ε → 0 (the frameworks add ε inside the
-root, tdBN outside), divided by the largest value of the same tensor: logits in training and in evaluation, and the worst of
-all parameters' gradients. The kernels do not compute in float64; `tests/ops` compares them with the reference bit for bit."""
+_CHECK = """The largest difference from the reference backend, in float64 and with ε → 0 (the frameworks add ε
+inside the root, tdBN outside), divided by the largest value of the same tensor: logits in training and in
+evaluation, and the worst of all parameters' gradients. The kernels do not compute in float64; `tests/ops` compares
+them with the reference bit for bit."""
 
-_SPIKES = """The fraction of neuron-steps with another number of spikes in bf16, in training, with untrained weights and
-random input. *Kernel*: the kernel beside the reference, both with the same bf16 input; more than 0.01 % in a layer would be
-an error. *One layer*: the layer in bf16 beside fp32 with the same input, so only its own convolution rounds. *Network*: the
-whole network in bf16 beside fp32; later layers amplify every difference."""
+_SPIKES = """The fraction of neuron-steps with another number of spikes in bf16, in training, with untrained weights
+and random input. *Kernel*: the kernel beside the reference, both with the same bf16 input; more than 0.01 % in a
+layer would be an error. *One layer*: the layer in bf16 beside fp32 with the same input, so only its own convolution
+rounds. *Network*: the whole network in bf16 beside fp32; later layers amplify every difference."""
 
-_TIMES = """All frameworks train the same network with the same weights and the same batch. "Ours" is multifire in fp32; × ours is
-the time divided by that of multifire, × floor the time divided by that of the convolutions alone in the same precision. Every
-process keeps freed memory for reuse, which only multifire's command line sets up by itself. Processors without bf16
-convolutions have no bf16 lines."""
+_TIMES = """All frameworks train the same network with the same weights and the same batch. "Ours" is multifire in
+fp32; × ours is the time divided by that of multifire, × floor the time divided by that of the convolutions alone in
+the same precision. Every process keeps freed memory for reuse, which only multifire's command line sets up by
+itself. Processors without bf16 convolutions have no bf16 lines."""
 
 _PEERS = f"""{_TIMES}
 
 SpikingJelly is also shown with default malloc. A first call includes the compiler's work, if there is any."""
 
-_MALLOC = """A step's live tensors take much less memory than the process: glibc's malloc (2.36 here) leaves holes between
-tensors. For aligned memory it searches a hole 96 bytes larger than needed, so a freed tensor leaves no hole for one of the same
-size. tcmalloc leaves fewer holes, at no cost in time: `LD_PRELOAD=libtcmalloc_minimal.so.4 multifire train ...` (Debian and
-Ubuntu: `apt install libtcmalloc-minimal4`). × ours is relative to the first line here."""
+_MALLOC = """A step's live tensors take much less memory than the process: glibc's malloc (2.36 here) leaves holes
+between tensors. For aligned memory it searches a hole 96 bytes larger than needed, so a freed tensor leaves no hole
+for one of the same size. tcmalloc leaves fewer holes, at no cost in time: `LD_PRELOAD=libtcmalloc_minimal.so.4
+multifire train ...` (Debian and Ubuntu: `apt install libtcmalloc-minimal4`). × ours is relative to the first line
+here."""
 
 _CURVES = """## Training curves
 
-`python -m benchmarks.curves --seeds 0 1 2 --epochs 5 --limit 4000`: cifar10-small in fp32 on the CPU kernel and on the
-reference, 4,000 training images of CIFAR-10 (JPEG) and 10,000 others held out.
+`python -m benchmarks.curves --seeds 0 1 2 --epochs 5 --limit 4000`: cifar10-small in fp32 on the CPU kernel and on
+the reference, 4,000 training images of CIFAR-10 (JPEG) and 10,000 others held out.
 
 ![train loss and validation accuracy by epoch, solid for the kernel and dotted for the reference](images/curves.png)
 
-Mean distance between the backends at the same seed, and between two seeds on the reference: train loss, and validation
-accuracy in points (of 10,000 images: each has a standard error of 0.5).
+Mean distance between the backends at the same seed, and between two seeds on the reference: train loss, and
+validation accuracy in points (of 10,000 images: each has a standard error of 0.5).
 """
 
 SECTIONS = {

@@ -1,10 +1,10 @@
-"""Triton kernels of the fused op; triton.py says what they are called with.
+"""Triton kernels of the fused op; triton.py calls them.
 
-A tile is P positions (of a sample's plane) × C channels, taken through all time steps with the membranes of every
-level in registers.
+A program takes a tile of P positions (of a sample's plane) × C channels through all time steps, with the membranes of
+every level in registers.
 """
 # pyright: basic, reportGeneralTypeIssues=false, reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
-# A kernel's arguments are pointers and numbers of Triton's own; no annotation says so.
+# A kernel's arguments are Triton's pointers and numbers, which have no annotations.
 
 import functools
 import os
@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# Elements of a tile, and warps that share them. The interpreter, for which speed means nothing, takes the first.
+# Elements of a tile, and warps that share them. The interpreter uses the first only.
 SHAPES = [(256, 4), (512, 4), (1024, 4), (1024, 8)]
 MOST_TILE = max(tile for tile, _ in SHAPES)
 SEGMENT = 4
-"""Time steps between stored membranes: what lies between is recomputed, which is faster than to store and load it."""
+"""Time steps between stored membranes; recomputing those between is faster than storing and loading them."""
 tuned = functools.partial(
     triton.autotune,
     [triton.Config({"TILE": tile}, num_warps=warps) for tile, warps in (SHAPES[:1] if INTERPRETED else SHAPES)],
@@ -27,7 +27,7 @@ tuned = functools.partial(
 
 @triton.jit
 def _surrogate(v, width, KIND: tl.constexpr):
-    """Surrogate derivative at v; the numbering is the order of reference.SURROGATES."""
+    """Return the surrogate derivative at v; KIND is the position in reference.SURROGATES."""
     if KIND == 0:
         h = tl.where(tl.abs(v) < width / 2, 1.0 / width, 0.0)
     elif KIND == 1:
@@ -40,13 +40,13 @@ def _surrogate(v, width, KIND: tl.constexpr):
 
 @triton.jit
 def _offsets(p, c, channels, inner):
-    """Places of positions p × channels c within one time step: [outer, channels, inner], the last fastest."""
+    """Return the offsets of positions p × channels c within one time step [outer, channels, inner]."""
     return (p // inner * (channels * inner) + p % inner)[:, None] + (c * inner)[None, :]
 
 
 @triton.jit
 def _root(var, c, channels):
-    """sqrt(σ²) per channel, rounded correctly, as reference.norm_root."""
+    """Return sqrt(σ²) per channel, correctly rounded like reference.norm_root."""
     smallest = 1.1754943508222875e-38
     variance = tl.load(var + c, c < channels, other=1.0)
     return tl.sqrt_rn(tl.maximum(variance, smallest, propagate_nan=tl.PropagateNan.ALL)), variance < smallest
@@ -54,7 +54,7 @@ def _root(var, c, channels):
 
 @triton.jit
 def _factor(var, c, channels, eps, scale, HAS: tl.constexpr):
-    """scale / (sqrt(σ²) + ε) per channel, as a row; divided as torch does, which takes the reciprocal first."""
+    """Return scale / (sqrt(σ²) + ε) per channel, as a row; like torch, by a reciprocal and a product."""
     if HAS:
         root, _ = _root(var, c, channels)
         return (tl.div_rn(tl.full(c.shape, 1.0, tl.float32), root + eps) * scale)[None, :]
@@ -63,7 +63,7 @@ def _factor(var, c, channels, eps, scale, HAS: tl.constexpr):
 
 @triton.jit
 def _added_up(parts, c, programs, channels, BLOCK_C: tl.constexpr, ROWS: tl.constexpr):
-    """What all programs found, in double, of each channel."""
+    """Return the sum over programs for each channel, in float64."""
     total = tl.zeros([BLOCK_C], tl.float64)
     for start in range(0, programs, ROWS):
         row = start + tl.arange(0, ROWS)
@@ -74,7 +74,7 @@ def _added_up(parts, c, programs, channels, BLOCK_C: tl.constexpr, ROWS: tl.cons
 
 @triton.jit
 def _channel(pointer, c, channels, otherwise, HAS: tl.constexpr):
-    """One number per channel, as a row."""
+    """Return one number per channel, as a row."""
     if HAS:
         return tl.load(pointer + c, c < channels, other=otherwise)[None, :]
     return (tl.zeros_like(c).to(tl.float32) + otherwise)[None, :]
@@ -82,7 +82,7 @@ def _channel(pointer, c, channels, otherwise, HAS: tl.constexpr):
 
 @triton.jit
 def _current(x, before, t, x_stride, step, at, mask, mu, gain, gamma, beta, BEFORE: tl.constexpr):
-    """What enters the neurons at time t: the norm of x, and the sum with `before`."""
+    """Return the neurons' input current at time t: the norm of x plus `before`."""
     y = tl.load(x + t * x_stride + at, mask, other=0.0).to(tl.float32)
     y = (y - mu) * gain * gamma + beta
     if BEFORE:
@@ -92,7 +92,7 @@ def _current(x, before, t, x_stride, step, at, mask, mu, gain, gamma, beta, BEFO
 
 @triton.jit
 def _at_start(state, of_level, level_mask, STATE: tl.constexpr):
-    """Membranes before the first step: handed in, or at rest."""
+    """Return the membranes before the first step: the given state, or zeros."""
     if STATE:
         return tl.load(state + of_level, level_mask, other=0.0)
     return tl.zeros(of_level.shape, tl.float32)
@@ -100,7 +100,7 @@ def _at_start(state, of_level, level_mask, STATE: tl.constexpr):
 
 @triton.jit
 def _fire(carry, y, decay, theta):
-    """One time step of every level: the membrane before it fires, where it fires, and the membrane after the reset."""
+    """Compute one time step of every level: membrane before firing, spikes, and membrane after the reset."""
     u = decay * carry + y[None, :, :]
     fires = u > theta
     return u, fires, tl.where(fires, 0.0, u)
@@ -110,12 +110,14 @@ def _fire(carry, y, decay, theta):
 @triton.jit
 def stats(x, sums, squares, timesteps, positions, channels, inner, step,
            LEVELS: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Each program's Σ(x - x₀) and Σ(x - x₀)² per channel, in double, about the channel's first value x₀."""
+    """Compute Σ(x - x₀) and Σ(x - x₀)² per program and channel in float64; x₀ is the channel's first value."""
     BLOCK_P: tl.constexpr = TILE // BLOCK_C
-    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    step = tl.cast(step, tl.int64)  # T steps may exceed 32 bits
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     about = tl.load(x + c * inner, c < channels, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)  # to add up over threads waits for them: once, in the end
+    total = tl.zeros(
+        [BLOCK_P, BLOCK_C], tl.float64
+    )  # summed over threads once, at the end: every such sum waits for all threads
     square = tl.zeros([BLOCK_P, BLOCK_C], tl.float64)
     for block in range(tl.program_id(1), tl.cdiv(positions, BLOCK_P), tl.num_programs(1)):
         p = block * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -134,7 +136,7 @@ def stats(x, sums, squares, timesteps, positions, channels, inner, step,
 @triton.jit(do_not_specialize=["programs", "values"])
 def pool_statistics(x, sums, squares, mean, var, programs, values, channels, inner,
                      BLOCK_C: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """Mean and biased variance of so many values per channel, from what `stats` left."""
+    """Compute mean and biased variance per channel from the sums of `stats`."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     about = tl.load(x + c * inner, c < channels, other=0.0).to(tl.float64)
     n = tl.cast(values, tl.float64)
@@ -153,9 +155,9 @@ def forward(x, mean, var, weight, bias, before, after, state, thresholds, out, s
              BEFORE: tl.constexpr, AFTER: tl.constexpr, STATE: tl.constexpr, STATE_OUT: tl.constexpr,
              LEVELS: tl.constexpr, SLOTS: tl.constexpr,
              BLOCK_C: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
-    """Norm, sum, firing, sum."""
+    """Compute norm, sum, firing, sum."""
     BLOCK_P: tl.constexpr = TILE // BLOCK_C
-    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    step = tl.cast(step, tl.int64)  # T steps may exceed 32 bits
     x_stride = tl.cast(x_stride, tl.int64)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -199,7 +201,7 @@ def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, gr
     δ_k[t] = g[t]·h_k[t] + δ_k[t+1]·decay·((1 - s_k[t]) - u_k[t]·h_k[t]),   dy[t] = Σ_k δ_k[t]
     """
     BLOCK_P: tl.constexpr = TILE // BLOCK_C
-    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    step = tl.cast(step, tl.int64)  # T steps may exceed 32 bits
     x_stride = tl.cast(x_stride, tl.int64)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     k = tl.arange(0, SLOTS)
@@ -221,7 +223,7 @@ def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, gr
         of_level = k.to(tl.int64)[:, None, None] * step + at[None, :, :]
         level_mask = (k < LEVELS)[:, None, None] & mask[None, :, :]
         if SEGMENTED:
-            tl.debug_barrier()  # threads may share the memory otherwise when they load than when they store
+            tl.debug_barrier()  # other threads may load the memory than stored it
             carry = _at_start(state, of_level, level_mask, STATE)
             for t in range(last * SEGMENT + 1):
                 if t % SEGMENT == 0:
@@ -274,7 +276,7 @@ def backward(x, mean, var, weight, bias, before, state, thresholds, grad_out, gr
 def pool_sums(parts, products, var, sums, grad_weight, grad_bias, eps, scale, programs, channels,
                GRAD_WEIGHT: tl.constexpr, GRAD_BIAS: tl.constexpr,
                BLOCK_C: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """Σdy and Σdy·(x - μ) of all programs of `backward`, and the gradients of weight and bias, which they give."""
+    """Add up Σdy and Σdy·(x - μ) over the programs of `backward`; compute the gradients of weight and bias."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = _added_up(parts, c, programs, channels, BLOCK_C, ROWS)
     product = _added_up(products, c, programs, channels, BLOCK_C, ROWS)
@@ -287,7 +289,7 @@ def pool_sums(parts, products, var, sums, grad_weight, grad_bias, eps, scale, pr
         tl.store(grad_bias + c, total.to(tl.float32), c < channels)
 
 
-@tuned(restore_value=["dy"])  # dx may stand where dy did, and tuning runs the kernel more than once
+@tuned(restore_value=["dy"])  # dx may overwrite dy, and tuning runs the kernel several times
 @triton.jit(do_not_specialize=["values"])
 def finish(dy, x, mean, var, weight, sums, dx, eps, scale, values, repeats,
             timesteps, positions, channels, inner, step,
@@ -298,7 +300,7 @@ def finish(dy, x, mean, var, weight, sums, dx, eps, scale, values, repeats,
     `repeats` of the dy that were added up fall on one value of x.
     """
     BLOCK_P: tl.constexpr = TILE // BLOCK_C
-    step = tl.cast(step, tl.int64)  # T of them may be more than 32 bits count
+    step = tl.cast(step, tl.int64)  # T steps may exceed 32 bits
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = (p < positions)[:, None] & (c < channels)[None, :]

@@ -42,7 +42,7 @@ int64_t multifire_fire_args_size() { return sizeof(multifire::FireArgs); }
 
 const char* multifire_isa() { return multifire::chosen()->name; }
 
-// Takes the build of that name; false where there is none or the processor lacks it.
+// Uses the build of that name; returns false if it does not exist or the processor lacks its instructions.
 bool multifire_use_isa(const char* name) {
   for (const multifire::Kernels* build : multifire::kBuilds) {
     if (std::strcmp(build->name, name) == 0 && build->runs_here()) {

@@ -1,9 +1,9 @@
 // The kernels, written on the compiler's portable vectors and compiled once for each instruction set (see CMakeLists.txt):
 // MULTIFIRE_ISA names the build, MULTIFIRE_LANES is its number of floats in a register.
 //
-// Every pass over memory costs, and so does the arithmetic of K levels: each pass takes a tile of kTile neighbouring values
-// (one or two cache lines) through all time steps with the membranes in registers. Nothing here may be contracted to a fused
-// multiply-add: a spike is a step, and it must fall where the reference's falls.
+// Each pass takes a tile of kTile neighbouring values (one or two cache lines) through all time steps with the membranes in
+// registers, to save passes over memory. No operation that decides a spike may be contracted to a fused multiply-add: spikes
+// must equal the reference's.
 
 #include <algorithm>
 #include <atomic>
@@ -33,7 +33,7 @@ typedef int32_t Mask __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfBits __attribute__((vector_size(2 * kLanes)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
-typedef float Narrow __attribute__((vector_size(2 * kLanes)));  // as many floats as fit a register once they are doubles
+typedef float Narrow __attribute__((vector_size(2 * kLanes)));  // as many floats as doubles fit into a register
 typedef double Wide __attribute__((vector_size(4 * kLanes)));
 
 struct bf16 {
@@ -96,7 +96,7 @@ inline bool any(Mask lanes) {
 #endif
 }
 
-// a·b + c, rounded once where the processor can. For gradients and sums alone: spikes must round as the reference does.
+// a·b + c, rounded once if the processor can. For gradients and sums only: spikes must round like the reference.
 inline Vec fused(Vec a, Vec b, Vec c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -125,7 +125,7 @@ inline Vec load(const bf16* from) {
 
 inline void store(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 
-// To nearest even. A NaN stays one: arithmetic leaves its quiet bit set, and the carry of the rounding stops below it.
+// Rounds to nearest even. A NaN stays a NaN: its quiet bit is set, and the carry of the rounding stops below it.
 inline void store(bf16* to, Vec value) {
 #if defined(__AVX512BF16__)
   const __m256bh half = _mm512_cvtneps_pbh(value);
@@ -144,12 +144,12 @@ inline float as_float(bf16 value) {
   return wide;
 }
 
-// kTile values in registers. The last tile of a row may hold fewer, `count`; its other lanes are zero and are never stored.
+// kTile values in registers. The last tile of a row may have fewer, `count`; its other lanes are zero and never stored.
 struct Tile {
   Vec v[kVecs];
 };
 
-// Written out, for the compiler would call memset.
+// Written out, since the compiler would call memset.
 inline Tile zeros() {
   Tile tile;
   for (int i = 0; i < kVecs; ++i) tile.v[i] = splat(0);
@@ -177,7 +177,7 @@ inline void store_tile(S* to, const Tile& tile, int count) {
   if (!Full) std::memcpy(to, padded, count * sizeof(S));
 }
 
-// How one time step's values are cut into units of work. The cut depends on shapes alone and partial sums are added in its
+// The division of one time step's values into units of work. It depends only on shapes, and partial sums are added in its
 // order, so results do not depend on the number of threads.
 struct Grid {
   int64_t channels, inner, step, units, per_unit, segments;
@@ -199,13 +199,13 @@ struct Grid {
     }
   }
 
-  // Channel tables repeat, so that a tile that starts at any channel reads kTile entries in a row.
+  // Channel tables repeat, so that a tile can start at any channel and read kTile entries in a row.
   int64_t period() const { return flat ? channels : 1; }
   int64_t table_size() const { return flat ? channels + kTile : channels * kTile; }
 };
 
 struct Unit {
-  int64_t begin, length, channel;  // channel: the one that a unit of contiguous data lies in, 0 for channels-last
+  int64_t begin, length, channel;  // channel: that of a unit of contiguous data, 0 for channels-last
 };
 
 inline Unit unit_at(const Grid& g, int64_t index) {
@@ -245,7 +245,7 @@ inline void each_tile(const Grid& g, const Unit& unit, F f) {
   }
 }
 
-// A counter hands out the work: it balances a busy machine, and needs of OpenMP no more than every version has.
+// Threads take jobs from a counter, which balances the load on a busy machine and needs only basic OpenMP.
 template <class F>
 void in_parallel(int64_t jobs, int64_t threads, F f) {
   std::atomic<int64_t> next{0};
@@ -258,7 +258,7 @@ void in_parallel(int64_t jobs, int64_t threads, F f) {
   work();
 }
 
-// This thread's scratch memory, on a cache line's boundary: registers that straddle two lines cost twice.
+// Scratch memory of this thread, aligned to a cache line: an access across two lines costs twice.
 float* scratch(size_t size) {
   constexpr size_t kLine = 64 / sizeof(float);
   static thread_local std::vector<float> memory;
@@ -267,7 +267,7 @@ float* scratch(size_t size) {
   return memory.data() + (past ? kLine - past : 0);
 }
 
-// Two double sums per channel, gathered by units.
+// Two sums per channel in double, added up over units.
 class Sums {
  public:
   explicit Sums(const Grid& g) : g_(g), parts_(2 * g.units * g.period()) {}
@@ -282,7 +282,7 @@ class Sums {
     double* part = parts_.data() + 2 * unit * period;
     for (const double* from : {memory.data(), memory.data() + size}) {
       std::copy(from, from + period, part);
-      for (int64_t i = period; i < size; ++i) part[i % period] += from[i];  // a tile may reach past the period's end
+      for (int64_t i = period; i < size; ++i) part[i % period] += from[i];  // a tile may extend past the end of the period
       part += period;
     }
   }
@@ -394,7 +394,7 @@ class Stats {
     });
   }
 
-  // Once all units are gathered.
+  // Called when all units are done.
   void write() const {
     const double n = static_cast<double>(timesteps_) * a_.outer * a_.inner;
     const std::vector<double> totals = sums_.totals();
@@ -425,7 +425,7 @@ void stats(const Args& a) {
 
 bool constant(const Args& a, int64_t c) { return a.var[c] < std::numeric_limits<float>::min(); }
 
-// sqrt(var), of which a constant channel's is not quite 0.
+// sqrt(var); for a constant channel slightly above 0.
 float root_of(const Args& a, int64_t c) { return std::sqrt(constant(a, c) ? std::numeric_limits<float>::min() : a.var[c]); }
 
 // scale / (sqrt(var) + eps), which torch computes as a reciprocal and a product.
@@ -468,7 +468,7 @@ struct Neurons {
   int levels() const { return K == kAnyLevels ? runtime_levels : K; }
 };
 
-// The lanes whose membrane did not fire. On AVX-512 they are a mask, under which the reset costs the leak nothing.
+// The lanes whose membrane did not fire; a mask on AVX-512, with which the reset is free.
 #if defined(__AVX512F__)
 typedef __mmask16 Silent;
 constexpr Silent kAllSilent = 0xffff;
@@ -568,7 +568,7 @@ void forward(const Args& a) {
   const Grid g(a);
   const NormTables tables(a, g);
   in_parallel(g.units, a.threads, [&](int64_t index) {
-    const Args own = a;  // nothing that is stored can change these, so that they may stay in registers
+    const Args own = a;  // a local copy can stay in registers, since stores cannot change it
     const Neurons<K> neurons(own);
     const Tensors<S> tensors(own, g);
     const Unit unit = unit_at(g, index);
@@ -614,8 +614,8 @@ struct Atan {
 // First backward pass of a tile: recomputes the membranes from x, then runs time backwards.
 //     δ_k[t] = c·(1 - s_k[t]) + h_k[t]·(g[t] - c·u_k[t]),   c = decay·δ_k[t+1],   dy[t] = Σ_k δ_k[t]
 // (without c·u_k where the reset is detached: Reset is false).
-// In training, dy is kept where dx will stand (or as the gradient of add_before, which it is); `sum` and `product` gather
-// Σ dy and Σ dy·(x - μ), summed over one tile's time steps in float and from there on in double.
+// In training, dy is stored in the memory of dx (or as the gradient of add_before, which equals it). `sum` and `product` add up
+// Σ dy and Σ dy·(x - μ): over one tile's time steps in float, beyond that in double.
 template <int K, bool Full, bool Reset, class S, class Surrogate>
 inline void backward_tile(const Args& a, const Tensors<S>& s, const Neurons<K>& neurons, const Surrogate& surrogate,
                           const TileNorm& norm, float* memory, int64_t step, int64_t at, int count, double* sum,
@@ -744,7 +744,7 @@ class Finish {
   const Grid& g_;
   Tensors<S> tensors_;
   int64_t timesteps_;
-  double steps_;  // of dx that fall on one value of x
+  double steps_;  // time steps of dx for one value of x
   Table<float> mean_, slope_, offset_, tilt_;
   const S* dy_;
 };
@@ -814,7 +814,7 @@ void each_block(int64_t count, int64_t threads, F f) {
   });
 }
 
-// Integers that fit kBits to bytes; false where some value is none, and the bytes are then of no use.
+// Packs integers of kBits into bytes; returns false, with useless bytes, if a value is no such integer.
 template <int kBits, class S>
 bool pack(const S* spikes, uint8_t* bytes, int64_t count, int64_t threads) {
   using P = Packing<kBits>;
@@ -923,7 +923,7 @@ constexpr int64_t kFireJob = 1 << 12;  // a multiple of kTile
 template <int K>
 void fire(const FireArgs& a) {
   const Neurons<K> neurons(a);
-  const auto repeated = [](const float* values, int64_t period) {  // so that a tile may start anywhere in the period
+  const auto repeated = [](const float* values, int64_t period) {  // repeated, so that a tile may start anywhere in the period
     std::vector<float> table(period + kTile);
     for (size_t i = 0; i < table.size(); ++i) table[i] = values[i % period];
     return table;
@@ -941,7 +941,7 @@ void fire(const FireArgs& a) {
   });
 }
 
-// From here on: the choice of a specialisation at run time.
+// The rest chooses a specialisation at run time.
 
 template <class S>
 void forward_any(const Args& a) {
