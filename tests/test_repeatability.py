@@ -77,4 +77,5 @@ def test_every_call_gives_the_same_bits(kind, width):
 
 @pytest.mark.parametrize("width", [8, *(pytest.param(width, marks=pytest.mark.slow) for width in WIDTHS if width != 8)])
 def test_every_call_of_a_compiled_network_gives_the_same_bits(width):
+    torch.compiler.reset()  # another test's shapes would make these symbolic, which torch 2.13 cannot compile
     assert_same_bits(torch.no_grad()(torch.compile(network(width))))

@@ -220,7 +220,7 @@ def test_another_source_is_not_taken_for_the_same(archive, tmp_path):
 
 def test_missing_sources_say_how_to_get_them(tmp_path):
     expected = {
-        "dvs-gesture": r"expected DvsGesture\.tar\.gz.*research\.ibm\.com.*or give its place with --source",
+        "dvs-gesture": r"expected DvsGesture\.tar\.gz.*research\.ibm\.com.*or give its location with --source",
         "cifar10-dvs": r"airplane\.zip.*`multifire data download cifar10-dvs` gets it",
         "nmnist": r"Train\.zip and Test\.zip.*data\.mendeley\.com",
     }

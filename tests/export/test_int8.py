@@ -59,6 +59,33 @@ def test_sums_are_exact(monkeypatch, shape, largest, vendor):
         assert np.array_equal(sums.numpy().astype(np.float64), integer_sums(x, conv.weight, stride))
 
 
+@pytest.mark.parametrize("wrong_call", [1, 5])
+def test_a_convolution_that_is_wrong_now_and_then_is_not_used(monkeypatch, caplog, wrong_call):
+    """One wrong sum in one of five comparisons: float convolutions compute from there on, for this shape alone."""
+    if not int8_conv.vendor_has_int8():
+        pytest.skip("torch has no int8 convolution on this machine")
+    vendor_sums, calls = Int8Conv2d._vendor_sums, []
+
+    def faulty(self, x):
+        calls.append(x.shape)
+        sums = vendor_sums(self, x)
+        sums[-1, -1, -1, -1] += len(calls) == wrong_call
+        return sums
+
+    monkeypatch.setattr(Int8Conv2d, "_vendor_sums", faulty)
+    torch.manual_seed(0)
+    conv = Int8Conv2d(8, 16, 1, 2)
+    conv.weight.random_(-127, 128)
+    x = torch.randint(0, 13, (3, 8, 10, 10), dtype=torch.uint8)
+    with caplog.at_level("WARNING", "multifire"):
+        for _ in range(3):
+            assert np.array_equal(conv(x).numpy().astype(np.float64), integer_sums(x, conv.weight, 2))
+    assert len(calls) == int8_conv.COMPARISONS  # none after the comparisons
+    assert "gave wrong sums in 1 of 5 calls" in caplog.text
+    assert np.array_equal(conv(x[:1]).numpy().astype(np.float64), integer_sums(x[:1], conv.weight, 2))
+    assert len(calls) == 2 * int8_conv.COMPARISONS + 1  # the other shape is compared, and then used
+
+
 def test_counts_of_any_size():
     torch.manual_seed(0)
     conv = CountConv2d(2, 8, 3, 1)

@@ -163,8 +163,8 @@ class _Counts:
         self.samples += y_TNCHW.shape[1]
         y_TNM = y_TNCHW.permute(0, 1, 3, 4, 2).flatten(2)  # channels last, as in memory
         at_once = max(1, AT_ONCE // y_TNM.shape[2]) if y_TNM.device.type == "cpu" else y_TNM.shape[1]
-        for few_TNM in y_TNM.split(at_once, dim=1):
-            self._follow(few_TNM.flatten(1))
+        for part_TNM in y_TNM.split(at_once, dim=1):
+            self._follow(part_TNM.flatten(1))
 
     def _follow(self, y_TM: Tensor) -> None:
         """u_k[t] = decay · u_k[t-1] · (1 - s_k[t-1]) + y[t]; see `multifire.ops.reference.mlf`."""

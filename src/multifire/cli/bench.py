@@ -73,7 +73,7 @@ def print_figures(figures: dict[str, Any]) -> None:
             rows.append([f"{name}, {network}", f"{median:.2f}", f"{low:.2f}-{high:.2f}", rate, ratio])
     head = ["", "ms/image", "range", "images/s", "× convs"]
     print_table(head, rows, title=f"{title}; [T, N, C, H, W] = {figures['input [T, N, C, H, W]']}")
-    shares = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in figures["share_of_a_step"].items())
+    shares = ", ".join(f"{kind} {100 * fraction:.0f} %" for kind, fraction in figures["share_of_a_step"].items())
     kept = ", ".join(f"{kind} {size / batch / 1e6:.2f}" for kind, size in figures["kept_bytes"].items())
     peak = figures["peak_bytes"]
     memory = "unknown" if peak is None else f"{peak / 1e6:,.0f} MB, {peak / batch / 1e6:.1f} MB/image"

@@ -1,4 +1,4 @@
-"""Read archives from strangers in place, without unpacking them.
+"""Read archives from strangers in location, without unpacking them.
 
 Members are refused before any byte is inflated if their name leads out of the archive's folder, or if they claim more
 bytes than a valid file has, overlap, are encrypted or use a rare compression.
@@ -55,7 +55,7 @@ class TarMember:
     """A file in a tar archive; it must be read once, in the archive's order."""
 
     def __init__(self, stream: io.BufferedIOBase, name: str, size: int, path: Path):
-        self.name, self.size, self.left = name, size, size
+        self.name, self.size, self.remaining = name, size, size
         self._stream, self._path = stream, path
 
     def read(self, count: int) -> bytes:
@@ -65,10 +65,10 @@ class TarMember:
             ValueError: the archive ends within the member.
         """
         with gzip_errors(self._path):  # the loop that opened the archive does not catch errors of the reader
-            block = self._stream.read(min(count, self.left))
-        if not block and self.left and count:
+            block = self._stream.read(min(count, self.remaining))
+        if not block and self.remaining and count:
             raise ValueError(f"{self._path}: cut short within member {self.name!r}; {AGAIN}")
-        self.left -= len(block)
+        self.remaining -= len(block)
         return block
 
     def copy_to(self, target: Path) -> None:

@@ -38,7 +38,7 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Augment samples as `cfg` says, all frames and polarities of a sample alike; return them and their labels.
 
-        out[n, t, c, row, column] = frames[n, t - dt, c or 1 - c, place(row, column)], 0 outside
+        out[n, t, c, row, column] = frames[n, t - dt, c or 1 - c, source(row, column)], 0 outside
 
     Counts are only moved, so they stay integers.
 
@@ -64,9 +64,9 @@ def augment(
     swapped = (draw(0, 1) < cfg.swap_polarity).long()
     later = draw(-cfg.time_jitter, cfg.time_jitter + 1).floor().long()
     if cfg.flip or cfg.roll or cfg.rotation or cfg.cutout:
-        place_NHW = places(H, W, mirrored, down, right, angle)
-        place_NHW = place_NHW.masked_fill(inside(H, W, top - side // 2, left - side // 2, side), H * W)
-        frames_NTCHW = move(frames_NTCHW, place_NHW)
+        source_NHW = places(H, W, mirrored, down, right, angle)
+        source_NHW = source_NHW.masked_fill(inside(H, W, top - side // 2, left - side // 2, side), H * W)
+        frames_NTCHW = move(frames_NTCHW, source_NHW)
     if cfg.swap_polarity or cfg.time_jitter:
         frames_NTCHW = shift(frames_NTCHW, later, swapped)
     if cfg.flip and mirror:
@@ -104,11 +104,11 @@ def inside(H: int, W: int, top_N: Tensor, left_N: Tensor, side_N: Tensor) -> Ten
     return row[:, :, None] & column[:, None, :]
 
 
-def move(frames_NTCHW: Tensor, place_NHW: Tensor) -> Tensor:
+def move(frames_NTCHW: Tensor, source_NHW: Tensor) -> Tensor:
     """Return the counts of the source cells; 0 for H·W."""
     N, T, C, H, W = frames_NTCHW.shape
     planes_NTCP = F.pad(frames_NTCHW.flatten(3), (0, 1))
-    index_NTCP = place_NHW.view(N, 1, 1, H * W).expand(N, T, C, H * W)
+    index_NTCP = source_NHW.view(N, 1, 1, H * W).expand(N, T, C, H * W)
     return planes_NTCP.gather(3, index_NTCP).view(N, T, C, H, W)
 
 

@@ -20,14 +20,14 @@ from multifire.datasets.recordings import (
 )
 from multifire.datasets.registry import CIFAR10_NAMES
 
-MOST = 256 << 20
+MAX_RECORDING_BYTES = 256 << 20
 """Maximum bytes of a recording; a real one has about 1.6 million."""
 TRAIN_SHARE = 0.9
 CHUNK = 50
 
 
-def find(place: Path, cfg: DataConfig) -> Source:
-    """Find the recordings in the folder `place`; 90 % of each class are for training.
+def find(location: Path, cfg: DataConfig) -> Source:
+    """Find the recordings in the folder `location`; 90 % of each class are for training.
 
     These are the first by the number in their names, as the paper describes (its scripts use the order in which the
     file system lists a folder), or those drawn by cfg.split_seed.
@@ -38,10 +38,12 @@ def find(place: Path, cfg: DataConfig) -> Source:
     """
     files, names, recordings = [], [], []
     for label, kind in enumerate(CIFAR10_NAMES):
-        home = place / f"{kind}.zip" if (place / f"{kind}.zip").is_file() else place / kind
-        found = list_recordings(home, rf"cifar10_{kind}_\d+\.aedat", MOST) if home.exists() else []
+        home = location / f"{kind}.zip" if (location / f"{kind}.zip").is_file() else location / kind
+        found = list_recordings(home, rf"cifar10_{kind}_\d+\.aedat", MAX_RECORDING_BYTES) if home.exists() else []
         if not found:
-            raise absent("cifar10-dvs", place, f"{kind}.zip (one for each class), or a folder {kind} of .aedat files")
+            raise absent(
+                "cifar10-dvs", location, f"{kind}.zip (one for each class), or a folder {kind} of .aedat files"
+            )
         found.sort(key=_number)
         held = _held_out(len(found), label, cfg.split_seed)
         for position, item in enumerate(found):

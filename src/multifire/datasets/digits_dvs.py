@@ -32,8 +32,8 @@ class Digit:
         return Recording(name, "simulated", size, iter((pack(name, size, 0, t, x, y, p),)))
 
 
-def find(place: Path, cfg: DataConfig) -> Source:
-    """Return all embedded digits; `place` is not read."""
+def find(location: Path, cfg: DataConfig) -> Source:
+    """Return all embedded digits; `location` is not read."""
     recordings = [
         (Digit(split, index), Sample(f"{split}/{index}", label, split))
         for split in (TRAIN, TEST)

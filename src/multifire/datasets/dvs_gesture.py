@@ -24,27 +24,27 @@ HEADER = "class,startTime_usec,endTime_usec"
 LAST_TRAINING_USER, LAST_USER = 23, 29
 SENSOR = (128, 128)
 PUBLISHED_RECORDINGS = 122
-MOST = 2 << 30
+MAX_RECORDING_BYTES = 2 << 30
 """Maximum bytes of a recording; a real one has about 50 million."""
-MOST_LABELS = 1 << 20
+MAX_LABELS = 1 << 20
 
 
-def find(place: Path, cfg: DataConfig) -> Source:
+def find(location: Path, cfg: DataConfig) -> Source:
     """Find the recordings in an archive, in the archive's folder, or in a folder with the unpacked archive.
 
     Raises:
         FileNotFoundError: no recordings.
     """
-    if (place / ARCHIVE).is_file():
-        place = place / ARCHIVE
-    if place.is_file():
-        files = (place,)
-        return Source(files, PUBLISHED_RECORDINGS, fingerprint(files), partial(_jobs_of_archive, place))
-    paths = sorted(path for path in place.rglob("*.aedat") if RECORDING.fullmatch(path.name))
+    if (location / ARCHIVE).is_file():
+        location = location / ARCHIVE
+    if location.is_file():
+        files = (location,)
+        return Source(files, PUBLISHED_RECORDINGS, fingerprint(files), partial(_jobs_of_archive, location))
+    paths = sorted(path for path in location.rglob("*.aedat") if RECORDING.fullmatch(path.name))
     if not paths:
-        raise absent("dvs-gesture", place, f"{ARCHIVE}, or the folder that it unpacks to")
+        raise absent("dvs-gesture", location, f"{ARCHIVE}, or the folder that it unpacks to")
     names = [f"{path.name} {path.stat().st_size}" for path in paths]
-    return Source((place,), len(paths), fingerprint((), names), partial(_jobs_of_folder, paths))
+    return Source((location,), len(paths), fingerprint((), names), partial(_jobs_of_folder, paths))
 
 
 def _jobs_of_folder(paths: list[Path], done: Container[str], spool: Path) -> Iterator[Job]:
@@ -54,7 +54,7 @@ def _jobs_of_folder(paths: list[Path], done: Container[str], spool: Path) -> Ite
             if not labels.is_file():
                 raise _no_labels([path.stem], path.parent)
             with labels.open("rb") as file:
-                samples = read_labels(archives.read_all(file, MOST_LABELS, str(labels)), path.stem, str(labels))
+                samples = read_labels(archives.read_all(file, MAX_LABELS, str(labels)), path.stem, str(labels))
             yield Job(path.stem, ((InFile(path, SENSOR), samples),))
 
 
@@ -62,7 +62,7 @@ def _jobs_of_archive(archive: Path, done: Container[str], spool: Path) -> Iterat
     """Read the archive in one pass; copy each recording to disk and yield it when its labels are read too."""
     recordings: set[str] = set()
     labels: dict[str, tuple[Sample, ...]] = {}
-    for member in archives.tar_members(archive, MOST):
+    for member in archives.tar_members(archive, MAX_RECORDING_BYTES):
         name = member.name.rpartition("/")[2]
         recording, csv = RECORDING.fullmatch(name), LABELS.fullmatch(name)
         match = recording or csv
@@ -77,7 +77,7 @@ def _jobs_of_archive(archive: Path, done: Container[str], spool: Path) -> Iterat
                 member.copy_to(spool / name)
         else:
             where = f"{archive}: {name}"
-            labels[stem] = read_labels(archives.read_all(member, MOST_LABELS, where), stem, where)
+            labels[stem] = read_labels(archives.read_all(member, MAX_LABELS, where), stem, where)
         if stem in recordings and stem in labels and stem not in done:
             yield Job(stem, ((InFile(spool / f"{stem}.aedat", SENSOR), labels[stem]),), spool / f"{stem}.aedat")
     if not recordings:
@@ -88,10 +88,10 @@ def _jobs_of_archive(archive: Path, done: Container[str], spool: Path) -> Iterat
         log.warning("%s: labels without a recording: %s", archive, ", ".join(sorted(labels.keys() - recordings)))
 
 
-def _no_labels(stems: list[str], place: Path) -> ValueError:
+def _no_labels(stems: list[str], location: Path) -> ValueError:
     first = ", ".join(f"{stem}_labels.csv" for stem in stems[:3])
     return ValueError(
-        f"{place}: {len(stems)} recording{'s have' if len(stems) > 1 else ' has'} no label file ({first}); "
+        f"{location}: {len(stems)} recording{'s have' if len(stems) > 1 else ' has'} no label file ({first}); "
         "restore it from the archive; the recordings prepared so far are kept"
     )
 

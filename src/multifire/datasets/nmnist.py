@@ -10,29 +10,30 @@ from multifire.config import DataConfig
 from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, absent, chunked, fingerprint, list_recordings
 
 PATTERN = r"(?:Train|Test)/\d/\w+\.bin"
-MOST = 16 << 20
+MAX_RECORDING_BYTES = 16 << 20
 """Maximum bytes of a recording; a real one has about 25,000."""
 CHUNK = 64
 
 
-def find(place: Path, cfg: DataConfig) -> Source:
-    """Find the recordings in `place`, a folder or a zip archive.
+def find(location: Path, cfg: DataConfig) -> Source:
+    """Find the recordings in `location`, a folder or a zip archive.
 
     Raises:
         FileNotFoundError: no recordings of a split.
         ValueError: a damaged archive.
     """
-    files = (place,)
-    if place.is_dir() and not (place / "Train").is_dir():
-        files = tuple(sorted(place.glob("*.zip")))
+    files = (location,)
+    if location.is_dir() and not (location / "Train").is_dir():
+        files = tuple(sorted(location.glob("*.zip")))
     found = sorted(
-        ((item, path) for path in files for item in list_recordings(path, PATTERN, MOST)), key=lambda pair: pair[0].name
+        ((item, path) for path in files for item in list_recordings(path, PATTERN, MAX_RECORDING_BYTES)),
+        key=lambda pair: pair[0].name,
     )
     recordings = []
     for item, _ in found:
         split, label, stem = re.split(r"[/.]", item.name)[-4:-1]
         recordings.append((item.opener, Sample(f"{split}/{label}/{stem}", int(label), split.lower())))
     if {sample.split for _, sample in recordings} != {TRAIN, TEST}:
-        raise absent("nmnist", place, "Train.zip and Test.zip, or folders Train/LABEL/*.bin and Test/LABEL/*.bin")
+        raise absent("nmnist", location, "Train.zip and Test.zip, or folders Train/LABEL/*.bin and Test/LABEL/*.bin")
     names = (f"{item.name} {item.size}" for item, _ in found)
     return Source(files, len(recordings), fingerprint(files, names), chunked(recordings, CHUNK))

@@ -53,7 +53,7 @@ FINDERS: dict[str, Callable[[Path, DataConfig], Source]] = {
 }
 Progress = Callable[[int, int], None]
 """Called with the number of finished recordings and of all recordings."""
-MOST_WARNINGS = 10
+MAX_WARNINGS = 10
 SILENT_US = 1_000_000
 """A sensor's noise alone makes events more often."""
 
@@ -110,10 +110,10 @@ def prepare(
     if not rebuild and source is None and (folder / "cache.json").is_file():
         read_record(folder, cfg, root)
         return folder
-    place = root / cfg.name if source is None else source
+    location = root / cfg.name if source is None else source
     if source is not None and not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    found = FINDERS[cfg.name](place, cfg)
+    found = FINDERS[cfg.name](location, cfg)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder.with_name(f"{folder.name}.lock"), _say_busy), _told_of_a_full_disk(folder):
         if rebuild and folder.exists():
@@ -211,8 +211,8 @@ def _results(jobs: Iterator[Job], options: FrameOptions, workers: int) -> Iterat
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-    if warned > MOST_WARNINGS:
-        log.warning("and %s warnings more", f"{warned - MOST_WARNINGS:,}")
+    if warned > MAX_WARNINGS:
+        log.warning("and %s warnings more", f"{warned - MAX_WARNINGS:,}")
 
 
 def _and_then_none(jobs: Iterator[Job]) -> Iterator[Job | None]:
@@ -221,7 +221,7 @@ def _and_then_none(jobs: Iterator[Job]) -> Iterator[Job | None]:
 
 
 def _warn(messages: list[str], warned: int) -> int:
-    for message in messages[: max(MOST_WARNINGS - warned, 0)]:
+    for message in messages[: max(MAX_WARNINGS - warned, 0)]:
         log.warning("%s", message)
     return warned + len(messages)
 

@@ -118,30 +118,30 @@ class Found:
     size: int = 0
 
 
-def list_recordings(place: Path, pattern: str, most: int) -> list[Found]:
+def list_recordings(location: Path, pattern: str, most: int) -> list[Found]:
     """Return the files of a folder or zip archive whose path matches the pattern at its end.
 
     Raises:
         ValueError: a damaged archive, or a file larger than `most`.
     """
     matches = re.compile(rf"(?:.*/)?{pattern}").fullmatch
-    if place.is_file():
-        return [Found(name, InZip(place, name)) for name in archives.zip_members(place, most) if matches(name)]
+    if location.is_file():
+        return [Found(name, InZip(location, name)) for name in archives.zip_members(location, most) if matches(name)]
     found = []
-    for path in sorted(place.rglob("*")):
-        name = path.relative_to(place).as_posix()
+    for path in sorted(location.rglob("*")):
+        name = path.relative_to(location).as_posix()
         if matches(name) and path.is_file():
             size = path.stat().st_size
-            archives.check_size(name, size, most, place)
+            archives.check_size(name, size, most, location)
             found.append(Found(name, InFile(path), size))
     return found
 
 
-def absent(name: str, place: Path, expected: str) -> FileNotFoundError:
+def absent(name: str, location: Path, expected: str) -> FileNotFoundError:
     """Return the error for a source without recordings; it names what was expected and how to get it."""
     info = get_info(name)
     get = f"`multifire data download {name}` gets it" if info.downloads else info.fetch
     return FileNotFoundError(
-        f"no recordings of {name} in {place}: expected {expected}; {get}; "
-        f"put it into that folder, or give its place with --source"
+        f"no recordings of {name} in {location}: expected {expected}; {get}; "
+        f"put it into that folder, or give its location with --source"
     )

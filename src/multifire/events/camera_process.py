@@ -29,7 +29,7 @@ MB = 1 << 20
 PACKET_S = 1
 FILE_S, MB_PER_S = 1, 1
 """Limits of computing time. A valid file takes 0.02 s for a MB (AEDAT4 on a busy EPYC of 2021)."""
-LEAST_BYTES, TIMES_FILE, MOST_BYTES = 64 * MB, 10, 1024 * MB
+MIN_BYTES, TIMES_FILE, MAX_BYTES = 64 * MB, 10, 1024 * MB
 """Limits of memory. A valid file takes the memory of a few packets, whatever its size."""
 
 CUT_SHORT = "failed to fill whole buffer"  # Rust's message for a file that ends too early
@@ -62,7 +62,7 @@ def main(kind: str, path: str) -> None:
 
 
 def memory_for(file_bytes: int) -> int:
-    return min(max(LEAST_BYTES, TIMES_FILE * file_bytes), MOST_BYTES)
+    return min(max(MIN_BYTES, TIMES_FILE * file_bytes), MAX_BYTES)
 
 
 def limit_memory(most: int) -> None:

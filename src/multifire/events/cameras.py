@@ -33,7 +33,7 @@ INSTALL = "pip install 'multifire[cameras]'"
 
 SILENCE_S = 60
 """Maximum time without a message from the process; its limits of computing time end it long before."""
-MOST_PIXELS = 4096
+MAX_PIXELS = 4096
 """Maximum side of a sensor; frames need a table of all pixels."""
 EVENTS_PER_BYTE = {"aedat4": 2, "evt": 6}
 """Maximum events for a byte of the file. EVT3 packs 32 events in 6 bytes; regular rows in AEDAT4 compress to 1.2."""
@@ -63,9 +63,9 @@ def open_camera_file(path: Path, kind: str) -> Recording:
     try:
         found = json.loads(decoder.message()[1])
         width, height = found["width_height"]
-        if not (0 < width <= MOST_PIXELS and 0 < height <= MOST_PIXELS):
+        if not (0 < width <= MAX_PIXELS and 0 < height <= MAX_PIXELS):
             raise ValueError(
-                f"{path}: says that its sensor has {width} × {height} pixels, expected 1 to {MOST_PIXELS} a side; "
+                f"{path}: says that its sensor has {width} × {height} pixels, expected 1 to {MAX_PIXELS} a side; "
                 "the file is damaged"
             )
     except BaseException:

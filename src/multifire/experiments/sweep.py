@@ -22,7 +22,7 @@ from multifire.utils.progress import Bar
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0
-"""Time for a run that is asked to stop to write its checkpoint."""
+"""Time for a run that is requests to stop to write its checkpoint."""
 
 
 def sweep(
@@ -118,10 +118,10 @@ def carry_out(cells: Sequence[Cell], jobs: int, logs: Path) -> tuple[list[Outcom
     running: list[Job] = []
     queue = iter(waiting)
     total = sum(cell.cfg.optim.epochs for cell in cells)
-    with catch_signals() as asked, Bar("sweep", total, epochs_done(cells)) as bar, ended(running):
+    with catch_signals() as requests, Bar("sweep", total, epochs_done(cells)) as bar, ended(running):
         finished = len(cells) - len(waiting)
         bar.say(f"{len(cells)} runs, {finished} of them finished; {jobs} at a time with {threads} threads each")
-        while not asked.stop:
+        while not requests.stop:
             running += [start(cell, threads, logs) for cell in itertools.islice(queue, jobs - len(running))]
             if not running:
                 break
@@ -132,7 +132,7 @@ def carry_out(cells: Sequence[Cell], jobs: int, logs: Path) -> tuple[list[Outcom
             bar.update(epochs_done(cells), f"{len(outcomes)} of {len(cells)} runs")
             time.sleep(POLL_SECONDS)
     order = [cell.folder for cell in cells]
-    return sorted(outcomes, key=lambda outcome: order.index(outcome.cell.folder)), asked.stop
+    return sorted(outcomes, key=lambda outcome: order.index(outcome.cell.folder)), requests.stop
 
 
 def epochs_done(cells: Sequence[Cell]) -> int:

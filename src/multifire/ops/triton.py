@@ -98,7 +98,7 @@ def _backward_pass(
     x = to_layout(call.x, grid.order)
     segments = _ceil(call.timesteps, _kernels().SEGMENT)
     segmented = segments > 1 and len(call.thresholds) > 0
-    slot_size = grid.slots * _kernels().MOST_TILE
+    slot_size = grid.slots * _kernels().MAX_TILE
     memory = segments * slot_size if segmented else 0
     programs = grid.programs(memory)
     scratch = x.new_empty(programs[0] * programs[1] * memory, dtype=torch.float32)

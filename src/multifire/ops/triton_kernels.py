@@ -15,7 +15,7 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Elements of a tile, and warps that share them. The interpreter uses the first only.
 SHAPES = [(256, 4), (512, 4), (1024, 4), (1024, 8)]
-MOST_TILE = max(tile for tile, _ in SHAPES)
+MAX_TILE = max(tile for tile, _ in SHAPES)
 SEGMENT = 4
 """Time steps between stored membranes; recomputing those between is faster than storing and loading them."""
 tuned = functools.partial(

@@ -104,8 +104,10 @@ def label_runs(runs: Sequence[RunFiles]) -> list[Label]:
         identity = tuple(repr(run.fields.get(key)) for key in compared) if run.fields else index
         if identity not in groups:
             groups[identity] = len(groups)
-            told = [_told(key, run.fields[key]) for key in differing if key in run.fields][:MAX_DIFFERENCES]
-            names.append(_unlike(" · ".join(told) or run.name, names))
+            differences = [_difference(key, run.fields[key]) for key in differing if key in run.fields][
+                :MAX_DIFFERENCES
+            ]
+            names.append(_unlike(" · ".join(differences) or run.name, names))
         group = groups[identity]
         seed = f" · seed {show(run.fields['seed'])}" if "seed" in run.fields and len(runs) > 1 else ""
         labels.append(Label(_unlike(f"{names[group]}{seed}", [label.name for label in labels]), group, names[group]))
@@ -119,7 +121,7 @@ def _unlike(name: str, others: Sequence[str]) -> str:
     return next(numbered for i in itertools.count(2) if (numbered := f"{name} ({i})") not in others)
 
 
-def _told(key: str, value: Any) -> str:
+def _difference(key: str, value: Any) -> str:
     if key in ("model.name", "data.name"):
         return str(value)
     return f"K = {show(value)}" if key == "model.levels" else f"{key.rpartition('.')[2]} {show(value)}"
