@@ -1,7 +1,8 @@
-"""Builds the CPU kernel (CMakeLists.txt) while the package is built, and goes on without it where that fails.
+"""Build the CPU kernel (CMakeLists.txt) as a part of the package; install the package without it if that fails.
 
-A hook of hatchling rather than scikit-build-core: an editable install stays one line in a .pth file, so that another
-checkout on PYTHONPATH wins over it, and nothing is tried twice where there is no compiler.
+This is a hook of hatchling. It was preferred to scikit-build-core for two reasons: an editable install is a single line
+in a .pth file, so that another checkout on PYTHONPATH takes precedence; and without a compiler the build is tried only
+once.
 """
 
 import shutil
@@ -18,11 +19,11 @@ LIBRARY = "src/multifire/ops/_mlf_cpu.so"
 
 class BuildKernel(BuildHookInterface):
     def dependencies(self) -> list[str]:
-        """CMake from the package index, where the machine has none."""
+        """Return the requirement of CMake from the package index if CMake is not installed."""
         return [] if shutil.which("cmake") else ["cmake>=3.20"]
 
     def initialize(self, version: str, build_data: dict) -> None:
-        """Build the library into the source tree, whence both the wheel and an editable install take it."""
+        """Build the library into the source tree, where both the wheel and an editable install find it."""
         target = Path(self.root) / LIBRARY
         target.unlink(missing_ok=True)
         if sys.platform == "win32":
@@ -33,14 +34,17 @@ class BuildKernel(BuildHookInterface):
                 self._run("cmake", "--build", folder, "--parallel", "2")
                 shutil.copyfile(Path(folder) / target.name, target)
         except (OSError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f"multifire is installed without its CPU kernel, which did not build: {error}")
+            self.app.display_warning(
+                f"the CPU kernel could not be built, so multifire is installed without it: {error}"
+            )
             return
         build_data["artifacts"].append(f"/{LIBRARY}")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
     def _run(self, *command: str) -> None:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            self.app.display_info(done.stdout + done.stderr)
-            done.check_returncode()
+        """Run a command; print its output only if it fails."""
+        process = subprocess.run(command, capture_output=True, text=True)
+        if process.returncode:
+            self.app.display_info(process.stdout + process.stderr)
+            process.check_returncode()

@@ -1,1 +1,1 @@
-"""Side-by-side measurements: multifire, its reference, and other frameworks on the same network."""
+"""Benchmarks: compare multifire, its reference and other frameworks on the same networks."""

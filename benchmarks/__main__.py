@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: measure the parts that are named, append to the results, write the page."""
+"""`python -m benchmarks`: measure the named parts, write one CSV file for each, and write the page of tables.
+
+A contestant is a framework with its settings and a network. Each contestant runs in a worker process of its own.
+"""
 
 import argparse
 import contextlib
@@ -8,7 +11,7 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +19,33 @@ from typing import Any
 from benchmarks import results
 from benchmarks.cases import CIFAR10, CIFAR10_DVS, GESTURE, Case
 from benchmarks.contestants import Contestant
-from benchmarks.peers import KITS
+from benchmarks.peers import PEER_FRAMEWORKS
 from benchmarks.worker import peak_of_steps, workers
 from multifire.utils.files import hold_lock
 
 ROOT = Path(__file__).parents[1]
-WARM_UP = 2
+WARM_UP_RUNS = 2
+MAX_DIFFERENCE = 1e-8
+"""Largest allowed difference from the reference in float64, relative to the largest value of the same tensor."""
+MAX_MOVED_SPIKES = 1e-4
+"""Largest allowed fraction of a layer's neuron-steps at which the kernel and the reference differ in bf16."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--runs", type=int, default=7, help="counted runs of each call (default: 7)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of every contestant (default: 2)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV files")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="page of tables to write")
-    parser.add_argument("--lock", type=Path, help="file to lock for each round of runs, against other measurements")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"any of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--runs", type=int, default=7, help="measured runs of each call (default: 7)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each contestant (default: 2)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the CSV files")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="Markdown page to write")
+    parser.add_argument(
+        "--lock", type=Path, help="file that is locked during each round of runs, so that only one benchmark measures"
+    )
     args = parser.parse_args(argv)
     if args.runs < 1 or args.threads < 1:
-        parser.error(f"--runs is {args.runs} and --threads {args.threads}, expected at least 1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line of multifire does
-    with tempfile.TemporaryDirectory() as cache:  # so that what is compiled, is compiled here
+        parser.error(f"--runs is {args.runs} and --threads is {args.threads}; both must be at least 1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # multifire's command line sets it too
+    with tempfile.TemporaryDirectory() as cache:  # an empty cache, so that first calls include the compilation
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         for part in args.parts or PARTS:
             say(f"{part} ...")
@@ -44,65 +53,86 @@ def main(argv: Sequence[str] | None = None) -> int:
             results.write_csv(args.out / f"{part}.csv", columns, rows)
     args.page.parent.mkdir(exist_ok=True)
     args.page.write_text(results.page(args.out))
-    say(f"written to {args.out} and {args.page}")
+    say(f"wrote the CSV files to {args.out} and the page to {args.page}")
     return 0
 
 
 def say(line: str) -> None:
+    """Print a line of progress on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def alternate(
     asked: Sequence[Any], what: str, runs: int, lock: Path | None = None
 ) -> tuple[list[list[float]], list[tuple[float, float]]]:
-    """Seconds of each one's counted runs, in turns A B C A B C; and the seconds and the value of its first."""
+    """Time the call `what` in each worker in turns: A B C A B C ...
+
+    Args:
+        asked: the workers.
+        what: the request to send, such as "step".
+        runs: number of measured runs of each worker, after WARM_UP_RUNS runs that are not measured.
+        lock: a file to lock during each round.
+
+    Returns:
+        The seconds of the measured runs of each worker, and the (seconds, returned value) of its very first run.
+    """
     seconds: list[list[float]] = [[] for _ in asked]
-    first: list[tuple[float, float]] = []
-    for number in range(-WARM_UP, runs):
-        with hold_lock(lock) if lock else contextlib.nullcontext():  # one measurement at a time
-            took = [worker.ask(what) for worker in asked]
-        first = first or took
+    first_run: list[tuple[float, float]] = []
+    for number in range(-WARM_UP_RUNS, runs):
+        with hold_lock(lock) if lock else contextlib.nullcontext():
+            answers = [worker.ask(what) for worker in asked]
+        first_run = first_run or answers
         if number >= 0:
-            for own, (each, _) in zip(seconds, took, strict=True):
-                own.append(each)
-    return seconds, first
+            for worker_seconds, (elapsed, _) in zip(seconds, answers, strict=True):
+                worker_seconds.append(elapsed)
+    return seconds, first_run
 
 
 def time_them(part: str, contestants: Sequence[Contestant], args, whats=("training step", "evaluation")) -> list[dict]:
-    """Rows of the contestants' times, in turns, with ratios to the first and to the floor; peaks beside the steps.
+    """Time the calls `whats` of the contestants in turns; measure the peak memory of their training steps.
 
-    What is compiled only trains: its evaluation and its peak would compile for minutes once more.
+    Compiled contestants only train: measuring their evaluation or their memory would need minutes of compilation each.
+
+    Returns:
+        A row for each contestant and call, with the ratios of its times to those of the first contestant and to those
+        of the floor in the same precision.
     """
     rows = []
     with workers(contestants, args.threads) as started:
         for what in whats:
-            asked = [(c, worker) for c, worker in zip(contestants, started, strict=True) if what in calls_of(c)]
-            seconds, first = alternate([worker for _, worker in asked], CALLS[what], args.runs, args.lock)
-            floors = {c.precision: own for (c, _), own in zip(asked, seconds, strict=True) if c.framework == "floor"}
-            for number, (contestant, worker) in enumerate(asked):
-                say(f"  {what}, {contestant.framework}, {contestant.settings}: {seconds[number]}")
+            selected = [(c, worker) for c, worker in zip(contestants, started, strict=True) if what in calls_of(c)]
+            seconds, first_run = alternate([worker for _, worker in selected], REQUESTS[what], args.runs, args.lock)
+            floor_seconds = {
+                contestant.precision: times
+                for (contestant, _), times in zip(selected, seconds, strict=True)
+                if contestant.framework == "floor"
+            }
+            for index, (contestant, worker) in enumerate(selected):
+                say(f"  {what}, {contestant.framework}, {contestant.settings}: {seconds[index]}")
                 rows.append(
                     describe(part, contestant, worker.ask("machine"))
-                    | {"what": what, "first_call_s": first[number][0], "loss": first[number][1]}
-                    | results.summary(seconds[number], seconds[0])
+                    | {"what": what, "first_call_s": first_run[index][0], "loss": first_run[index][1]}
+                    | results.summary(seconds[index], seconds[0])
                 )
-                if floor := floors.get(contestant.precision):
-                    rows[-1]["floor_ratio"] = results.ratio(seconds[number], floor)
-    for row, contestant in zip(rows, contestants, strict=False):  # the first rows are the training steps
+                if floor := floor_seconds.get(contestant.precision):
+                    rows[-1]["floor_ratio"] = results.ratio(seconds[index], floor)
+    for row, contestant in zip(rows, contestants, strict=False):  # the first rows are those of the training steps
         if contestant.framework != "floor" and not contestant.compiled:
             row["peak_bytes"] = peak_of_steps(contestant, args.threads)
     return rows
 
 
-CALLS = {"training step": "step", "evaluation": "evaluate"}
+REQUESTS = {"training step": "step", "evaluation": "evaluate"}
+"""Name of a timed call in the tables -> request to the worker."""
 
 
 def calls_of(contestant: Contestant) -> Sequence[str]:
-    return ["training step"] if contestant.compiled else list(CALLS)
+    """Return the names of the calls that are timed for this contestant."""
+    return ["training step"] if contestant.compiled else list(REQUESTS)
 
 
 def describe(part: str, contestant: Contestant, machine: dict[str, Any]) -> dict[str, Any]:
-    """What a row says of its contestant and of the machine."""
+    """Return the columns of a row that describe the contestant and the machine."""
     model, (timesteps, batch, channels, size, _) = contestant.case.cfg.model, contestant.case.shape
     return {
         "part": part,
@@ -124,25 +154,25 @@ def describe(part: str, contestant: Contestant, machine: dict[str, Any]) -> dict
 
 
 def installed() -> list[str]:
-    """The peers that are here; says which are not."""
-    here = [name for name in KITS if importlib.util.find_spec(name)]
-    for name in KITS.keys() - set(here):
-        say(f"  {name} is not installed, so it is left out; `make bench` installs it")
-    return here
+    """Return the names of the peer frameworks that are installed; print the names of the others."""
+    found = [name for name in PEER_FRAMEWORKS if importlib.util.find_spec(name)]
+    for name in PEER_FRAMEWORKS.keys() - set(found):
+        say(f"  {name} is not installed and is skipped; `make bench` installs it")
+    return found
 
 
 def precisions() -> list[str]:
-    """fp32, and bf16 where the processor's convolutions have it."""
+    """Return "fp32", and "bf16" if oneDNN has bf16 convolutions for this processor."""
     import torch
 
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return ["fp32", "bf16"]
-    say("  this processor has no bf16 convolutions, so bf16 is left out")
+    say("  this processor has no bf16 convolutions, so bf16 is skipped")
     return ["fp32"]
 
 
 def check(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """Every peer's logits and gradients beside the reference's, in float64."""
+    """Compare the logits and gradients of every peer framework with those of the reference in float64."""
     rows = []
     for case in (CIFAR10.with_(batch_size=2), GESTURE.with_(batch_size=2), CIFAR10_DVS.with_(batch_size=2)):
         rows += compare(part, [Contestant(name, case) for name in installed()], args)
@@ -150,46 +180,54 @@ def check(part: str, args) -> tuple[Sequence[str], list[dict]]:
 
 
 def check_compiled(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """The same of what torch.compile makes of them and of the reference, on a network that compiles in minutes."""
+    """Compare the compiled reference and the compiled peers with the reference, on a network that compiles quickly."""
     small = CIFAR10.with_(name="ds_resnet8", width=8, batch_size=2, timesteps=2)
     contestants = [Contestant(name, small, compiled=True) for name in ("reference", *installed())]
     return results.CHECKS, compare(part, contestants, args)
 
 
 def compare(part: str, contestants: Sequence[Contestant], args) -> list[dict]:
-    """Rows of the greatest differences to the reference.
+    """Return a row for each contestant with its largest differences from the reference.
 
     Raises:
-        RuntimeError: one differs by more than 1e-8.
+        RuntimeError: a difference is larger than MAX_DIFFERENCE.
     """
     import numpy as np
 
     rows = []
     reference = Contestant("reference", contestants[0].case) if contestants else None
     for contestant in contestants:
-        with workers([reference, contestant], args.threads, precise=True) as (first, second):
-            expected, found, machine = first.ask("compare"), second.ask("compare"), second.ask("machine")
+        pair = [reference, contestant]
+        with workers(pair, args.threads, use_float64=True) as (reference_worker, worker):
+            expected, found = reference_worker.ask("compare"), worker.ask("compare")
+            machine = worker.ask("machine")
         assert expected.keys() == found.keys()
-        off = {name: float(np.abs(found[name] - value).max() / np.abs(value).max()) for name, value in expected.items()}
-        worst = max((name for name in off if name.startswith("∂")), key=off.__getitem__)
-        row = describe(part, contestant, machine) | {name: off[name] for name in ("logits", "evaluated")}
-        row |= {
-            "settings": contestant.settings.replace("fp32", "float64"),
-            "gradients": off[worst],
-            "worst_gradient": worst,
+        difference = {
+            name: float(np.abs(found[name] - value).max() / np.abs(value).max()) for name, value in expected.items()
         }
-        say(f"  {contestant.framework}, {row['settings']}: {off['logits']}, {off['evaluated']}, {off[worst]} ({worst})")
-        if not max(off.values()) <= 1e-8:
-            raise RuntimeError(f"{contestant} differs from the reference: {off}")
+        worst_gradient = max((name for name in difference if name.startswith("∂")), key=difference.__getitem__)
+        row = describe(part, contestant, machine) | {
+            "settings": contestant.settings.replace("fp32", "float64"),
+            "logits": difference["logits"],
+            "evaluated": difference["evaluated"],
+            "gradients": difference[worst_gradient],
+            "worst_gradient": worst_gradient,
+        }
+        say(
+            f"  {contestant.framework}, {row['settings']}: largest relative differences: logits {row['logits']}, "
+            f"logits in evaluation {row['evaluated']}, gradients {row['gradients']} ({worst_gradient})"
+        )
+        if not max(difference.values()) <= MAX_DIFFERENCE:
+            raise RuntimeError(f"{contestant} differs from the reference: {difference}")
         rows.append({name: row[name] for name in results.CHECKS})
     return rows
 
 
 def spikes(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """Shares of spikes that bf16 moves, of each layer.
+    """Measure for each layer the fraction of its spikes that differ because of bf16.
 
     Raises:
-        RuntimeError: the kernel's differ from the reference's in more than one of 10,000 neuron-steps of a layer.
+        RuntimeError: in a layer, the kernel and the reference differ at more than MAX_MOVED_SPIKES of the neuron-steps.
     """
     rows = []
     for case in (CIFAR10, GESTURE, CIFAR10_DVS):
@@ -197,16 +235,19 @@ def spikes(part: str, args) -> tuple[Sequence[str], list[dict]]:
         with workers([contestant], args.threads) as (worker,):
             machine, moved = worker.ask("machine"), worker.ask("moved")
         for layer, values in moved.items():
-            say(f"  {case.cfg.recipe}, {layer}: {values}")
-            row = describe(part, contestant, machine) | {"layer": layer}
-            rows.append(row | dict(zip(results.MOVED, values, strict=True)))
-    if not max(row["kernel_moved"] for row in rows) <= 1e-4:
-        raise RuntimeError("the kernel's spikes in bf16 differ from the reference's; the lines above say where")
+            figures = dict(zip(results.MOVED, values, strict=True))
+            say(f"  {case.cfg.recipe}, {layer}: {figures}")
+            rows.append(describe(part, contestant, machine) | {"layer": layer} | figures)
+    if not max(row["kernel_moved"] for row in rows) <= MAX_MOVED_SPIKES:
+        raise RuntimeError(
+            f"the kernel's spikes in bf16 differ from those of the reference: kernel_moved in the lines above is more "
+            f"than {MAX_MOVED_SPIKES}"
+        )
     return results.SPIKES, rows
 
 
 def settings_of_spikingjelly(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """SpikingJelly's training step under each of its settings."""
+    """Time a training step of SpikingJelly with every combination of its settings."""
     contestants = [
         Contestant("spikingjelly", CIFAR10, precision, compiled, channels_last)
         for precision in precisions()
@@ -217,58 +258,60 @@ def settings_of_spikingjelly(part: str, args) -> tuple[Sequence[str], list[dict]
 
 
 def fastest_spikingjelly(case: Case, args) -> Contestant:
-    """SpikingJelly with the settings that were the fastest on the CIFAR-10 network."""
+    """Return SpikingJelly with its fastest settings in spikingjelly.csv, or default settings without that file."""
     rows = results.read_csv(args.out / "spikingjelly.csv")
     if not rows:
         return Contestant("spikingjelly", case)
-    words = min(rows, key=lambda row: float(row["median_s"]))["settings"]
-    return Contestant("spikingjelly", case, words.split(", ")[0], "compiled" in words, "channels-last" in words)
+    settings = min(rows, key=lambda row: float(row["median_s"]))["settings"]
+    precision = settings.split(", ")[0]
+    return Contestant("spikingjelly", case, precision, "compiled" in settings, "channels-last" in settings)
 
 
 def cifar10(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """Everybody on the CIFAR-10 network."""
+    """Time all contestants on the CIFAR-10 network."""
     return results.TIMES, time_them(part, everybody(CIFAR10, args), args)
 
 
 def everybody(case: Case, args) -> list[Contestant]:
-    """Ours first, then the floor, both in every precision, then the reference and the peers.
+    """Return all contestants: multifire and the floor in every precision, the reference, then the peer frameworks.
 
-    All keep freed memory, to which only multifire's command line sees; the fastest peer also stands as it comes.
+    Every process keeps freed memory for reuse, as multifire's command line does. SpikingJelly is also measured with
+    malloc's default settings.
     """
-    ours = [Contestant(name, case, precision) for precision in precisions() for name in ("multifire", "floor")]
+    multifire = [Contestant(name, case, precision) for precision in precisions() for name in ("multifire", "floor")]
     peers = installed()
-    jelly = [fastest_spikingjelly(case, args)] if "spikingjelly" in peers else []
-    jelly += [replace(each, note="malloc as it comes", keeps_memory=False) for each in jelly]
-    torch_ = [Contestant("snntorch", case)] if "snntorch" in peers else []
+    spikingjelly = [fastest_spikingjelly(case, args)] if "spikingjelly" in peers else []
+    spikingjelly += [replace(each, note="default malloc", keeps_memory=False) for each in spikingjelly]
+    snntorch = [Contestant("snntorch", case)] if "snntorch" in peers else []
     compiled = [Contestant("reference", case, precision, compiled=True) for precision in precisions()]
-    return [*ours, Contestant("reference", case), *compiled, *jelly, *torch_]
+    return [*multifire, Contestant("reference", case), *compiled, *spikingjelly, *snntorch]
 
 
-def events(case: Case):
-    """A part: ours, the floor and the eager reference on a network for recordings."""
+def events(case: Case) -> Callable[[str, Any], tuple[Sequence[str], list[dict]]]:
+    """Return a part that times multifire, the floor and the eager reference on a network for event recordings."""
 
     def measure(part: str, args) -> tuple[Sequence[str], list[dict]]:
-        ours = [Contestant(name, case, precision) for precision in precisions() for name in ("multifire", "floor")]
-        return results.TIMES, time_them(part, [*ours, Contestant("reference", case)], args)
+        multifire = [Contestant(name, case, precision) for precision in precisions() for name in ("multifire", "floor")]
+        return results.TIMES, time_them(part, [*multifire, Contestant("reference", case)], args)
 
     return measure
 
 
 def timesteps(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """Ours for T = 4 to 64."""
+    """Time a training step of multifire for T = 4 to 64."""
     cases = [(t, CIFAR10.with_(timesteps=t)) for t in (4, 8, 16, 32, 64)]
     contestants = [Contestant("multifire", case, note=f"T = {t}") for t, case in cases]
     return results.TIMES, time_them(part, contestants, args, ["training step"])
 
 
 def levels(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """Ours for K = 1, 2, 3."""
+    """Time a training step of multifire for K = 1, 2 and 3."""
     contestants = [Contestant("multifire", CIFAR10.with_(levels=k), note=f"K = {k}") for k in (1, 2, 3)]
     return results.TIMES, time_them(part, contestants, args, ["training step"])
 
 
 def depth(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """Peak and kept bytes of ours by depth."""
+    """Measure multifire's peak memory, and the memory that autograd keeps for the backward pass, by depth."""
     rows = []
     for precision, layers in itertools.product(precisions(), (20, 32, 44, 68)):
         contestant = Contestant("multifire", CIFAR10.with_(name=f"ds_resnet{layers}", batch_size=8), precision)
@@ -283,15 +326,15 @@ def depth(part: str, args) -> tuple[Sequence[str], list[dict]]:
 
 
 def malloc(part: str, args) -> tuple[Sequence[str], list[dict]]:
-    """Ours and the eager reference over the C library's malloc and over tcmalloc."""
+    """Time a training step of multifire and of the eager reference with the C library's malloc and with tcmalloc."""
     tcmalloc = ctypes.util.find_library("tcmalloc_minimal")
     if tcmalloc is None:
-        say("  tcmalloc is not installed, so it is left out")
+        say("  tcmalloc is not installed and is skipped")
     mallocs = {"malloc of the C library": "", **({"tcmalloc": tcmalloc} if tcmalloc else {})}
-    who = [*(("multifire", precision) for precision in precisions()), ("reference", "fp32")]
+    frameworks = [*(("multifire", precision) for precision in precisions()), ("reference", "fp32")]
     contestants = [
         Contestant(name, CIFAR10, precision, note=note, preload=library)
-        for name, precision in who
+        for name, precision in frameworks
         for note, library in mallocs.items()
     ]
     return results.TIMES, time_them(part, contestants, args, ["training step"])

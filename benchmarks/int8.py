@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""Evaluation in integers beside floating point, in turns in one process.
+"""Compare the time of int8 evaluation with that of floating-point evaluation, in turns in one process.
 
 usage: python -m benchmarks.int8 [--runs N] [--batches 64 1] [--all-up-to N] [--out FOLDER]
 
-A DS-ResNet20 of width 64 with random weights and norms that fire, on random still images [4, N, 3, 32, 32]:
+The network is a DS-ResNet20 of width 64 with random weights; the statistics of its norms are set so that every layer
+fires. The input is random static images [4, N, 3, 32, 32]. The network runs in five ways:
 
     reference  plain PyTorch, fp32, eager
     fp32       multifire's CPU kernel
-    bf16       the same with convolutions in bf16; slow where the processor has no such instructions
-    folded     mf.export.fold, fp32
-    int8       mf.load_int8 of the exported file
+    bf16       multifire's CPU kernel with convolutions in bf16; slow on processors without bf16 instructions
+    folded     the network of mf.export.fold, fp32
+    int8       the network that mf.load_int8 reads from the exported file
 
-Then one convolution of each stage with bytes in, by oneDNN through torch and by ONNX Runtime. ConvInteger gives the
-integer sums that firing needs; QLinearConv, timed beside it, rounds them to bytes. The sums are checked against a
-convolution in float64. Writes int8.csv (every run) and int8.md (medians, machine, versions).
+Then single convolutions with uint8 input are timed with oneDNN (through torch) and with two operators of ONNX Runtime:
+ConvInteger returns the integer sums that firing needs; QLinearConv rounds them to uint8. The integer sums are checked
+against a convolution in float64. Writes int8.csv (every run) and int8.md (medians, machine, versions).
 """
 
 import argparse
@@ -45,14 +46,14 @@ RESULTS = Path(__file__).parent / "results"
 MODEL = ModelConfig(name="ds_resnet20", width=64)
 TIMESTEPS, SIZE = 4, 32
 CONVOLUTIONS = ((64, 64, 32, 1), (128, 128, 16, 1), (256, 256, 8, 1), (64, 128, 32, 2))
-"""Channels before and after, rows and columns, stride; kernels are 3 × 3."""
+"""Input channels, output channels, H = W, stride of the timed convolutions; their kernels are 3 × 3."""
 IMAGES = 16
-"""That a convolution is timed on."""
+"""Batch size of the timed convolutions."""
 COLUMNS = ("what", "way", "batch", "run", "seconds")
 
 
 def random_network() -> mf.SpikingResNet:
-    """Norms that have seen a batch, so that every layer fires."""
+    """Return a network with random weights; its norms hold the statistics of one batch, so that every layer fires."""
     torch.manual_seed(0)
     net = model_from_config(MODEL, backend="cpu").train()
     with torch.no_grad():
@@ -64,7 +65,7 @@ def random_network() -> mf.SpikingResNet:
 
 
 def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
-    """The network read from its int8 file, and that file's size over the size of one with its float weights."""
+    """Export the network to int8 and load it; also return the file's size relative to that of the float32 weights."""
     provenance: dict[str, Any] = dict.fromkeys(("recipe", "config", "data", "accuracy", "checkpoint", "versions"))
     provenance |= {
         "provenance": PROVENANCE_VERSION,
@@ -81,6 +82,7 @@ def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
 
 
 def networks(net: mf.SpikingResNet, int8: Int8Network) -> dict[str, Callable[[Tensor], Any]]:
+    """Return the ways to run the network, by name."""
     reference = model_from_config(MODEL, backend="reference").eval()
     reference.load_state_dict(net.state_dict())
 
@@ -91,44 +93,49 @@ def networks(net: mf.SpikingResNet, int8: Int8Network) -> dict[str, Callable[[Te
     return {"reference": reference, "fp32": net, "bf16": bf16, "folded": mf.export.fold(net), "int8": int8}
 
 
-def convolutions(before: int, after: int, size: int, stride: int) -> dict[str, Callable[[], Any]]:
-    """One convolution in each way, on the same bytes; those that give sums have been checked."""
-    x = torch.randint(0, 13, (IMAGES, before, size, size), dtype=torch.uint8)
-    x_last = x.contiguous(memory_format=torch.channels_last)
-    conv = Int8Conv2d(before, after, 3, stride)
+def convolutions(in_channels: int, out_channels: int, size: int, stride: int) -> dict[str, Callable[[], Any]]:
+    """Return the ways to compute one convolution of the same uint8 images, by name.
+
+    The integer sums of oneDNN and ConvInteger are compared with the exact ones first.
+    """
+    x = torch.randint(0, 13, (IMAGES, in_channels, size, size), dtype=torch.uint8)
+    x_channels_last = x.contiguous(memory_format=torch.channels_last)
+    conv = Int8Conv2d(in_channels, out_channels, 3, stride)
     conv.weight.random_(-127, 128)
-    floats = x_last.float(), conv.weight.float().contiguous(memory_format=torch.channels_last)
-    integer, rounded = (onnx_convolution(kind, conv.weight, stride) for kind in ("ConvInteger", "QLinearConv"))
-    for largest in (12, LARGEST_ACTIVATION):
-        probe = torch.full((1, before, size, size), largest, dtype=torch.uint8)
+    x_and_weight = x_channels_last.float(), conv.weight.float().contiguous(memory_format=torch.channels_last)
+    conv_integer, qlinear_conv = (
+        onnx_convolution(operator, conv.weight, stride) for operator in ("ConvInteger", "QLinearConv")
+    )
+    for value in (12, LARGEST_ACTIVATION):
+        probe = torch.full((1, in_channels, size, size), value, dtype=torch.uint8)
         exact = F.conv2d(probe.double(), conv.weight.double(), stride=stride, padding=1)
         assert torch.equal(conv(probe).double(), exact)
-        assert np.array_equal(integer(probe.numpy()), exact.numpy())
+        assert np.array_equal(conv_integer(probe.numpy()), exact.numpy())
     images = x.numpy()
     return {
-        "fp32, oneDNN": lambda: F.conv2d(*floats, stride=stride, padding=1),
-        "int8, oneDNN": lambda: conv(x_last),
-        "int8, ConvInteger": lambda: integer(images),
-        "int8, QLinearConv": lambda: rounded(images),
+        "fp32, oneDNN": lambda: F.conv2d(*x_and_weight, stride=stride, padding=1),
+        "int8, oneDNN": lambda: conv(x_channels_last),
+        "int8, ConvInteger": lambda: conv_integer(images),
+        "int8, QLinearConv": lambda: qlinear_conv(images),
     }
 
 
-def onnx_convolution(kind: str, weight: Tensor, stride: int) -> Callable[[np.ndarray], np.ndarray]:
-    """An ONNX Runtime session of one node of that kind, with scales of 1 and zero points of 0."""
-    after = len(weight)
+def onnx_convolution(operator: str, weight: Tensor, stride: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that runs one ONNX operator in ONNX Runtime, with scales of 1 and zero points of 0."""
+    out_channels = len(weight)
     constants = {"w": weight.numpy()}
-    inputs, result = ["x", "w"], TensorProto.INT32
-    if kind == "QLinearConv":
+    inputs, output_type = ["x", "w"], TensorProto.INT32
+    if operator == "QLinearConv":
         constants |= {"xs": np.float32(1), "xz": np.uint8(0), "ys": np.float32(1), "yz": np.uint8(0)}
-        constants |= {"ws": np.ones(after, np.float32), "wz": np.zeros(after, np.int8)}
-        inputs, result = ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], TensorProto.UINT8
-    node = helper.make_node(kind, inputs, ["y"], strides=[stride, stride], pads=[1, 1, 1, 1])
+        constants |= {"ws": np.ones(out_channels, np.float32), "wz": np.zeros(out_channels, np.int8)}
+        inputs, output_type = ["x", "xs", "xz", "w", "ws", "wz", "ys", "yz"], TensorProto.UINT8
+    node = helper.make_node(operator, inputs, ["y"], strides=[stride, stride], pads=[1, 1, 1, 1])
     x, y = (
         helper.make_tensor_value_info(name, type, [None] * 4)
-        for name, type in (("x", TensorProto.UINT8), ("y", result))
+        for name, type in (("x", TensorProto.UINT8), ("y", output_type))
     )
     weights = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph([node], kind, [x], [y], weights)
+    graph = helper.make_graph([node], operator, [x], [y], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -137,21 +144,24 @@ def onnx_convolution(kind: str, weight: Tensor, stride: int) -> Callable[[np.nda
 
 
 def in_turns(what: str, batch: int, ways: dict[str, Callable[[], Any]], runs: int) -> list[dict[str, Any]]:
-    """`runs` timed calls of each way, one of each after the other, after one call that is not timed."""
+    """Time `runs` calls of each way in turns, after one call of each that is not timed; return a row for each run."""
     rows = []
     for run in range(-1, runs):
         for way, call in ways.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             call()
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             if run >= 0:
                 rows.append({"what": what, "way": way, "batch": batch, "run": run, "seconds": seconds})
-        print(what, batch, run + 1, "of", runs, flush=True)
+        print(f"{what}, batch {batch}: run {run + 1} of {runs}", flush=True)
     return rows
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """For each thing measured a table: time per image, and the median of its ratios to int8's neighbouring runs."""
+    """Return a table for each network or convolution and batch size.
+
+    It shows the time per image of each way, and the median of its ratios to the neighbouring runs of int8.
+    """
     text = ""
     for what, batch in dict.fromkeys((row["what"], row["batch"]) for row in rows):
         times = {
@@ -160,28 +170,30 @@ def tables(rows: list[dict[str, Any]]) -> str:
             ]
             for way in dict.fromkeys(row["way"] for row in rows if (row["what"], row["batch"]) == (what, batch))
         }
-        base = times.get("int8") or times["int8, oneDNN"]
+        int8_times = times.get("int8") or times["int8, oneDNN"]
         lines = []
         for way, seconds in times.items():
             median, low, high = (1e3 * f(seconds) for f in (statistics.median, min, max))
-            ratio = statistics.median(own / other for own, other in zip(seconds, base, strict=True))
+            ratio = statistics.median(own / int8 for own, int8 in zip(seconds, int8_times, strict=True))
             lines.append((way, f"{median:.3g} ({low:.3g} to {high:.3g})", f"{ratio:.2f}"))
         text += f"\n## {what}, batch {batch}\n\n"
-        text += markdown(("", f"ms per image, median of {len(base)} (range)", "× int8"), lines)
+        text += markdown(("", f"ms per image, median of {len(int8_times)} (range)", "× int8"), lines)
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].splitlines()[0] if __doc__ else None)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1])
-    parser.add_argument("--all-up-to", type=int, default=64, help="larger batches are left to reference, fp32 and int8")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--runs", type=int, default=7, help="timed runs of each way (default: 7)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1], help="batch sizes (default: 64 1)")
+    parser.add_argument(
+        "--all-up-to", type=int, default=64, help="above this batch size only reference, fp32 and int8 are timed"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for int8.csv and int8.md")
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         net = random_network()
-        int8, share = exported(net, Path(folder))
+        int8, relative_size = exported(net, Path(folder))
         for batch in args.batches:
             x = torch.randn(1, batch, MODEL.in_channels, SIZE, SIZE).expand(TIMESTEPS, -1, -1, -1, -1)
             ways = {way: (lambda f=f, x=x: f(x)) for way, f in networks(net, int8).items()}
@@ -195,10 +207,10 @@ def main() -> None:
     machine = describe_machine(torch.device("cpu"))
     text = (
         "# Evaluation in integers\n\n"
-        "Made by `python -m benchmarks.int8`: in turns in one process, after one call each. "
+        "Written by `python -m benchmarks.int8`. All ways run in turns in one process, after one warm-up call each. "
         f"{machine['processor']}, {machine['threads']} threads, CPU kernel {mf.ops.cpu.isa()}; "
         f"torch {machine['torch']}, ONNX Runtime {onnxruntime.__version__}, multifire {machine['multifire']}.\n"
-        f"The int8 file has {share:.3f} × the bytes of one with the float weights.\n"
+        f"The int8 file has {relative_size:.3f} × the size of a file with the float32 weights.\n"
     )
     write_atomic(args.out / "int8.md", (text + tables(rows)).encode())
     print((args.out / "int8.md").read_text())

@@ -1,15 +1,18 @@
-"""Does a NIR file of ours mean the same in simulators that we did not write?
+"""Check that a NIR file that multifire exported gives the same spikes in other simulators.
 
     python -m benchmarks.nir_simulators NETWORK.nir FRAMES.npy --out results.csv
 
-Runs in an environment with multifire, nir, norse, snntorch, sinabs and spikingjelly; a simulator that is not there is
-said to be missing. FRAMES holds [T, N, C, H, W]. Each simulator is tried in two ways:
+FRAMES.npy holds frames [T, N, C, H, W]. The environment needs multifire, nir, norse, snntorch, sinabs and spikingjelly.
+Each simulator is tested in two ways:
 
-- *importer*: its own reader of NIR is given the whole graph; where it refuses, its message is kept;
-- *node by node*: the graph is walked in topological order, sums where edges join, and every LIF node is the simulator's
-  own neuron, with the node's own parameters. Convolutions, pooling and the voting layer are torch's, as in all of them.
+- *importer*: the simulator's own NIR importer reads the whole graph. If it fails, its error message is recorded.
+- *node by node*: this program computes the nodes in topological order. The input of a node is the sum over its incoming
+  edges. Each LIF node is computed by the simulator's neuron with the parameters of the node. Convolutions, pooling and
+  the voting layer are computed by torch, which all these simulators use for them. sinabs is not tested in this way.
 
-Spikes are compared per MLF layer (the sum of its K LIF nodes) at every time step, with those of multifire.
+The spikes of each MLF layer (the sum over its K LIF nodes) are compared with those of multifire at every time step.
+
+Shapes: T time steps, N samples, C channels, H rows, W columns.
 """
 
 # pyright: reportMissingImports=false
@@ -30,11 +33,11 @@ from multifire.export.fold import FoldedFire
 from multifire.export.nir import from_nir
 
 Neuron = Callable[[Tensor], Tensor]
-"""A LIF of one simulator: the current of a time step in, its spikes out; it keeps its own membrane."""
+"""A LIF neuron of a simulator: takes the current of one time step, returns the spikes, keeps the membrane potential."""
 
 
 def norse_neuron(node: nir.LIF, dtype: torch.dtype) -> Neuron:
-    """Its importer's own cell; the importer leaves R out, so the current is multiplied by it here."""
+    """Return the cell that Norse's importer uses. The importer ignores R, so the current is multiplied by R here."""
     from norse.torch.functional.lif_box import LIFBoxParameters
     from norse.torch.module.lif_box import LIFBoxCell
 
@@ -57,24 +60,27 @@ def norse_neuron(node: nir.LIF, dtype: torch.dtype) -> Neuron:
 
 
 def snntorch_neuron(node: nir.LIF, dtype: torch.dtype) -> Neuron:
-    """`Leaky` with reset to zero: mem = beta·mem·(1 - spike) + x, beta = 1 - 1/τ, which takes R = τ for granted."""
+    """Return `Leaky` with reset to zero: mem = beta·mem·(1 - spike) + x, beta = 1 - 1/τ. It assumes R = τ."""
     import snntorch
 
     beta, threshold = (torch.from_numpy(a).to(dtype) for a in (1 - 1 / node.tau, node.v_threshold))
     cell = snntorch.Leaky(beta=beta, threshold=threshold, reset_mechanism="zero")
-    memory = None
+    membrane = None
 
     def step(current: Tensor) -> Tensor:
-        nonlocal memory
-        memory = torch.zeros_like(current) if memory is None else memory
-        spikes, memory = cell(current, memory)
+        nonlocal membrane
+        membrane = torch.zeros_like(current) if membrane is None else membrane
+        spikes, membrane = cell(current, membrane)
         return spikes
 
     return step
 
 
 def spikingjelly_neuron(node: nir.LIF, dtype: torch.dtype) -> Neuron:
-    """`LIFNode` whose input does not decay: v = v - v/τ + x, R = τ; it fires at v >= threshold, NIR above it."""
+    """Return `LIFNode` with decay_input=False: v = v - v/τ + x. It assumes R = τ.
+
+    It fires if v ≥ threshold, whereas NIR's LIF fires only if v > threshold.
+    """
     from spikingjelly.activation_based import neuron
 
     return neuron.LIFNode(
@@ -98,9 +104,9 @@ def import_snntorch(graph: nir.NIRGraph, batch: int) -> torch.nn.Module:
 
 
 def import_sinabs(graph: nir.NIRGraph, batch: int) -> torch.nn.Module:
-    from sinabs.nir import from_nir as read
+    from sinabs.nir import from_nir as import_from_nir
 
-    return read(graph, batch_size=batch)
+    return import_from_nir(graph, batch_size=batch)
 
 
 def import_spikingjelly(graph: nir.NIRGraph, batch: int) -> torch.nn.Module:
@@ -115,52 +121,62 @@ IMPORTERS = {
 
 
 @torch.no_grad()
-def ours(path: Path, x_TNCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Spikes [T, N, C, H, W] of each layer, and mean logits, in x's precision."""
+def run_multifire(path: Path, x_TNCHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Run the network with multifire in the precision of x.
+
+    Returns:
+        The spikes [T, N, C, H, W] of each layer by its name in the graph, and the logits [N, L], mean over time.
+    """
     model, spikes = from_nir(path).to(x_TNCHW.dtype), {}
     for name, module in model.named_modules():
         if isinstance(module, FoldedFire):
 
-            def keep(_module, _inputs, options, out, name=name):
-                after = options.get("add_after")
-                spikes[name.replace(".", "_") + "_neuron"] = out - (0 if after is None else after)
+            def save_spikes(_module, _inputs, options, out, name=name):
+                residual = options.get("add_after")
+                spikes[name.replace(".", "_") + "_neuron"] = out - (0 if residual is None else residual)
 
-            module.register_forward_hook(keep, with_kwargs=True)
+            module.register_forward_hook(save_spikes, with_kwargs=True)
     return spikes, model(x_TNCHW)
 
 
 @torch.no_grad()
-def node_by_node(graph: nir.NIRGraph, make: Callable[[nir.LIF, torch.dtype], Neuron], x_TNCHW: Tensor):
-    """The same, with each LIF a simulator's neuron."""
+def run_node_by_node(
+    graph: nir.NIRGraph, make_neuron: Callable[[nir.LIF, torch.dtype], Neuron], x_TNCHW: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Run the graph node by node; `make_neuron` makes the simulator's neuron for each LIF node.
+
+    Returns:
+        The same as `run_multifire`.
+    """
     sources = defaultdict(list)
     for source, target in graph.edges:
         sources[target].append(source)
-    order, left = [], dict(graph.nodes)
-    while left:
-        ready = [name for name in left if not any(source in left for source in sources[name])]
+    order, remaining = [], dict(graph.nodes)
+    while remaining:
+        ready = [name for name in remaining if not any(source in remaining for source in sources[name])]
         order += ready
-        left = {name: node for name, node in left.items() if name not in ready}
+        remaining = {name: node for name, node in remaining.items() if name not in ready}
     dtype = x_TNCHW.dtype
-    neurons = {name: make(node, dtype) for name, node in graph.nodes.items() if isinstance(node, nir.LIF)}
+    neurons = {name: make_neuron(node, dtype) for name, node in graph.nodes.items() if isinstance(node, nir.LIF)}
     layers, logits = defaultdict(list), []
     for frame in x_TNCHW:
         values: dict[str, Tensor] = {}
         for name in order:
             node = graph.nodes[name]
             x = frame if isinstance(node, nir.Input) else torch.stack([values[s] for s in sources[name]]).sum(0)
-            values[name] = (
-                neurons[name](x).to(dtype) if name in neurons else stateless(node, x, dtype)
-            )  # 0 and 1 in any
-        at = defaultdict(list)
+            # A simulator may return spikes in another dtype; 0 and 1 are exact in every dtype.
+            values[name] = neurons[name](x).to(dtype) if name in neurons else compute_stateless(node, x, dtype)
+        spikes_of_levels = defaultdict(list)
         for name in neurons:
-            at[name.rpartition("_level")[0]].append(values[name])
-        for layer, levels in at.items():
+            spikes_of_levels[name.rpartition("_level")[0]].append(values[name])
+        for layer, levels in spikes_of_levels.items():
             layers[layer].append(sum(levels))
         logits.append(values["output"])
     return {layer: torch.stack(steps) for layer, steps in layers.items()}, torch.stack(logits).mean(0)
 
 
-def stateless(node: nir.NIRNode, x: Tensor, dtype: torch.dtype) -> Tensor:
+def compute_stateless(node: nir.NIRNode, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute a node without state by torch; nodes of other types, such as Input and Output, return x unchanged."""
     if isinstance(node, nir.Conv2d):
         assert isinstance(node.stride, tuple | np.ndarray)
         assert isinstance(node.padding, tuple | np.ndarray)
@@ -175,8 +191,12 @@ def stateless(node: nir.NIRNode, x: Tensor, dtype: torch.dtype) -> Tensor:
     return x
 
 
-def whole_graph(name: str, path: Path, x_TNCHW: Tensor, expected: Tensor) -> str:
-    """What comes of the simulator's own importer: its message, or how many of its predictions are ours."""
+def try_importer(name: str, path: Path, x_TNCHW: Tensor, expected: Tensor) -> str:
+    """Run the graph that the simulator's importer reads.
+
+    Returns:
+        The percentage of predictions that equal those of the logits `expected`, or the error message.
+    """
     try:
         network = IMPORTERS[name](nir.read(path), x_TNCHW.shape[1])
         state, logits = None, torch.zeros(1)
@@ -188,37 +208,44 @@ def whole_graph(name: str, path: Path, x_TNCHW: Tensor, expected: Tensor) -> str
         return f"read; {100 * same:.1f} % of predictions are the same"
     except ImportError as error:
         return f"missing: {error}"
-    except Exception as error:  # whatever it raises is the finding
+    except Exception as error:  # every error of the simulator is a result
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", type=Path)
-    parser.add_argument("frames", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("network", type=Path, help="NIR file")
+    parser.add_argument("frames", type=Path, help="NumPy file with frames [T, N, C, H, W]")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
     args = parser.parse_args()
     x = torch.from_numpy(np.load(args.frames, allow_pickle=False))
     rows = []
     for dtype in (torch.float64, torch.float32):
-        spikes, logits = ours(args.network, x.to(dtype))
+        spikes, logits = run_multifire(args.network, x.to(dtype))
         for name in IMPORTERS:
             version = importlib.metadata.version(name)
             row = {"simulator": name, "version": version, "precision": str(dtype)[6:], "samples": x.shape[1]}
             if name in NEURONS:
-                found, their_logits = node_by_node(nir.read(args.network), NEURONS[name], x.to(dtype))
-                same = (their_logits.argmax(1) == logits.argmax(1)).double().mean().item()
-                shares = {layer: (found[layer] == spikes[layer]).double().mean().item() for layer in spikes}
-                worst = min(shares, key=lambda layer: shares[layer])
-                row |= {"same spikes, worst layer %": f"{100 * shares[worst]:.4f}", "worst layer": worst,
-                        "same predictions %": f"{100 * same:.2f}"}  # fmt: skip
+                graph = nir.read(args.network)
+                found_spikes, found_logits = run_node_by_node(graph, NEURONS[name], x.to(dtype))
+                same_predictions = (found_logits.argmax(1) == logits.argmax(1)).double().mean().item()
+                same_spikes = {
+                    layer: (found_spikes[layer] == expected).double().mean().item()
+                    for layer, expected in spikes.items()
+                }
+                worst_layer = min(same_spikes, key=same_spikes.__getitem__)
+                row |= {
+                    "same spikes, worst layer %": f"{100 * same_spikes[worst_layer]:.4f}",
+                    "worst layer": worst_layer,
+                    "same predictions %": f"{100 * same_predictions:.2f}",
+                }
             if dtype == torch.float32:
-                row["its own importer"] = whole_graph(name, args.network, x, logits)
+                row["its own importer"] = try_importer(name, args.network, x, logits)
             rows.append(row)
             print(row, flush=True)
     with args.out.open("w", newline="") as file:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(file, names, lineterminator="\n")
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

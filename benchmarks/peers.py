@@ -1,9 +1,10 @@
-"""The networks of multifire written with other frameworks, in each one's own idiom, with multifire's weights.
+"""Build multifire's networks with other frameworks (the peers), with the same weights.
 
-Both follow multifire's topology and parameter names; what differs is whose neuron, norm and time loop runs. Their norms
-have ε inside the root, where tdBN's definition has it outside: the two agree as ε → 0, which is how they are compared.
+The peer networks have multifire's topology and parameter names. The neurons, the norms and the loop over time are those
+of the other framework, used in its usual style. The norms of the peers add ε inside the square root, while tdBN is
+defined with ε outside. Both definitions agree for ε → 0, so comparisons use a tiny ε.
 
-Shapes: x_TNCHW is [time, sample, channel, row, column].
+Shapes: T time steps, N samples, C channels, H rows, W columns, L classes.
 """
 
 from abc import ABC, abstractmethod
@@ -19,44 +20,45 @@ from multifire.config.architecture import parse_model_name
 from multifire.ops.reference import Fire
 
 
-class Kit(ABC):
-    """What a network is made of: the parts of one framework."""
+class PeerFramework(ABC):
+    """Create the layers of a network with one framework."""
 
     name: str
+    """Name of the Python package."""
 
     def __init__(self, model: ModelConfig):
         self.model = model
         self.thresholds = model.thresholds or ops.default_thresholds(model.levels, width=model.surrogate_width)
 
     @abstractmethod
-    def conv(self, before: int, after: int, kernel: int, stride: int) -> nn.Module:
-        """A convolution of [T, N, C, H, W] without bias."""
+    def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Module:
+        """Return a convolution for [T, N, C, H, W] without bias."""
 
     @abstractmethod
     def norm(self, channels: int, affine: bool = True) -> nn.Module:
-        """tdBN of [T, N, C, H, W], whose weight holds V_th·γ."""
+        """Return tdBN for [T, N, C, H, W]; its weight is V_th·γ."""
 
     @abstractmethod
     def neuron(self) -> nn.Module:
-        """MLF, [T, ...] -> spikes [T, ...]."""
+        """Return an MLF neuron, which computes spikes [T, ...] from its input current [T, ...]."""
 
     @abstractmethod
     def reset(self, network: nn.Module) -> None:
-        """Put every membrane back to zero."""
+        """Set every membrane potential of the network to zero."""
 
 
-class SpikingJelly(Kit):
-    """Multi-step mode; a level is a LIFNode, a norm a ThresholdDependentBatchNorm2d.
+class SpikingJelly(PeerFramework):
+    """SpikingJelly in multi-step mode: LIFNode for each level, ThresholdDependentBatchNorm2d for each norm.
 
-    LIFNode charges by v - v / τ + x, so τ = 1 / (1 - decay).
+    LIFNode computes v = v - v / τ + x, so τ = 1 / (1 - decay).
     """
 
     name = "spikingjelly"
 
-    def conv(self, before, after, kernel, stride):
+    def conv(self, in_channels, out_channels, kernel, stride):
         from spikingjelly.activation_based import layer  # pyright: ignore[reportMissingImports]
 
-        return layer.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False, step_mode="m")
+        return layer.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False, step_mode="m")
 
     def norm(self, channels, affine=True):
         from spikingjelly.activation_based import layer  # pyright: ignore[reportMissingImports]
@@ -69,8 +71,8 @@ class SpikingJelly(Kit):
         from spikingjelly.activation_based import neuron, surrogate  # pyright: ignore[reportMissingImports]
 
         model = self.model
-        _only_rect(model)
-        return Sum(
+        _check_surrogate(model)
+        return SumOfLevels(
             neuron.LIFNode(
                 1 / (1 - model.decay),
                 decay_input=False,
@@ -89,19 +91,19 @@ class SpikingJelly(Kit):
         functional.reset_net(network)
 
 
-class SnnTorch(Kit):
-    """A loop over time around Leaky neurons that reset to zero, one for each level."""
+class SnnTorch(PeerFramework):
+    """snnTorch: a loop over time that calls a Leaky neuron with reset to zero for each level."""
 
     name = "snntorch"
 
-    def conv(self, before, after, kernel, stride):
-        return Folded(nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False))
+    def conv(self, in_channels, out_channels, kernel, stride):
+        return TimeDistributed(nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False))
 
     def norm(self, channels, affine=True):
-        return Folded(nn.BatchNorm2d(channels, affine=affine))
+        return TimeDistributed(nn.BatchNorm2d(channels, affine=affine))
 
     def neuron(self):
-        _only_rect(self.model)
+        _check_surrogate(self.model)
         return LoopOverTime([_leaky(self.model, threshold) for threshold in self.thresholds])
 
     def reset(self, network):
@@ -110,16 +112,16 @@ class SnnTorch(Kit):
                 module.reset()
 
 
-KITS: dict[str, type[Kit]] = {kit.name: kit for kit in (SpikingJelly, SnnTorch)}
+PEER_FRAMEWORKS: dict[str, type[PeerFramework]] = {peer.name: peer for peer in (SpikingJelly, SnnTorch)}
 
 
-def _only_rect(model: ModelConfig) -> None:
+def _check_surrogate(model: ModelConfig) -> None:
     if model.surrogate != "rect":
-        raise ValueError(f"surrogate is {model.surrogate!r}, but the peers are written for 'rect'")
+        raise ValueError(f"surrogate is {model.surrogate!r}, expected 'rect': the peer networks support no other")
 
 
-class Sum(nn.Module):
-    """The sum of what the levels fire."""
+class SumOfLevels(nn.Module):
+    """Add the spikes of all levels, which receive the same input."""
 
     def __init__(self, levels):
         super().__init__()
@@ -129,8 +131,8 @@ class Sum(nn.Module):
         return reduce(torch.add, [level(x) for level in self.levels])
 
 
-class Folded(nn.Module):
-    """A module of [N, C, H, W], applied to [T, N, C, H, W]."""
+class TimeDistributed(nn.Module):
+    """Apply a module for [N, C, H, W] to every time step of [T, N, C, H, W], in one call."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -141,7 +143,7 @@ class Folded(nn.Module):
 
 
 class LoopOverTime(nn.Module):
-    """snnTorch's idiom: every level is called once a time step with its own membrane."""
+    """Call every level once for each time step and add their spikes; each level keeps its membrane potential."""
 
     def __init__(self, levels: Sequence[nn.Module]):
         super().__init__()
@@ -159,7 +161,10 @@ def _leaky(model: ModelConfig, threshold: float) -> nn.Module:
     import snntorch  # pyright: ignore[reportMissingImports]
 
     class Level(snntorch.Leaky):
-        """Leaky detaches its reset gate, which MLF does not: this one keeps the spikes it fired, gradient and all."""
+        """A Leaky neuron with a reset that passes gradients, as in MLF; snnTorch's own reset is detached.
+
+        `fire` stores the spikes with their gradient, and `mem_reset` returns them.
+        """
 
         def fire(self, mem: Tensor) -> Tensor:
             self.spikes = super().fire(mem)
@@ -170,7 +175,7 @@ def _leaky(model: ModelConfig, threshold: float) -> nn.Module:
 
     return Level(
         model.decay,
-        # In float64, so that the network can be compared in it; a 0-dimensional tensor does not promote fp32.
+        # float64 is needed for the comparison in float64; a 0-dimensional tensor does not promote fp32 tensors.
         torch.tensor(threshold, dtype=torch.float64),
         spike_grad=lambda v: Fire.apply(v, "rect", model.surrogate_width),
         reset_mechanism="zero",
@@ -178,28 +183,42 @@ def _leaky(model: ModelConfig, threshold: float) -> nn.Module:
 
 
 class Layer(nn.Module):
-    """neuron(norm(conv(x)))."""
+    """Compute neuron(norm(conv(x)) + add_before), or without neurons norm(conv(x)) + add_before.
 
-    def __init__(self, kit: Kit, before: int, after: int, kernel: int, stride: int, fires: bool = True):
+    If the input is static, the convolution runs on one time step only.
+    """
+
+    def __init__(
+        self,
+        framework: PeerFramework,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        has_neurons: bool = True,
+    ):
         super().__init__()
-        self.conv, self.norm = kit.conv(before, after, kernel, stride), kit.norm(after)
-        self.neuron = kit.neuron() if fires else nn.Identity()
+        self.conv = framework.conv(in_channels, out_channels, kernel, stride)
+        self.norm = framework.norm(out_channels)
+        self.neuron = framework.neuron() if has_neurons else nn.Identity()
 
-    def forward(self, x_TNCHW: Tensor, *, add_before: Tensor | None = None, still: bool = False) -> Tensor:
-        y = self.conv(x_TNCHW[:1]).expand(len(x_TNCHW), -1, -1, -1, -1) if still else self.conv(x_TNCHW)
+    def forward(self, x_TNCHW: Tensor, *, add_before: Tensor | None = None, static: bool = False) -> Tensor:
+        y = self.conv(x_TNCHW[:1]).expand(len(x_TNCHW), -1, -1, -1, -1) if static else self.conv(x_TNCHW)
         y = self.norm(y)
         return self.neuron(y if add_before is None else y + add_before)
 
 
 class Block(nn.Module):
-    """multifire's DSBlock, or its PlainBlock where `plain`."""
+    """The counterpart of multifire's PlainBlock if `plain`, else of its DSBlock."""
 
-    def __init__(self, kit: Kit, plain: bool, before: int, after: int, stride: int):
+    def __init__(self, framework: PeerFramework, plain: bool, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.plain = plain
-        self.fire1, self.fire2 = Layer(kit, before, after, 3, stride), Layer(kit, after, after, 3, 1)
-        same = before == after and stride == 1
-        self.shortcut = None if same else Layer(kit, before, after, 1, stride, fires=not plain)
+        self.fire1 = Layer(framework, in_channels, out_channels, 3, stride)
+        self.fire2 = Layer(framework, out_channels, out_channels, 3, 1)
+        self.shortcut = None
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = Layer(framework, in_channels, out_channels, 1, stride, has_neurons=not plain)
 
     def forward(self, x_TNCHW: Tensor) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW)
@@ -207,64 +226,86 @@ class Block(nn.Module):
         return self.fire2(inner, add_before=residual) if self.plain else self.fire2(inner) + residual
 
 
-class Peer(nn.Module):
-    """multifire's SpikingResNet, made of another framework's parts; where `still`, the stem convolves an image once."""
+class PeerNetwork(nn.Module):
+    """The counterpart of multifire's SpikingResNet with the layers of another framework.
 
-    def __init__(self, kit: Kit, still: bool):
+    If the input is static, the stem convolves the image only once.
+    """
+
+    def __init__(self, framework: PeerFramework, static: bool):
         super().__init__()
-        model = kit.model
+        model = framework.model
         block, blocks = parse_model_name(model.name)
-        self.still, self.v_threshold = still, kit.thresholds[0]
-        self.input_norm = kit.norm(model.in_channels, affine=False) if model.norm_input else None
-        self.stem = Layer(kit, model.in_channels, model.width, 3, 1)
-        stages, before = [], model.width
+        is_plain = block == "plain"
+        self.static, self.v_threshold = static, framework.thresholds[0]
+        self.input_norm = framework.norm(model.in_channels, affine=False) if model.norm_input else None
+        self.stem = Layer(framework, model.in_channels, model.width, 3, 1)
+        stages, in_channels = [], model.width
         for stage in range(3):
-            after = model.width * 2**stage
-            shapes = [(before, 1 if stage == 0 else 2), *[(after, 1)] * (blocks - 1)]
-            stages.append(nn.Sequential(*(Block(kit, block == "plain", c, after, stride) for c, stride in shapes)))
-            before = after
+            out_channels = model.width * 2**stage
+            inputs_and_strides = [(in_channels, 1 if stage == 0 else 2), *[(out_channels, 1)] * (blocks - 1)]
+            stages.append(
+                nn.Sequential(
+                    *(Block(framework, is_plain, c, out_channels, stride) for c, stride in inputs_and_strides)
+                )
+            )
+            in_channels = out_channels
         self.stages = nn.Sequential(*stages)
-        self.voting = nn.Linear(before, model.num_classes)
+        self.voting = nn.Linear(in_channels, model.num_classes)
 
     def forward(self, x_TNCHW: Tensor, *, per_step: bool = False) -> Tensor:
         if self.input_norm is not None:
             x_TNCHW = self.v_threshold * self.input_norm(x_TNCHW)
-        x_TNCHW = self.stages(self.stem(x_TNCHW, still=self.still))
-        logits_TNK = self.voting(x_TNCHW.permute(0, 1, 3, 4, 2).mean((2, 3)))  # its gradient channels-last, as in ours
-        return logits_TNK if per_step else logits_TNK.mean(0)
+        x_TNCHW = self.stages(self.stem(x_TNCHW, static=self.static))
+        # The permutation makes the gradient channels-last, as in multifire's network.
+        logits_TNL = self.voting(x_TNCHW.permute(0, 1, 3, 4, 2).mean((2, 3)))
+        return logits_TNL if per_step else logits_TNL.mean(0)
 
 
-def build_peer(kit: Kit, still: bool, weights: dict[str, Tensor]) -> Peer:
-    """The peer of multifire's network with these weights, in float64, where V_th·γ is not rounded."""
-    network = Peer(kit, still).double()
-    own = network.state_dict()
-    theirs = {name: _to_peer(name, value.double(), network.v_threshold) for name, value in weights.items()}
-    names = {_plain(name): name for name in own}
-    missing = [name for name in theirs if name not in names]
-    extra = [name for name in names if name not in theirs and not _is_constant(name)]
-    assert not [*missing, *extra], f"no place for {missing}, nothing for {extra}"
-    network.load_state_dict({names[name]: value for name, value in theirs.items()}, strict=False)
+def build_peer_network(framework: PeerFramework, static: bool, weights: dict[str, Tensor]) -> PeerNetwork:
+    """Build the network with a peer framework and load multifire's weights into it.
+
+    The network is in float64, so that V_th·γ is not rounded.
+    """
+    network = PeerNetwork(framework, static).double()
+    peer_names = {_multifire_name(name): name for name in network.state_dict()}
+    missing = [name for name in weights if name not in peer_names]
+    extra = [name for name in peer_names if name not in weights and not _is_constant(name)]
+    assert not [*missing, *extra], f"the peer network lacks {missing}; multifire's network lacks {extra}"
+    values = {
+        peer_names[name]: _peer_value(name, value.double(), network.v_threshold) for name, value in weights.items()
+    }
+    network.load_state_dict(values, strict=False)
     return network
 
 
-def gradients(network: nn.Module, v_threshold: float = 1.0) -> dict[str, Tensor]:
-    """The gradients of multifire's parameters; a peer's norms hold V_th·γ, whose gradient is 1/V_th of γ's."""
-    found = {_plain(name): p.grad for name, p in network.named_parameters()}
+def multifire_gradients(network: nn.Module, v_threshold: float = 1.0) -> dict[str, Tensor]:
+    """Return the gradients with respect to multifire's parameters, by multifire's names.
+
+        ∂loss/∂γ = V_th · ∂loss/∂(V_th·γ)
+
+    Args:
+        network: a network after the backward pass.
+        v_threshold: V_th for a peer network, where the norms hold V_th·γ; 1 for multifire's, where they hold γ.
+    """
+    gradients = {_multifire_name(name): p.grad for name, p in network.named_parameters()}
     return {
         name: grad * (v_threshold if name.endswith("norm.weight") else 1)
-        for name, grad in found.items()
+        for name, grad in gradients.items()
         if grad is not None
     }
 
 
-def _to_peer(name: str, value: Tensor, v_threshold: float) -> Tensor:
+def _peer_value(name: str, value: Tensor, v_threshold: float) -> Tensor:
+    """Return the peer network's value for a weight of multifire's network: V_th·γ for γ, all others unchanged."""
     return v_threshold * value if name.endswith("norm.weight") else value
 
 
-def _plain(name: str) -> str:
+def _multifire_name(name: str) -> str:
+    """Return multifire's name for a parameter: without `TimeDistributed.inner` and the prefix of torch.compile."""
     return name.replace(".inner.", ".").removeprefix("_orig_mod.")
 
 
 def _is_constant(name: str) -> bool:
-    """Buffers that hold no weights: batches seen, and what snnTorch keeps of a neuron's settings."""
+    """Return True for a buffer that is not a weight: a norm's batch counter, or a setting of an snnTorch neuron."""
     return name.endswith("num_batches_tracked") or ".neuron." in name

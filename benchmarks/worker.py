@@ -1,4 +1,4 @@
-"""A contestant in a process of its own, which does what it is told over a pipe: so runs of several alternate."""
+"""Run each contestant in a worker process that answers requests over a pipe, so that measured runs can alternate."""
 
 import contextlib
 import ctypes
@@ -9,42 +9,42 @@ import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 PROCESSES = multiprocessing.get_context("spawn")
 
 
-class Asked(Protocol):
-    def ask(self, what: str) -> Any: ...
-
-
 class Worker:
-    """A process with the contestant's network; `ask` waits for its answer, `tell` and `answer` do not."""
+    """A process that holds the network of a contestant."""
 
-    def __init__(self, contestant: Any, threads: int, precise: bool = False):
-        self._pipe, theirs = PROCESSES.Pipe()
-        self._process = PROCESSES.Process(target=_serve, args=(theirs, contestant, threads, precise), daemon=True)
-        with _preloading(contestant.preload):
+    def __init__(self, contestant: Any, threads: int, use_float64: bool = False):
+        self._pipe, worker_end = PROCESSES.Pipe()
+        arguments = (worker_end, contestant, threads, use_float64)
+        self._process = PROCESSES.Process(target=_serve, args=arguments, daemon=True)
+        with _preload(contestant.preload):
             self._process.start()
-        theirs.close()
+        worker_end.close()
 
     def ask(self, what: str) -> Any:
-        """What the worker's method `what` returned; "step" and "evaluate" with their seconds in front.
+        """Call the method `what` of `_Requests` in the worker, wait, and return its result.
 
         Raises:
-            RuntimeError: the worker failed; says how.
+            RuntimeError: the call failed, or the worker ended.
         """
         self._pipe.send(what)
         try:
             problem, value = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise RuntimeError(f"a worker ended with {self._process.exitcode}; it may have run out of memory") from None
+            raise RuntimeError(
+                f"a worker ended with exit code {self._process.exitcode}; it may have run out of memory"
+            ) from None
         if problem:
             raise RuntimeError(problem)
         return value
 
     def close(self) -> None:
+        """Ask the worker to end; kill it if it does not end within a minute."""
         with contextlib.suppress(BrokenPipeError, OSError):
             self._pipe.send("end")
         self._process.join(60)
@@ -53,8 +53,9 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(contestants: Sequence[Any], threads: int, precise: bool = False) -> Iterator[list[Worker]]:
-    started = [Worker(contestant, threads, precise) for contestant in contestants]
+def workers(contestants: Sequence[Any], threads: int, use_float64: bool = False) -> Iterator[list[Worker]]:
+    """Start a worker for each contestant, and end all workers when the context ends."""
+    started = [Worker(contestant, threads, use_float64) for contestant in contestants]
     try:
         yield started
     finally:
@@ -63,8 +64,8 @@ def workers(contestants: Sequence[Any], threads: int, precise: bool = False) -> 
 
 
 @contextlib.contextmanager
-def _preloading(library: str) -> Iterator[None]:
-    """A process started meanwhile loads that library first, if any."""
+def _preload(library: str) -> Iterator[None]:
+    """Let a process that is started within the context load this library before all others; "" changes nothing."""
     if not library:
         yield
         return
@@ -76,42 +77,47 @@ def _preloading(library: str) -> Iterator[None]:
 
 
 def peak_of_steps(contestant: Any, threads: int) -> int:
-    """Peak resident bytes of a training step, after a first one, over the interpreter's with all libraries loaded.
+    """Return the peak memory of a training step in bytes: the median of three processes.
 
-    The median of three processes: where malloc leaves gaps is another place in each.
+    See `_Requests.peak`. Each process gives another value, because malloc leaves its gaps at other addresses.
     """
 
-    def of_one_process() -> int:
+    def measure_one_process() -> int:
         with workers([contestant], threads) as (worker,):
             return worker.ask("peak")
 
-    return statistics.median_low([of_one_process() for _ in range(3)])
+    return statistics.median_low([measure_one_process() for _ in range(3)])
 
 
-def _serve(pipe: Connection, contestant: Any, threads: int, precise: bool) -> None:
+def _serve(pipe: Connection, contestant: Any, threads: int, use_float64: bool) -> None:
+    """Answer requests with (error message or None, result) until the request "end" comes."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     warnings.simplefilter("ignore")
     try:
-        desk = _Desk(contestant, threads, precise)
+        requests = _Requests(contestant, threads, use_float64)
     except Exception as error:
         pipe.recv()
         pipe.send((_describe(error), None))
         return
     while (what := pipe.recv()) != "end":
         try:
-            pipe.send((None, getattr(desk, what)()))
+            pipe.send((None, getattr(requests, what)()))
         except Exception as error:
             pipe.send((_describe(error), None))
 
 
 def _describe(error: Exception) -> str:
+    """Return the type and message of an error in one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
-class _Desk:
-    """What a worker can be asked; the network is made at the first question, so that memory before it can be read."""
+class _Requests:
+    """The requests that a worker answers: each public method is one.
 
-    def __init__(self, contestant: Any, threads: int, precise: bool):
+    The first request that needs the network builds it, so that `peak` can read the memory before.
+    """
+
+    def __init__(self, contestant: Any, threads: int, use_float64: bool):
         import torch
 
         from multifire.utils.memory import keep_freed_memory
@@ -122,37 +128,43 @@ class _Desk:
         from benchmarks import contestants
 
         contestants.load_framework(contestant)
-        square = torch.ones(64, 64)
-        square.matmul(square)
-        self._contestants, self._contestant, self._precise = contestants, contestant, precise
-        self._made: Any = None
+        matrix = torch.ones(64, 64)
+        matrix.matmul(matrix)  # the first product initialises the library of linear algebra
+        self._contestants, self._contestant, self._use_float64 = contestants, contestant, use_float64
+        self._built_player: Any = None
 
     @property
     def _player(self) -> Any:
-        if self._made is None:
-            self._made = self._contestants.make_player(self._contestant, self._precise)
-        return self._made
+        if self._built_player is None:
+            self._built_player = self._contestants.make_player(self._contestant, self._use_float64)
+        return self._built_player
 
     def step(self) -> tuple[float, float]:
+        """Do one training step; return its seconds and its loss."""
         from multifire.utils.memory import first_step_done
 
-        took = self._contestants.timed(self._player.step)
-        first_step_done()  # the floor's steps are none of training's
-        return took
+        seconds_and_loss = self._contestants.timed(self._player.step)
+        first_step_done()  # train_step calls it too, but the floor does not use train_step
+        return seconds_and_loss
 
     def evaluate(self) -> tuple[float, float]:
+        """Do one forward pass in evaluation mode; return its seconds and the largest logit."""
         return self._contestants.timed(self._player.evaluate)
 
     def compare(self) -> dict[str, Any]:
+        """Return logits and gradients as NumPy arrays; see `Player.compare`."""
         return {name: tensor.numpy() for name, tensor in self._player.compare().items()}
 
     def kept(self) -> tuple[int, int]:
+        """Return the bytes that autograd keeps, and the number of neuron-steps; see `Player.kept`."""
         return self._player.kept()
 
     def moved(self) -> dict[str, tuple]:
+        """Return the fractions of spikes that differ because of bf16, by layer; see `Player.moved`."""
         return {name: tuple(moved) for name, moved in self._player.moved().items()}
 
     def machine(self) -> dict[str, Any]:
+        """Return the processor, the number of threads, the CPU kernel and the versions of the software."""
         import torch
 
         from multifire import ops
@@ -166,18 +178,26 @@ class _Desk:
         }
 
     def peak(self) -> int:
+        """Return the peak resident memory of two training steps in bytes.
+
+        A first step, which is not measured, comes before them. The memory of the interpreter and of the loaded
+        libraries is subtracted.
+        """
         from multifire.utils.memory import peak_resident
 
         before = peak_resident()
         self._player.step()
-        _forget_peak()
+        _reset_peak()
         for _ in range(2):
             self._player.step()
         return peak_resident() - before
 
 
-def _forget_peak() -> None:
-    """Let VmHWM begin anew, without what a compiler or a first call took; where Linux forbids it, that is counted."""
+def _reset_peak() -> None:
+    """Reset VmHWM, so that the peak excludes compilation and the first call.
+
+    If Linux does not permit the reset, the peak includes them.
+    """
     ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

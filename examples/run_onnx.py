@@ -19,11 +19,11 @@ def main(network: str, frames: str) -> None:
     session = onnxruntime.InferenceSession(network, providers=["CPUExecutionProvider"])
     about = session.get_modelmeta().custom_metadata_map
     if about["kind"] == "sequence":
-        logits_NK = session.run(["logits"], {"x": x_TNCHW})[0]
+        logits_NL = session.run(["logits"], {"x": x_TNCHW})[0]
     else:
-        logits_NK = step_by_step(session, x_TNCHW)
+        logits_NL = step_by_step(session, x_TNCHW)
     classes = json.loads(about["provenance"])["data"]["classes"]
-    for label in logits_NK.argmax(1):
+    for label in logits_NL.argmax(1):
         print(classes[label])
 
 
@@ -36,8 +36,8 @@ def step_by_step(session: onnxruntime.InferenceSession, x_TNCHW: np.ndarray) -> 
     total = 0
     for frame_NCHW in x_TNCHW:
         named = {state.name: value for state, value in zip(before, states, strict=True)}
-        logits_NK, *states = session.run(None, {frame.name: frame_NCHW, **named})
-        total = total + logits_NK
+        logits_NL, *states = session.run(None, {frame.name: frame_NCHW, **named})
+        total = total + logits_NL
     return total / len(x_TNCHW)
 
 

@@ -1,3 +1,5 @@
+"""Fixtures of all tests, and Triton's interpreter on machines without a GPU."""
+
 import os
 from pathlib import Path
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-# Read when multifire is imported: without a GPU, Triton's kernels are run step by step by its interpreter.
+# Set before multifire is imported, which reads it: without a GPU, Triton's interpreter runs the kernels.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -1,4 +1,4 @@
-"""Our checkpoints and the authors': what is read back, and what is refused."""
+"""Our checkpoints and the authors': writing, reading, and refusing damaged or foreign files."""
 
 import gc
 import json
@@ -35,7 +35,7 @@ def saved(tmp_path):
     return path, checkpoint
 
 
-def test_round_trip(saved):
+def test_a_checkpoint_is_equal_after_writing_and_reading(saved):
     path, before = saved
     after = load_checkpoint(path)
     assert (after.config, after.position) == (before.config, before.position)
@@ -48,32 +48,32 @@ def test_round_trip(saved):
     assert not model.training
 
 
-def test_nothing_is_left_beside_it(saved):
+def test_writing_leaves_no_temporary_file(saved):
     assert [file.name for file in saved[0].parent.iterdir()] == ["last.safetensors"]
 
 
-def test_cut_anywhere_it_is_refused(saved):
+def test_a_truncated_checkpoint_is_refused(saved):
     path, _ = saved
-    whole = path.read_bytes()
-    for length in [0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1]:
-        path.write_bytes(whole[:length])
+    intact = path.read_bytes()
+    for length in [0, 1, 7, 8, 9, 100, len(intact) // 2, len(intact) - 1]:
+        path.write_bytes(intact[:length])
         with pytest.raises(ValueError, match=r"last\.safetensors: damaged"):
             load_checkpoint(path)
 
 
-def test_a_flipped_bit_is_noticed(saved):
+def test_a_checkpoint_with_a_flipped_bit_is_refused(saved):
     path, _ = saved
-    whole = path.read_bytes()
-    chance = random.Random(0)
+    intact = path.read_bytes()
+    rng = random.Random(0)
     for _ in range(200):
-        altered, where = bytearray(whole), chance.randrange(len(whole))
-        altered[where] ^= 1 << chance.randrange(8)
+        altered, position = bytearray(intact), rng.randrange(len(intact))
+        altered[position] ^= 1 << rng.randrange(8)
         path.write_bytes(altered)
         with pytest.raises(ValueError, match=r"last\.safetensors: "):
             load_checkpoint(path)
 
 
-def test_of_another_architecture(saved):
+def test_weights_of_another_architecture_are_refused(saved):
     path, checkpoint = saved
     deeper = mf.build_model("ds_resnet14", in_channels=1, width=2)
     with pytest.raises(ValueError, match=r"does not fit the network: missing stages\.0\.1\.fire1\.conv\.weight"):
@@ -84,8 +84,8 @@ def test_of_another_architecture(saved):
 
 
 @pytest.mark.parametrize("position", ["{", "[]", '{"epoc": 1}', "3", '{"epoch": -1}', '{"step": "x"}'])
-def test_a_header_that_says_nothing(saved, monkeypatch, position):
-    """A stranger's file may carry a digest that fits."""
+def test_a_header_without_a_valid_position_is_refused(saved, monkeypatch, position):
+    """The digest of such a file can be correct, since anyone can compute it."""
     import multifire.training.checkpoint as module
 
     path, checkpoint = saved
@@ -94,27 +94,27 @@ def test_a_header_that_says_nothing(saved, monkeypatch, position):
     ))  # fmt: skip
     save_checkpoint(path, checkpoint)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=r"last\.safetensors: a checkpoint whose header has no config or position"):
+    with pytest.raises(ValueError, match=r"last\.safetensors: its header has no valid config or position"):
         load_checkpoint(path)
 
 
-def test_another_programs_file(tmp_path):
+def test_a_file_of_another_program_is_refused(tmp_path):
     import safetensors.torch
 
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"other\.safetensors: no multifire checkpoint"):
+    with pytest.raises(ValueError, match=r"other\.safetensors: not a multifire checkpoint"):
         load_checkpoint(path)
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         mf.load_reference_checkpoint(tmp_path / "none.pth")
 
 
-def test_reference_round_trip(gesture_checkpoint):
+def test_the_authors_checkpoint_is_equal_after_reading_and_writing(gesture_checkpoint):
     theirs = torch.load(gesture_checkpoint, weights_only=True)["model"]
     back = to_reference_state_dict(mf.load_reference_checkpoint(gesture_checkpoint))
     assert back.keys() == theirs.keys()
@@ -123,7 +123,7 @@ def test_reference_round_trip(gesture_checkpoint):
 
 
 @pytest.mark.parametrize("residual", ["ds", "plain"])
-def test_reference_shapes_decide_the_network(residual):
+def test_the_shapes_in_the_authors_checkpoint_determine_the_network(residual):
     net = mf.build_model(f"{residual}_resnet14", in_channels=5, num_classes=7, width=3)
     theirs = to_reference_state_dict(net)
     again = mf.load_reference_checkpoint({"model": theirs, "epoch": 1}, residual=residual)
@@ -134,9 +134,10 @@ def test_reference_shapes_decide_the_network(residual):
 
 
 def altered(change):
-    theirs = to_reference_state_dict(mf.build_model("ds_resnet8", width=2))
-    change(theirs)
-    return theirs
+    """Return a state dict in the authors' format, after `change` has altered it."""
+    state = to_reference_state_dict(mf.build_model("ds_resnet8", width=2))
+    change(state)
+    return state
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def altered(change):
         ({}, r"conv1\.weight is missing"),
     ],
 )
-def test_reference_keys_are_checked(state, message):
+def test_the_keys_of_the_authors_checkpoint_are_checked(state, message):
     with pytest.raises(ValueError, match=message):
         mf.load_reference_checkpoint(state)
 
@@ -173,20 +174,20 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps({"model": Touch()}))
-    with pytest.raises(ValueError, match=r"evil\.pth: damaged, or not a checkpoint of tensors alone"):
+    with pytest.raises(ValueError, match=r"evil\.pth: damaged, or contains more than tensors"):
         mf.load_reference_checkpoint(path)
 
 
-def test_a_cut_reference_file_is_refused(gesture_checkpoint, tmp_path):
+def test_a_truncated_file_of_the_authors_is_refused(gesture_checkpoint, tmp_path):
     path = tmp_path / "cut.pth"
-    whole = gesture_checkpoint.read_bytes()
-    for length in (0, 10, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
+    intact = gesture_checkpoint.read_bytes()
+    for length in (0, 10, len(intact) // 2, len(intact) - 1):
+        path.write_bytes(intact[:length])
         with pytest.raises(ValueError, match=r"cut\.pth: damaged"):
             mf.load_reference_checkpoint(path)
 
 
-def test_writing_leaves_nothing_for_the_garbage_collector(tmp_path):
+def test_writing_makes_no_reference_cycles(tmp_path):
     tensors = {f"layer{i}": torch.ones(3) for i in range(50)}
     write_tensors(tmp_path / "first.safetensors", tensors, {"kind": "test"})
     gc.collect()
@@ -198,7 +199,7 @@ def test_writing_leaves_nothing_for_the_garbage_collector(tmp_path):
         gc.enable()
 
 
-def test_bf16_is_written_as_the_same_numbers_in_fp32(tmp_path):
+def test_bf16_is_written_as_fp32(tmp_path):
     weight = torch.randn(5).bfloat16()
     write_tensors(tmp_path / "bf16.safetensors", {"weight": weight}, {"format": "test", "version": "1"})
     read = safe_open(tmp_path / "bf16.safetensors", framework="pt").get_tensor("weight")

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, real messages."""
+"""The command line as a user sees it: help, messages, exit codes."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ def run(*args: str, cwd: Path | None = None, timeout: float = 120) -> subprocess
 
 
 def error_of(capsys, *args: str) -> str:
-    """The message of a command that must fail as the user's mistakes do: exit code 2, one line on standard error."""
+    """Return the message of a command that must fail with exit code 2 and one line on standard error."""
     assert main(args) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -53,7 +53,7 @@ def test_help_of_a_recipe_lists_every_override():
 
 
 @pytest.mark.parametrize("command", ["recipes", "--help"])
-def test_answers_without_torch_or_numpy(command):
+def test_help_and_recipes_do_not_import_torch_or_numpy(command):
     program = (
         "import sys; from multifire.cli import main\n"
         f"try: main([{command!r}])\nexcept SystemExit: pass\n"
@@ -62,7 +62,7 @@ def test_answers_without_torch_or_numpy(command):
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
 
 
-def test_recipes_table(capsys):
+def test_the_table_of_recipes(capsys):
     assert main(["recipes"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"cifar10 .* 4 .* 20 .* 64 .* 4,327,754 .* 94\.25", out)
@@ -100,7 +100,7 @@ def test_recipes_table(capsys):
         (("bench", "digits", "--runs", "0"), "runs is 0, expected at least 1"),
     ],
 )
-def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, args, message):
+def test_a_mistake_prints_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     assert message in error_of(capsys, *args)
     assert list(tmp_path.iterdir()) == []
@@ -116,7 +116,7 @@ def test_overrides_reach_the_configuration():
     assert cfg.optim.epochs == get_recipe("digits").optim.epochs
 
 
-def test_closed_pipe_is_no_error():
+def test_a_closed_pipe_is_no_error():
     process = subprocess.Popen(
         [sys.executable, "-m", "multifire", "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -125,8 +125,8 @@ def test_closed_pipe_is_no_error():
     process.wait(timeout=60)
 
 
-def test_train_then_eval_then_interrupt_and_resume(tmp_path):
-    """Ctrl-C in a real process: checkpoint, exit code 130; then --resume ends the run."""
+def test_interrupt_training_then_refuse_wrong_options_then_eval(tmp_path):
+    """Ctrl-C makes the process write a checkpoint and exit with code 130; `eval` then scores the stopped run."""
     small = ["--model.width", "4", "--data.limit", "640", "--optim.epochs", "2", "--out", "run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "multifire", "train", "digits", *small, "--optim.epochs", "200"],
@@ -139,7 +139,7 @@ def test_train_then_eval_then_interrupt_and_resume(tmp_path):
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "give --resume to go on" in err
+    assert "give --resume to continue" in err
     assert "Traceback" not in err
 
     refused = run("train", "digits", *small, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Runs side by side, several seeds, and what a run would take."""
+"""Comparing runs, training several seeds, and estimating a run."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-def test_rows_hold_what_differs_and_what_came_of_it(runs):
+def test_rows_hold_the_fields_that_differ_and_the_results(runs):
     rows = compare([runs / "K1", runs / "K2"])
     assert [row["model.levels"] for row in rows] == [1, 2]
     assert "optim.lr" not in rows[0]
@@ -47,7 +47,7 @@ def test_rows_hold_what_differs_and_what_came_of_it(runs):
         assert row["epochs"] == 1
 
 
-def test_a_table_and_a_file(runs, tmp_path, capsys):
+def test_the_command_prints_a_table_and_writes_csv(runs, tmp_path, capsys):
     assert main(["compare", str(runs / "K1"), str(runs / "K2"), "--csv", str(tmp_path / "x.csv")]) == 0
     assert "mean and standard deviation of 2 runs" in capsys.readouterr().out
     with (tmp_path / "x.csv").open() as file:
@@ -69,12 +69,12 @@ def test_an_unfinished_run_is_an_error(tmp_path, capsys):
     assert "no finished run" in capsys.readouterr().err
 
 
-def test_mean_and_deviation():
+def test_mean_and_standard_deviation():
     assert mean_and_deviation([3.0]) == (3.0, 0.0)
     assert mean_and_deviation([1.0, 3.0]) == (2.0, 2**0.5)
 
 
-def test_seeds_make_a_run_each(tmp_path, capsys):
+def test_every_seed_gets_its_own_run(tmp_path, capsys):
     assert main(["train", "digits", *QUICK, "--seeds", "0,7", "--out", str(tmp_path / "s")]) == 0
     assert "of 2 runs" in capsys.readouterr().out
     assert json.loads((tmp_path / "s" / "seed-7" / "config.json").read_text())["seed"] == 7
@@ -90,12 +90,12 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_knows_the_size_of_a_checkpoint(runs):
+def test_a_plan_predicts_the_size_of_a_checkpoint(runs):
     cfg = override(TINY, model={"levels": 1}, optim={"epochs": 1})
-    found = plan(cfg)
+    estimate = plan(cfg)
     written = (runs / "K1" / "last.safetensors").stat().st_size
-    assert found.steps_per_epoch == 4
-    assert 0 < written - found.checkpoint_bytes < 20_000  # its header
+    assert estimate.steps_per_epoch == 4
+    assert 0 < written - estimate.checkpoint_bytes < 20_000  # the header of the file
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_a_plan_knows_the_size_of_a_checkpoint(runs):
         ("max_time", "5"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(option, value):
+def test_train_options_out_of_range_are_refused(option, value):
     with pytest.raises(ValueError, match=rf"{option} is .*expected"):
         TrainOptions(**{option: value})
 
 
-def test_times():
+def test_durations_are_parsed():
     assert [parse_duration(text, "x") for text in ("90s", "1.5m", "2h")] == [90, 90, 7200]

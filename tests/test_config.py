@@ -1,3 +1,5 @@
+"""Configurations: recipes, JSON, range checks, and the learning-rate schedules that they describe."""
+
 import json
 import math
 from dataclasses import replace
@@ -9,7 +11,7 @@ from multifire.training.optim import learning_rate
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_survive_json(name):
+def test_recipes_are_equal_after_writing_and_reading_json(name):
     cfg = get_recipe(name)
     assert cfg.recipe == name
     assert json_format.from_json(json_format.to_json(cfg), "config.json") == cfg
@@ -21,6 +23,7 @@ def test_thresholds_come_back_as_a_tuple():
 
 
 def changed(**values) -> str:
+    """Return the JSON of the default configuration with these values replaced."""
     return json.dumps(json.loads(json_format.to_json(RunConfig())) | values)
 
 
@@ -49,44 +52,44 @@ def test_bad_files_are_refused(text, message):
     ("make", "message"),
     [
         (lambda: RunConfig(data=DataConfig(timesteps=0)), r"data\.timesteps is 0, expected at least 1"),
-        (lambda: RunConfig(data=DataConfig(validation=1.0)), r"data\.validation is 1\.0, expected 0 <= share < 1"),
+        (lambda: RunConfig(data=DataConfig(validation=1.0)), r"data\.validation is 1\.0, expected 0 <= fraction < 1"),
         (lambda: RunConfig(optim=OptimConfig(lr=math.nan)), r"optim\.lr is nan, expected a finite number"),
         (lambda: RunConfig(optim=OptimConfig(batch_size=0)), r"optim\.batch_size is 0"),
     ],
 )
-def test_impossible_values_are_refused(make, message):
+def test_values_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_step_schedule_is_the_papers():
+def test_the_step_schedule_equals_the_papers():
     optim = OptimConfig(epochs=110, lr=0.1, schedule="step", step_epochs=40, gamma=0.1)
     rates = [learning_rate(optim, epoch * 10, 10) for epoch in (0, 39, 40, 79, 80, 109)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
-def test_smooth_schedules_equal_torchs(schedule):
+def test_cosine_and_one_cycle_schedules_equal_torchs(schedule):
     import torch
 
     optim = OptimConfig(epochs=4, lr=0.3, schedule=schedule, warmup_share=0.25)
     total = 40
     sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3, momentum=0.9)
     if schedule == "cosine":
-        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, total)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, total)
     else:
-        # Torch reaches its last rate at step total - 1, and its highest at step share·total - 1.
-        theirs = torch.optim.lr_scheduler.OneCycleLR(
+        # torch reaches its last rate at step total - 1, and its highest at step pct_start·total - 1.
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
             sgd, 0.3, total_steps=total + 1, pct_start=11 / 41, cycle_momentum=False, final_div_factor=1e4 / 25
         )
     for step in range(total):
         assert learning_rate(optim, step, 10) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
         sgd.step()
-        theirs.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
-def test_the_rate_first_rises_where_a_warm_up_is_asked_for(schedule):
+def test_warm_up_scales_the_first_learning_rates(schedule):
     plain, warm = (OptimConfig(epochs=10, schedule=schedule, warmup_epochs=epochs) for epochs in (0.0, 2.0))
-    shares = [learning_rate(warm, step, 10) / learning_rate(plain, step, 10) for step in range(30)]
-    assert shares == pytest.approx([*((step + 1) / 20 for step in range(20)), *[1.0] * 10])
+    factors = [learning_rate(warm, step, 10) / learning_rate(plain, step, 10) for step in range(30)]
+    assert factors == pytest.approx([*((step + 1) / 20 for step in range(20)), *[1.0] * 10])

@@ -104,7 +104,7 @@ def test_the_command_line_from_archive_to_picture_to_run(tmp_path, monkeypatch, 
     said = capsys.readouterr().out
     assert "36 training and 24 test samples in data/dvs-gesture/frames/T4-16x16-duration-" in said
     assert re.search(r"left hand wave .* 3 .* 2 ", said)
-    sheet = tmp_path / re.search(r"picture of them: (\S+)", said)[1]
+    sheet = tmp_path / re.search(r"picture: (\S+)", said)[1]
     assert sheet.read_bytes().startswith(b"\x89PNG")
 
     assert main(["data", "info", "dvs-gesture", *frames]) == 0
@@ -143,7 +143,7 @@ def test_training_prepares_what_lies_in_the_root(root, tmp_path, capsys):
         (("train", "dvs-gesture"), "no recordings of dvs-gesture in data/dvs-gesture: expected DvsGesture.tar.gz"),
         (("train", "nmnist", "--data.roll", "-1"), "data.roll is -1, expected at least 0"),
         (("train", "nmnist", "--data.rotation", "200"), "data.rotation is 200.0, expected at most 180 degrees"),
-        (("train", "nmnist", "--data.swap-polarity", "2"), "data.swap_polarity is 2.0, expected 0 <= share <= 1"),
+        (("train", "nmnist", "--data.swap-polarity", "2"), "data.swap_polarity is 2.0, expected 0 <= probability <= 1"),
     ],
 )
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, args, message):
@@ -181,13 +181,13 @@ def test_simulated_is_said_wherever_it_shows(tmp_path, monkeypatch, capsys):
     assert main(["data", "prepare", "digits-dvs", "--workers", "1"]) == 0
     said = capsys.readouterr().out
     assert "digits-dvs (simulated)" in said
-    assert "simulated: no camera saw these events" in said
+    assert "these events are simulated" in said
     assert main(["data", "show", "digits-dvs", "0"]) == 0
     assert ", simulated" in capsys.readouterr().out
     assert main(["data", "list"]) == 0
     assert "simulated" in capsys.readouterr().out
     assert main(["train", "digits-dvs", "--out", "run", "--optim.epochs", "1", "--model.width", "8"]) == 0
-    assert "the events were simulated from images: no camera saw them" in capsys.readouterr().out
+    assert "the events were simulated from images, not recorded with a camera" in capsys.readouterr().out
     assert '"simulated": true' in Path("run/summary.json").read_text()
     digits_dvs._simulated.cache_clear()
 

@@ -1,4 +1,4 @@
-"""Installing the package where it cannot be built whole."""
+"""Installing the package on a machine without a compiler."""
 
 import os
 import subprocess
@@ -18,11 +18,11 @@ print(mf.ops.backends_used())
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_package_installs_and_works_on_the_reference(tmp_path):
-    nowhere = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
+def test_the_package_works_without_a_compiler(tmp_path):
+    no_compiler = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
     pip = [sys.executable, "-m", "pip", "--quiet"]
     build = [*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(_copy(tmp_path))]
-    subprocess.run(build, env=os.environ | nowhere, check=True)
+    subprocess.run(build, env=os.environ | no_compiler, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-none-any.whl")
     folder = str(tmp_path / "installed")
@@ -38,7 +38,7 @@ def test_without_a_compiler_the_package_installs_and_works_on_the_reference(tmp_
 
 
 def _copy(folder: Path) -> Path:
-    """The tracked files, since building writes beside the sources."""
+    """Copy the tracked files, because building writes files beside the sources."""
     copy = folder / "sources"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in filter(None, listed.split("\0")):

@@ -1,4 +1,4 @@
-"""The trainer's SGD against torch's own, one tensor at a time."""
+"""The trainer's SGD computes the same as torch's SGD, in every memory layout."""
 
 import pytest
 import torch
@@ -8,18 +8,18 @@ from multifire.training.optim import SGD
 LAST, FIRST = torch.channels_last, torch.contiguous_format
 
 
-def stepped(optimizer_of, weight_order, grad_order, velocity_order, momentum: float) -> list[torch.Tensor]:
-    """Weight, bias and their velocities after three steps, in one order."""
+def after_three_steps(make, weight_layout, grad_layout, velocity_layout, momentum: float) -> list[torch.Tensor]:
+    """Return weight, bias and their velocities after three steps, all contiguous."""
     torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(6, 5, 3, 3).contiguous(memory_format=weight_order))
+    weight = torch.nn.Parameter(torch.randn(6, 5, 3, 3).contiguous(memory_format=weight_layout))
     bias = torch.nn.Parameter(torch.randn(6))
-    optimizer = optimizer_of([{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}], 0.1, momentum)
+    optimizer = make([{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}], 0.1, momentum)
     for step in range(3):
-        weight.grad = torch.randn(6, 5, 3, 3).contiguous(memory_format=grad_order)
+        weight.grad = torch.randn(6, 5, 3, 3).contiguous(memory_format=grad_layout)
         bias.grad = torch.randn(6)
-        if step == 1 and momentum:  # as a checkpoint may bring it
+        if step == 1 and momentum:  # a checkpoint may have stored it in another layout
             state = optimizer.state[weight]
-            state["momentum_buffer"] = state["momentum_buffer"].contiguous(memory_format=velocity_order)
+            state["momentum_buffer"] = state["momentum_buffer"].contiguous(memory_format=velocity_layout)
         optimizer.step()
     velocities = (
         [optimizer.state[p].get("momentum_buffer", torch.zeros(())) for p in (weight, bias)] if momentum else []
@@ -28,23 +28,23 @@ def stepped(optimizer_of, weight_order, grad_order, velocity_order, momentum: fl
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("velocity_order", [FIRST, LAST])
-@pytest.mark.parametrize("grad_order", [FIRST, LAST])
-@pytest.mark.parametrize("weight_order", [FIRST, LAST])
-def test_steps_as_torch_does_in_every_order(weight_order, grad_order, velocity_order, momentum):
-    orders = (weight_order, grad_order, velocity_order, momentum)
-    own = stepped(lambda groups, lr, m: SGD(groups, lr, m, weight_decay=0.01), *orders)
-    torchs = stepped(lambda groups, lr, m: torch.optim.SGD(groups, lr, m, weight_decay=0.01), *orders)
-    for a, b in zip(own, torchs, strict=True):
+@pytest.mark.parametrize("velocity_layout", [FIRST, LAST])
+@pytest.mark.parametrize("grad_layout", [FIRST, LAST])
+@pytest.mark.parametrize("weight_layout", [FIRST, LAST])
+def test_steps_equal_torchs_in_every_layout(weight_layout, grad_layout, velocity_layout, momentum):
+    layouts = (weight_layout, grad_layout, velocity_layout, momentum)
+    ours = after_three_steps(lambda groups, lr, m: SGD(groups, lr, m, weight_decay=0.01), *layouts)
+    torchs = after_three_steps(lambda groups, lr, m: torch.optim.SGD(groups, lr, m, weight_decay=0.01), *layouts)
+    for a, b in zip(ours, torchs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_parameters_without_a_gradient_stay():
-    still, moved = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
-    moved.grad = torch.ones(3)
-    SGD([still, moved], 0.5, 0.9).step()
-    assert still.tolist() == [1, 1, 1]
-    assert moved.tolist() == [0.5, 0.5, 0.5]
+def test_parameters_without_a_gradient_do_not_change():
+    without_grad, with_grad = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    with_grad.grad = torch.ones(3)
+    SGD([without_grad, with_grad], 0.5, 0.9).step()
+    assert without_grad.tolist() == [1, 1, 1]
+    assert with_grad.tolist() == [0.5, 0.5, 0.5]
 
 
 def test_a_closure_computes_the_gradients_first():

@@ -1,4 +1,4 @@
-"""Many processes train as one: the same losses, every sample once, and a run that outlives its workers."""
+"""Several processes compute the same as one, use every sample once, and survive the death of a worker."""
 
 import json
 import os
@@ -20,37 +20,37 @@ import multifire.training.loop as training
 from multifire.config import TrainOptions
 from multifire.datasets.loader import Order
 from multifire.training.checkpoint import load_checkpoint
-from multifire.training.distributed import join_processes
+from multifire.training.distributed import process_group
 from multifire.training.signals import Requests
 from multifire.training.state import set_up
 from tests.test_train import TINY, override
 
 STEPS = 20
-# 128 samples in batches of 17: shares of 9 and 8, and a last batch of 9, which is shared 5 and 4.
+# 128 samples in batches of 17: parts of 9 and 8; the last batch has 9 samples, in parts of 5 and 4.
 UNEVEN = replace(override(TINY, optim={"batch_size": 17, "lr": 0.1}), backend="reference", sync_norm=True)
 
 
-def losses(cfg) -> list[float]:
-    """Losses of the first steps in float64, where no spike is flipped by rounding."""
+def first_losses(cfg) -> list[float]:
+    """Return the losses of the first steps in float64, in which rounding flips no spike."""
     torch.set_default_dtype(torch.float64)
-    found = []
-    with join_processes() as processes:
+    losses = []
+    with process_group() as processes:
         run = set_up(cfg, Path("unused"), TrainOptions(), processes, Requests())
         order = run.batches.train.order
         for epoch in range(3):
             for number, (x, y) in enumerate(run.batches.train.epoch(epoch)):
                 samples = order.size(number)
                 step = training.train_step(run.network, run.optimizer, x.double(), y, cfg, samples, processes)
-                found.append((processes.total(step.totals)[0] / samples).item())
-    return found[:STEPS]
+                losses.append((processes.total(step.totals)[0] / samples).item())
+    return losses[:STEPS]
 
 
-def one_of(rank, world, port, cfg, out):
+def run_process(rank, world, port, cfg, out):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     torch.set_num_threads(1)
-    found = losses(cfg)
+    losses = first_losses(cfg)
     if rank == 0:
-        out.write_text(json.dumps(found))
+        out.write_text(json.dumps(losses))
 
 
 def free_port() -> str:
@@ -59,21 +59,21 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def of_processes(world: int, cfg, out: Path) -> list[float]:
-    mp.spawn(one_of, (world, free_port(), cfg, out), nprocs=world)
+def losses_with_processes(world: int, cfg, out: Path) -> list[float]:
+    mp.spawn(run_process, (world, free_port(), cfg, out), nprocs=world)
     return json.loads(out.read_text())
 
 
 def test_two_processes_have_the_losses_of_one(tmp_path):
-    alone = of_processes(1, UNEVEN, tmp_path / "one.json")
-    together = of_processes(2, UNEVEN, tmp_path / "two.json")
+    alone = losses_with_processes(1, UNEVEN, tmp_path / "one.json")
+    together = losses_with_processes(2, UNEVEN, tmp_path / "two.json")
     assert len(alone) == STEPS
     assert alone[0] != alone[-1]
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_every_sample_once(world):
+def test_every_sample_is_used_once(world):
     seen = []
     for rank in range(world):
         order = Order(101, 8, True, 3, (rank, world))
@@ -93,8 +93,8 @@ def torchrun(*options: str, out: Path, epochs: int = 2, more: Sequence[str] = ()
 
 
 @pytest.mark.slow
-def test_a_run_outlives_its_workers(tmp_path):
-    """A worker is killed three times: the run ends by itself, as an undisturbed one, and the log says what happened."""
+def test_a_run_survives_the_death_of_its_workers(tmp_path):
+    """A worker is killed three times; the run restarts by itself, ends as an undisturbed one, and logs the restarts."""
     undisturbed = torchrun(out=tmp_path / "undisturbed", epochs=12)
     said, _ = undisturbed.communicate(timeout=400)
     assert undisturbed.returncode == 0, said
@@ -103,7 +103,7 @@ def test_a_run_outlives_its_workers(tmp_path):
     while killed < 3 and process.poll() is None:
         before = last.stat().st_mtime if last.exists() else 0
         time.sleep(0.5)
-        if last.exists() and last.stat().st_mtime > before:  # it trains
+        if last.exists() and last.stat().st_mtime > before:  # it is training
             os.kill(workers(process.pid)[killed % 2], signal.SIGKILL)
             killed += 1
             time.sleep(8)
@@ -112,7 +112,7 @@ def test_a_run_outlives_its_workers(tmp_path):
     assert killed == 3
     assert len(re.findall("held-out accuracy", said)) == 1
     assert len(re.findall(r"exitcode: -9", said)) >= 3
-    assert len(re.findall("going on from", said)) == 3
+    assert len(re.findall("resuming from", said)) == 3
     whole, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("undisturbed", "run"))
     assert found["epochs"] == whole["epochs"] == 12
     assert found["test_accuracy"] == whole["test_accuracy"]
@@ -133,8 +133,8 @@ def test_a_failing_process_stops_the_others_with_its_message(tmp_path):
 
 
 @pytest.mark.slow
-def test_seeds_follow_each_other_in_the_same_processes(tmp_path):
-    """Each run is a new group of processes, which must not meet the addresses of the one before."""
+def test_several_seeds_train_one_after_another_in_the_same_processes(tmp_path):
+    """Each run makes a new process group, which must not read the addresses of the previous one."""
     said, _ = torchrun(out=tmp_path, more=["--seeds", "0,1"]).communicate(timeout=120)
     assert len(re.findall("held-out accuracy", said)) == 2, said
     assert len(re.findall("mean and standard deviation of 2 runs", said)) == 1
@@ -142,17 +142,18 @@ def test_seeds_follow_each_other_in_the_same_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_terminated_together_they_leave_a_checkpoint(tmp_path):
+def test_processes_that_are_terminated_together_leave_a_checkpoint(tmp_path):
     process = torchrun(out=tmp_path / "run", epochs=50)
     last = tmp_path / "run" / "last.safetensors"
     while not last.exists() and process.poll() is None:
         time.sleep(0.2)
     process.terminate()
     said, _ = process.communicate(timeout=120)
-    assert "give --resume to go on" in said
+    assert "give --resume to continue" in said
     assert load_checkpoint(last).position.epoch < 50
 
 
 def workers(agent: int) -> list[int]:
+    """Return the process numbers of torchrun's workers."""
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
     return [int(child) for child in children]

@@ -1,4 +1,4 @@
-"""Recordings and live events through a run's network: the same frames and predictions as in one batch."""
+"""`multifire run` on recordings and live events: the same frames and predictions as in one batch."""
 
 import dataclasses
 import re
@@ -33,32 +33,32 @@ def events_at(times) -> np.ndarray:
     rng = np.random.default_rng(0)
     events = np.zeros(len(times), EVENT_DTYPE)
     events["t"] = times
-    for name, above in (("x", 128), ("y", 128), ("p", 2)):
-        events[name] = rng.integers(0, above, len(times))
+    for name, end in (("x", 128), ("y", 128), ("p", 2)):
+        events[name] = rng.integers(0, end, len(times))
     return events
 
 
-def live_frames(events, at_a_time: int) -> list:
-    parts = (events[i : i + at_a_time] for i in range(0, len(events), at_a_time))
+def live_frames(events, chunk: int) -> list:
+    parts = (events[i : i + chunk] for i in range(0, len(events), chunk))
     live = LiveFrames(SENSOR, OPTIONS, "test")
     return [frame.counts for frame in follow(live, (packed_records(p.tobytes(), SENSOR, "test") for p in parts))]
 
 
-@pytest.mark.parametrize("at_a_time", [1, 7, 1000])
-def test_live_frames_are_those_of_the_whole_recording(at_a_time):
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_live_frames_equal_those_of_the_whole_recording(chunk):
     events = events_at(np.sort(np.random.default_rng(1).integers(500, 7000, 300)))
     frames = to_frames(events, SENSOR, OPTIONS.size, OPTIONS.duration_us, 8)
-    assert np.array_equal(live_frames(events, at_a_time), frames)
+    assert np.array_equal(live_frames(events, chunk), frames)
 
 
-def test_silence_and_a_clock_set_anew_cost_no_more_than_a_sample():
+def test_long_pauses_and_clock_jumps_start_a_new_sample():
     events = events_at([0, 10, 1 << 61, 5, 1500])
     assert [frame.sum() for frame in live_frames(events, 1)] == [2, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0]
 
 
-def test_late_events_are_left_out(caplog):
+def test_late_events_are_skipped(caplog):
     assert sum(frame.sum() for frame in live_frames(events_at([0, 1500, 900, 1600]), 1)) == 3
-    assert "1 events came after" in caplog.text
+    assert "skipped 1 events that came after" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_late_events_are_left_out(caplog):
         np.array([(0, 128, 0, 1)], EVENT_DTYPE).tobytes(), np.array([(0, 0, 0, 2)], EVENT_DTYPE).tobytes(),
     ],
 )  # fmt: skip
-def test_malformed_packets_are_counted_and_the_next_is_read(data, caplog):
+def test_malformed_packets_are_skipped_and_counted(data, caplog):
     good = events_at([3]).tobytes()
     with UdpRecords(0, SENSOR) as records, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for packet in (data, data, good):
@@ -81,7 +81,7 @@ def test_malformed_packets_are_counted_and_the_next_is_read(data, caplog):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A run of random weights on events sliced by duration."""
+    """Create a run with random weights, on events sliced by duration; return its folder."""
     folder = tmp_path_factory.mktemp("run")
     recipe = get_recipe("dvs-gesture")
     cfg = dataclasses.replace(
@@ -103,20 +103,23 @@ def test_running_prediction_equals_the_batch():
     x = torch.randint(0, 3, (6, 1, 2, 17, 17)).float()
     model(x)
     model.double().eval()
-    seen = list(classify(model.float(), x[:, 0].numpy(), 3))
-    assert [(one.sample, one.step, one.final) for one in seen] == [
+    predictions = list(classify(model.float(), x[:, 0].numpy(), 3))
+    assert [(prediction.sample, prediction.step, prediction.final) for prediction in predictions] == [
         (1, 1, False), (1, 2, False), (1, 3, True), (2, 1, False), (2, 2, False), (2, 3, True),
     ]  # fmt: skip
     with torch.no_grad():
-        assert [seen[2].label, seen[5].label] == [int(model(part).argmax()) for part in (x[:3], x[3:])]
-    assert all(one.final for one in classify(model, x[:, 0].numpy(), 3, margin=0.0))
+        assert [predictions[2].label, predictions[5].label] == [int(model(part).argmax()) for part in (x[:3], x[3:])]
+    assert all(prediction.final for prediction in classify(model, x[:, 0].numpy(), 3, margin=0.0))
 
 
 @pytest.fixture(scope="module")
 def camera(tmp_path_factory):
-    """A recording of a DVS128, and the run of a narrow Gesture network (T = 40, 2×32×32) whose norms have seen it."""
+    """Create a run of a narrow Gesture network (T = 40, 2×32×32); return its folder and a recording of a DVS128.
+
+    The running statistics of the norms are those of the recording.
+    """
     if not SHARED.is_file():
-        pytest.skip("the shared recordings of a DVS128 are not here")
+        pytest.skip("the shared recordings of a DVS128 are missing")
     folder = tmp_path_factory.mktemp("camera")
     with zipfile.ZipFile(SHARED) as file:
         recording = Path(file.extract("clamp_right.aedat", folder))
@@ -126,47 +129,48 @@ def camera(tmp_path_factory):
     model = model_from_config(cfg.model)
     for _ in range(3):
         model(frames_of_camera(recording, cfg.data))
-    model.voting.weight.data *= 300  # margins as of a network that has learnt: they are thin at the start
+    model.voting.weight.data *= 300  # margins of an untrained network are small
     save_checkpoint(folder / "last.safetensors", Checkpoint(cfg, Position(epoch=1), model.state_dict(), {}))
     (folder / "config.json").write_text(json_format.to_json(cfg))
     return folder, recording
 
 
 def frames_of_camera(recording: Path, data: DataConfig) -> torch.Tensor:
-    """Its first two samples [T, 2, C, H, W], cut from the whole recording at once."""
+    """Return the first two samples [T, 2, C, H, W] of a recording, which is read at once."""
     size = (data.frame_size, data.frame_size)
     frames = to_frames(read_events(recording), SENSOR, size, data.duration_us, 2 * data.timesteps)
     return torch.from_numpy(frames).float().unflatten(0, (2, data.timesteps)).transpose(0, 1)
 
 
-def running(model, x_TNCHW) -> list[tuple[int, float]]:
-    """Label and probability after each frame of one sample after the other, from one batch of them all."""
+def batch_predictions(model, x_TNCHW) -> list[tuple[int, float]]:
+    """Return label and probability after each frame, sample by sample, computed in one batch."""
     with torch.no_grad():
-        logits_TNK = model(x_TNCHW, per_step=True)
-    steps = torch.arange(1, len(logits_TNK) + 1)[:, None, None]
-    probability, label = (logits_TNK.cumsum(0) / steps).softmax(-1).max(-1)
+        logits_TNL = model(x_TNCHW, per_step=True)
+    steps = torch.arange(1, len(logits_TNL) + 1)[:, None, None]
+    probability, label = (logits_TNL.cumsum(0) / steps).softmax(-1).max(-1)
     return list(zip(label.T.flatten().tolist(), probability.T.flatten().tolist(), strict=True))
 
 
-def test_a_cameras_running_prediction_equals_the_batch_of_the_same_frames(camera):
-    """In float64, in which no spike flips by rounding; the probability is told in fp32."""
+def test_running_predictions_of_a_camera_equal_the_batch_in_float64(camera):
+    """No spike flips by rounding in float64; the probabilities are computed in fp32."""
     folder, recording = camera
     model, cfg = load_model(folder / "last.safetensors")
     model.double()
-    expected = running(model, frames_of_camera(recording, cfg.data).double())
-    played = classify(fold(model), frames_of(recording, cfg.data, get_info("dvs-gesture")), cfg.data.timesteps)
-    seen = [next(played) for _ in expected]
-    assert [one.step for one in seen] == [*range(1, 41)] * 2
-    assert [one.label for one in seen] == [label for label, _ in expected]
-    assert [one.probability for one in seen] == pytest.approx([p for _, p in expected], abs=1e-6)
-    assert len({round(one.probability, 2) for one in seen}) > 20, "a prediction that stands still shows nothing"
+    expected = batch_predictions(model, frames_of_camera(recording, cfg.data).double())
+    stream = classify(fold(model), frames_of(recording, cfg.data, get_info("dvs-gesture")), cfg.data.timesteps)
+    predictions = [next(stream) for _ in expected]
+    probabilities = [prediction.probability for prediction in predictions]
+    assert [prediction.step for prediction in predictions] == [*range(1, 41)] * 2
+    assert [prediction.label for prediction in predictions] == [label for label, _ in expected]
+    assert probabilities == pytest.approx([p for _, p in expected], abs=1e-6)
+    assert len({round(p, 2) for p in probabilities}) > 20, "the predictions hardly change, which tests nothing"
 
 
-def test_a_camera_through_the_command_equals_the_batch_as_far_as_fp32_goes(camera, capfd):
-    """A spike that flips by rounding, as the sums of one frame go in another order, moves a probability a little."""
+def test_predictions_of_the_command_are_close_to_the_batch_in_fp32(camera, capfd):
+    """A frame alone is summed in another order than a batch: spikes flip by rounding, which changes probabilities."""
     folder, recording = camera
     model, cfg = load_model(folder / "last.safetensors")
-    expected = running(model, frames_of_camera(recording, cfg.data))
+    expected = batch_predictions(model, frames_of_camera(recording, cfg.data))
     assert main(["run", str(folder), str(recording), "--device", "cpu"]) == 0
     found = re.findall(r"sample \d+, frame \d+/40: (.*) ([\d.]+) %, margin", capfd.readouterr().out)[: len(expected)]
     assert [float(percent) / 100 for _, percent in found] == pytest.approx([p for _, p in expected], abs=0.02)
@@ -179,22 +183,22 @@ def test_recording_and_standard_input_give_the_same_lines(run_folder, tmp_path, 
     events = events_at(np.sort(np.random.default_rng(2).integers(0, 6000, 400)))
     np.save(tmp_path / "frames.npy", to_frames(events, SENSOR, (16, 16), 1000, 8))
     assert main(["run", str(run_folder), str(tmp_path / "frames.npy")]) == 0
-    played = capfd.readouterr().out
+    output = capfd.readouterr().out
     done = subprocess.run(
         [sys.executable, "-m", "multifire", "run", str(run_folder), "--follow"],
         input=events.tobytes(), capture_output=True, timeout=120, check=True,
     )  # fmt: skip
-    lines = [re.findall(r"sample \d.*margin", text) for text in (played, done.stdout.decode())]
+    lines = [re.findall(r"sample \d.*margin", text) for text in (output, done.stdout.decode())]
     assert lines[0] == lines[1]
     assert len(lines[0]) == 8
-    assert "8 frames, 2 decisions" in played
+    assert "8 frames, 2 decisions" in output
 
 
 def test_ctrl_c_ends_following_with_a_summary(run_folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "multifire", "run", str(run_folder), "--follow"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever runs tests with & has it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for commands run with &
     )  # fmt: skip
     assert process.stdin
     assert process.stdout
@@ -220,16 +224,16 @@ def test_ctrl_c_ends_following_with_a_summary(run_folder):
         (("x.npy", "--margin", "2"), "margin is 2"),
     ],
 )
-def test_mistakes_are_one_line(run_folder, capsys, args, message):
+def test_wrong_options_are_reported(run_folder, capsys, args, message):
     assert main(["run", str(run_folder), *args]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_what_is_no_frame_is_refused(run_folder, tmp_path, capsys):
+def test_invalid_frames_are_refused(run_folder, tmp_path, capsys):
     for array, message in (
         (np.zeros((2, 3, 16, 16)), "expected numbers"),
         (np.full((1, 2, 16, 16), np.nan), "NaN"),
-        (np.array([None]), "no .npy array"),
+        (np.array([None]), "not an .npy array"),
     ):
         np.save(tmp_path / "x.npy", array, allow_pickle=True)
         assert main(["run", str(run_folder), str(tmp_path / "x.npy")]) == 2

@@ -1,4 +1,4 @@
-"""`multifire summary`: the table of a network, trained or not."""
+"""`multifire summary`: the table of an untrained and of a trained network."""
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from tests.test_cli import error_of
 from tests.test_train import TINY, override
 
 
-def test_an_untrained_recipe():
+def test_summary_of_a_recipe():
     found = summarise("digits")
     cfg = get_recipe("digits")
     assert found.parameters == count_parameters(cfg.model)
     assert [row.name for row in found.rows][:3] == ["stem", "stages.0.0.fire1", "stages.0.0.fire2"]
-    assert found.rows[0].macs == found.rows[0].real == 16 * 28 * 28 * 9  # a still image, once
+    assert found.rows[0].ann_macs == found.rows[0].macs == 16 * 28 * 28 * 9  # a static image, counted once
     assert found.rows[1].shape == (16, 28, 28)
     assert all(row.synops for row in found.rows[1:-1])
     image = torch.rand(1, cfg.optim.batch_size, 1, 28, 28)
@@ -27,7 +27,7 @@ def test_an_untrained_recipe():
     assert found.state_bytes == 3 * 4 * found.parameters
 
 
-def test_a_run(tmp_path, capsys):
+def test_summary_of_a_run(tmp_path, capsys):
     cfg = override(TINY, model={"name": "plain_resnet8"}, optim={"epochs": 1}, data={"limit": 32})
     train(cfg, tmp_path / "run")
     found = summarise(str(tmp_path / "run"))
@@ -44,7 +44,7 @@ def test_a_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("recipe", ["cifar10-small", "nmnist"])
-def test_without_its_data(tmp_path, capsys, recipe):
+def test_summary_without_the_data(tmp_path, capsys, recipe):
     assert main(["summary", recipe, "--root", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "SynOps are not counted" in out
@@ -52,6 +52,6 @@ def test_without_its_data(tmp_path, capsys, recipe):
     assert f"{count_parameters(get_recipe(recipe).model):,}" in out
 
 
-def test_what_is_neither(tmp_path, capsys):
+def test_a_name_that_is_neither_recipe_nor_run_is_refused(tmp_path, capsys):
     assert "did you mean digits?" in error_of(capsys, "summary", "digit")
     assert "no config.json" in error_of(capsys, "summary", str(tmp_path))

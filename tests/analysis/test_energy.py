@@ -1,4 +1,4 @@
-"""Operations beside a naive count and beside torch's flop counter."""
+"""Numbers of operations equal a naive count and torch's FLOP counter."""
 
 import pytest
 import torch
@@ -6,26 +6,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import multifire as mf
 from multifire.analysis import measure_energy
-from tests.analysis.recount import N, Recount, T, counts, labels, network
+from tests.analysis.recount import N, NaiveNetwork, T, event_frames, labels, network
 from tests.analysis.test_activity import BACKENDS
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("block", ["ds", "plain"])
-def test_synops_counted_spike_by_spike(block, levels, backend):
+def test_synops_equal_a_count_spike_by_spike(block, levels, backend):
     model = network(block, levels, backend).eval()
-    x = counts(model.voting.weight.dtype)
+    x = event_frames(model.voting.weight.dtype)
     found = measure_energy(model, [(x, labels())])
-    naive = Recount(model, x).synops
-    assert {each.name: each.synops for each in found.connections if each.kind != "linear"} == {
+    naive = NaiveNetwork(model, x).synops
+    assert {connection.name: connection.synops for connection in found.connections if connection.kind != "linear"} == {
         name: synops / N for name, synops in naive.items()
     }
     voting = found.connections[-1]
     assert (voting.name, voting.kind, voting.synops) == ("voting", "linear", 0)
     assert voting.macs == T * 8 * 3
     assert found.macs == voting.macs
-    kinds = {each.name: each.kind for each in found.connections}
+    kinds = {connection.name: connection.kind for connection in found.connections}
     assert (kinds.get("stages.0.0.shortcut") == "identity") == (block == "plain")
 
 
@@ -39,31 +39,31 @@ def test_macs_are_half_of_torchs_flops(name):
     assert 2 * found.samples * found.ann_macs == flops.get_total_flops()
 
 
-def test_the_first_layer_is_counted_as_what_it_reads():
+def test_first_layer_has_macs_for_images_and_synops_for_events():
     model = network("ds", 3).eval()
-    once = 2 * 2 * 9 * 25
+    macs_per_step = 2 * 2 * 9 * 25
     frames = torch.rand(T, N, 2, 5, 5, dtype=torch.float64)
-    for x, macs in ((frames, T * once), (frames[:1].expand(frames.shape), once), (counts(), 0)):
+    for x, macs in ((frames, T * macs_per_step), (frames[:1].expand(frames.shape), macs_per_step), (event_frames(), 0)):
         stem = measure_energy(model, [(x, labels())]).connections[0]
-        assert stem.ann_macs == once
+        assert stem.ann_macs == macs_per_step
         assert stem.macs == macs
         assert (stem.synops > 0) == (macs == 0)
 
 
-def test_events_stay_events_behind_the_input_norm():
+def test_synops_for_events_are_the_same_with_an_input_norm():
     model = network("ds", 3, norm_input=True).eval()
-    stem = measure_energy(model, [(counts(), labels())]).connections[0]
-    assert stem.synops == measure_energy(network("ds", 3).eval(), [(counts(), labels())]).connections[0].synops
+    stem = measure_energy(model, [(event_frames(), labels())]).connections[0]
+    assert stem.synops == measure_energy(network("ds", 3).eval(), [(event_frames(), labels())]).connections[0].synops
     assert stem.macs == 0
 
 
 @pytest.mark.parametrize(("levels", "bits"), [(1, 1), (2, 2), (3, 2), (4, 3)])
-def test_energy_is_operations_times_prices(levels, bits):
+def test_energy_is_operations_times_energy_per_operation(levels, bits):
     model = network("plain", levels).eval()
-    found = measure_energy(model, [(counts(), labels())], ac_pj=2.0, mac_pj=10.0)
+    found = measure_energy(model, [(event_frames(), labels())], ac_pj=2.0, mac_pj=10.0)
     assert found.snn_pj == 2.0 * found.synops + 10.0 * found.macs
     assert found.ann_pj == 10.0 * found.ann_macs
-    ends = found.connections[0].ann_macs + found.connections[-1].ann_macs
-    assert found.quantised_pj == pytest.approx(10.0 * ends + 2.0 * bits * (found.ann_macs - ends))
+    first_and_last = found.connections[0].ann_macs + found.connections[-1].ann_macs
+    assert found.quantised_pj == pytest.approx(10.0 * first_and_last + 2.0 * bits * (found.ann_macs - first_and_last))
     with pytest.raises(ValueError, match="ac_pj is 0, expected picojoules above 0"):
-        measure_energy(model, [(counts(), labels())], ac_pj=0)
+        measure_energy(model, [(event_frames(), labels())], ac_pj=0)

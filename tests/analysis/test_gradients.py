@@ -1,4 +1,4 @@
-"""Gradient norms beside autograd's own."""
+"""Gradient norms equal those that autograd gives."""
 
 from functools import partial
 
@@ -9,11 +9,11 @@ from multifire.analysis import measure_gradients
 from multifire.config import OptimConfig
 from multifire.nn import ConvFire
 from multifire.training.step import sum_of_losses
-from tests.analysis.recount import counts, labels, network
+from tests.analysis.recount import event_frames, labels, network
 
 
 def autograd_norms(model, x, y, loss):
-    """By backward() and .grad alone."""
+    """Compute the norms with backward() and .grad only."""
     outputs = {}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ConvFire)}
     for name, layer in layers.items():
@@ -34,10 +34,10 @@ def autograd_norms(model, x, y, loss):
 @pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(loss="tet", label_smoothing=0.1)])
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("block", ["ds", "plain"])
-def test_equal_to_autograds(block, backend, optim):
+def test_norms_equal_those_of_autograd(block, backend, optim):
     loss = partial(sum_of_losses, optim=optim)
     model = network(block, 3, backend)
-    x = counts(model.voting.weight.dtype)
+    x = event_frames(model.voting.weight.dtype)
     found = measure_gradients(model, [(x, labels())], loss=loss)
     value, weights, activations, voting = autograd_norms(model, x, labels(), loss)
     assert found.loss == pytest.approx(value, rel=1e-6)
@@ -50,31 +50,31 @@ def test_equal_to_autograds(block, backend, optim):
     assert found.weights[0] > 0
 
 
-def test_many_batches_are_one_mean_loss():
-    """Each batch has its own statistics; the same batch twice has the gradient of one."""
-    model, batch = network("ds", 3), (counts(), labels())
+def test_batches_are_combined_into_one_mean_loss():
+    """Each batch has its own statistics, so the same batch twice has the gradient of one."""
+    model, batch = network("ds", 3), (event_frames(), labels())
     one, two = measure_gradients(model, [batch]), measure_gradients(model, [batch, batch])
     assert two.loss == pytest.approx(one.loss)
     assert two.weights == pytest.approx(one.weights)
-    assert two.activations == pytest.approx(one.activations / 2**0.5)  # twice as many, each with half the share
+    assert two.activations == pytest.approx(one.activations / 2**0.5)  # twice as many values, each half as large
 
 
-def test_checkpointed_stages_and_frozen_weights():
+def test_checkpointed_stages_and_frozen_weights_do_not_change_the_norms():
     model = network("ds", 3)
-    want = measure_gradients(model, [(counts(), labels())])
+    want = measure_gradients(model, [(event_frames(), labels())])
     for frozen in model.parameters():
         frozen.requires_grad_(False)
     model.checkpoint_stages = True
-    found = measure_gradients(model, [(counts(), labels())])
+    found = measure_gradients(model, [(event_frames(), labels())])
     assert found.names == want.names
     assert found.weights == pytest.approx(want.weights)
     assert found.activations == pytest.approx(want.activations)
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_no_gradient_has_no_ratio():
+def test_gradient_of_zero_has_no_ratio():
     model = network("plain", 1)
     model.voting.weight.data.zero_()
-    record = mf.analysis.analyze(model, [(counts(), labels())]).record()
+    record = mf.analysis.analyze(model, [(event_frames(), labels())]).record()
     assert record["gradient"]["weight_ratio"] is None
     assert record["layers"][0]["weight_grad_norm"] == 0

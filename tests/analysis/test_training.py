@@ -1,4 +1,4 @@
-"""Analyses that training writes: what they hold, that they change nothing, and that a resumed run has each once."""
+"""Analyses written during training: their contents, unchanged weights, and one analysis per epoch after resuming."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def without_seconds(records):
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
-def test_a_line_for_each_epoch_and_the_finished_network(analysed):
+def test_each_epoch_and_the_finished_network_are_analysed(analysed):
     records, metrics = RunFolder(analysed).analyses(), RunFolder(analysed).metrics()
     assert [record["epoch"] for record in records] == [0, 1]
     for record, figures in zip(records, metrics, strict=True):
@@ -57,25 +57,25 @@ def test_a_line_for_each_epoch_and_the_finished_network(analysed):
     assert sum(map(sum, final["confusion"])) == final["per_step"]["samples"] == 1000
 
 
-def test_analysing_changes_no_weight(analysed, tmp_path):
-    train(CFG, tmp_path / "blind", TrainOptions(analyze_every=0))
-    assert_same_weights(analysed, tmp_path / "blind")
-    assert not list((tmp_path / "blind").glob("analysis*"))
+def test_analyses_do_not_change_the_weights(analysed, tmp_path):
+    train(CFG, tmp_path / "not_analysed", TrainOptions(analyze_every=0))
+    assert_same_weights(analysed, tmp_path / "not_analysed")
+    assert not list((tmp_path / "not_analysed").glob("analysis*"))
 
 
-def test_every_second_epoch(tmp_path):
+def test_analyze_every_2_analyses_every_second_epoch(tmp_path):
     train(CFG, tmp_path / "run", TrainOptions(analyze_every=2))
     assert [record["epoch"] for record in RunFolder(tmp_path / "run").analyses()] == [1]
 
 
 @pytest.mark.parametrize("stop_at", [4, 6])
-def test_resumed_it_has_each_epoch_once(analysed, tmp_path, monkeypatch, stop_at):
+def test_resumed_run_has_one_analysis_per_epoch(analysed, tmp_path, monkeypatch, stop_at):
     out = tmp_path / "stopped"
     stop_after(stop_at, monkeypatch)
     with pytest.raises(Interrupted):
         train(CFG, out)
     monkeypatch.undo()
-    # As a crash between the record and the checkpoint leaves it.
+    # A crash after the analysis was written and before the checkpoint was written leaves such a file.
     with (out / "analysis.jsonl").open("a") as file:
         file.write('{"epoch": 1}\n{"epoch": 2, "lay')
     train(CFG, out, TrainOptions(resume="yes"))
@@ -83,15 +83,15 @@ def test_resumed_it_has_each_epoch_once(analysed, tmp_path, monkeypatch, stop_at
     assert without_seconds(RunFolder(out).analyses()) == without_seconds(RunFolder(analysed).analyses())
 
 
-def test_a_moving_average_is_what_is_looked_at(tmp_path):
-    """And the weights that are trained stay what they are."""
+def test_analyses_of_a_moving_average_do_not_change_the_weights(tmp_path):
+    """With a moving average of the weights, the analysed weights are not the trained weights."""
     cfg = override(replace(CFG, precision="bf16"), optim={"ema_decay": 0.9})
-    for name, every in (("seen", 1), ("blind", 0)):
+    for name, every in (("analysed", 1), ("not_analysed", 0)):
         train(cfg, tmp_path / name, TrainOptions(analyze_every=every))
-    assert_same_weights(tmp_path / "seen", tmp_path / "blind")
+    assert_same_weights(tmp_path / "analysed", tmp_path / "not_analysed")
 
 
-def test_what_cannot_be_analysed_does_not_stop_a_run(tmp_path, monkeypatch):
+def test_failed_analysis_does_not_stop_the_run(tmp_path, monkeypatch):
     def fail(*args, **options):
         raise FloatingPointError("a membrane is NaN")
 
@@ -101,6 +101,6 @@ def test_what_cannot_be_analysed_does_not_stop_a_run(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
-def test_options_that_make_no_sense():
+def test_negative_analyze_every_is_refused():
     with pytest.raises(ValueError, match="analyze_every is -1, expected at least 0"):
         TrainOptions(analyze_every=-1)

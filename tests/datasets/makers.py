@@ -1,4 +1,4 @@
-"""Small event data sets in the layouts that their authors publish, made of known events."""
+"""Small event data sets of random events, in the file layouts that their authors publish."""
 
 import importlib.util
 import struct
@@ -14,18 +14,18 @@ _spec = importlib.util.spec_from_file_location("make_gesture_archive", _TOOL)
 gesture = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(gesture)
 
-FEW = [(1, "lab"), (2, "led"), (23, "lab"), (24, "led"), (29, "natural")]
+RECORDINGS = [(1, "lab"), (2, "led"), (23, "lab"), (24, "led"), (29, "natural")]
 """User and light: three training recordings and two test recordings."""
 
 
-def gesture_archive(folder: Path, made: list[tuple[int, str]] = FEW) -> Path:
+def gesture_archive(folder: Path, recordings: list[tuple[int, str]] = RECORDINGS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    gesture.write_archive(folder / "DvsGesture.tar.gz", made)
+    gesture.write_archive(folder / "DvsGesture.tar.gz", recordings)
     return folder / "DvsGesture.tar.gz"
 
 
 def nmnist_record(rng: np.random.Generator, events: int = 40) -> bytes:
-    """Events of 40 bits: x, y, polarity and 23 bits of µs."""
+    """Return a recording of random events; each has 40 bits: x, y, polarity and 23 bits of time in µs."""
     t = np.sort(rng.integers(0, 300_000, events))
     x, y, p = rng.integers(0, 34, events), rng.integers(0, 34, events), rng.integers(0, 2, events)
     columns = [x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255]
@@ -51,7 +51,7 @@ def aedat2(rng: np.random.Generator, events: int = 30) -> bytes:
 
 
 def cifar10_dvs(folder: Path, count: int = 10) -> Path:
-    """Ten zip archives, whose members are out of order and numbered from 5 on: their names sort otherwise."""
+    """Write ten zip archives with members out of order; numbers from 5 on sort differently as numbers and as names."""
     rng = np.random.default_rng(1)
     folder.mkdir(parents=True, exist_ok=True)
     for kind in CIFAR10_NAMES:

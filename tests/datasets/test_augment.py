@@ -1,4 +1,4 @@
-"""Every kind of augmentation against a plain loop, and what a batch may depend on."""
+"""Augmentations equal plain loops, and batches depend only on the seed, the epoch and their number."""
 
 from dataclasses import replace
 
@@ -24,20 +24,20 @@ def draws(samples: int) -> Draws:
     return Draws(torch.Generator().manual_seed(0), samples)
 
 
-def longs(*values: int) -> torch.Tensor:
+def integers(*values: int) -> torch.Tensor:
     return torch.tensor(values)
 
 
-def test_nothing_asked_nothing_done():
+def test_default_configuration_changes_nothing():
     given, labels = frames(), torch.arange(40)
     found, same = augment(given, labels, DataConfig(), (), draws(len(labels)))
     assert torch.equal(found, given)
     assert torch.equal(same, labels)
 
 
-def test_mirror_and_roll_equal_a_loop():
+def test_flip_and_roll_equal_a_loop():
     given = frames(6)
-    mirrored, down, right = longs(0, 1, 0, 1, 0, 1), longs(0, 0, 3, -2, 8, 5), longs(0, 0, -3, 4, 0, -6)
+    mirrored, down, right = integers(0, 1, 0, 1, 0, 1), integers(0, 0, 3, -2, 8, 5), integers(0, 0, -3, 4, 0, -6)
     found = move(given, places(9, 7, mirrored, down, right, torch.zeros(6, dtype=torch.float64)))
     for n in range(6):
         expected = given[n].flip(-1) if mirrored[n] else given[n]
@@ -46,17 +46,19 @@ def test_mirror_and_roll_equal_a_loop():
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_quarter_turns_are_exact(turns):
+def test_rotation_by_quarter_turns_is_exact(turns):
     given = frames(1, H=8, W=8)
     angle = torch.tensor([turns * torch.pi / 2], dtype=torch.float64)
-    found = move(given, places(8, 8, longs(0), longs(0), longs(0), angle))
+    found = move(given, places(8, 8, integers(0), integers(0), integers(0), angle))
     assert torch.equal(found, given.rot90(-turns, (-2, -1)))
 
 
-def test_a_turn_moves_each_count_to_the_nearest_cell_and_fills_with_nothing():
+def test_rotation_reads_the_nearest_cell_and_fills_with_zeros():
     given = frames(1, H=11, W=13)
     angle = 0.4
-    found = move(given, places(11, 13, longs(0), longs(0), longs(0), torch.tensor([angle], dtype=torch.float64)))
+    found = move(
+        given, places(11, 13, integers(0), integers(0), integers(0), torch.tensor([angle], dtype=torch.float64))
+    )
     for row in range(11):
         for column in range(13):
             y, x = row - 5, column - 6
@@ -69,15 +71,15 @@ def test_a_turn_moves_each_count_to_the_nearest_cell_and_fills_with_nothing():
             assert torch.equal(found[0, :, :, row, column].long(), expected.long())
 
 
-def test_a_square_is_blank_in_every_frame():
-    mask = inside(9, 7, longs(2, -1), longs(3, 5), longs(3, 4))
+def test_inside_marks_the_cells_of_a_square():
+    mask = inside(9, 7, integers(2, -1), integers(3, 5), integers(3, 4))
     expected = torch.zeros(2, 9, 7, dtype=torch.bool)
     expected[0, 2:5, 3:6] = True
     expected[1, 0:3, 5:7] = True
     assert torch.equal(mask, expected)
 
 
-def test_cutout_blanks_squares_of_up_to_its_size():
+def test_cutout_sets_squares_of_up_to_its_size_to_zero():
     given = torch.ones(500, 2, 2, 20, 20, dtype=torch.uint8)
     found, _ = augment(given, torch.arange(500), DataConfig(cutout=5), (), draws(500))
     blank = (found == 0).all(1).all(1)
@@ -87,9 +89,9 @@ def test_cutout_blanks_squares_of_up_to_its_size():
     assert set(sizes.tolist()) >= {0, 1, 4, 9, 16, 25}
 
 
-def test_time_and_polarity_equal_a_loop():
+def test_time_jitter_and_polarity_swap_equal_a_loop():
     given = frames(6)
-    later, swapped = longs(0, 1, -1, 4, -5, 2), longs(0, 1, 0, 1, 0, 1)
+    later, swapped = integers(0, 1, -1, 4, -5, 2), integers(0, 1, 0, 1, 0, 1)
     found = shift(given, later, swapped)
     for n in range(6):
         for t in range(5):
@@ -98,7 +100,7 @@ def test_time_and_polarity_equal_a_loop():
             assert torch.equal(found[n, t], expected.flip(0) if swapped[n] else expected)
 
 
-def test_a_mirrored_gesture_is_the_other_hand_s():
+def test_flip_exchanges_the_labels_of_left_and_right_gestures():
     info = DATASETS["dvs-gesture"]
     swaps = {
         "right hand wave": "left hand wave",
@@ -121,14 +123,14 @@ def test_a_mirrored_gesture_is_the_other_hand_s():
 
 
 @pytest.mark.parametrize("cfg", [DataConfig(flip=True), DataConfig(roll=3), DataConfig(swap_polarity=0.3)])
-def test_what_only_moves_counts_keeps_their_sum(cfg):
+def test_augmentations_that_move_counts_keep_their_sum(cfg):
     given = frames()
     found, _ = augment(given, torch.arange(40), cfg, (), draws(40))
     assert torch.equal(found.long().sum((1, 2, 3, 4)), given.long().sum((1, 2, 3, 4)))
     assert not torch.equal(found, given)
 
 
-def test_counts_are_never_made():
+def test_augmentation_adds_no_new_count_values():
     given = frames()
     found, _ = augment(given, torch.arange(40), ALL, (), draws(40))
     assert found.dtype == torch.uint8
@@ -136,7 +138,7 @@ def test_counts_are_never_made():
         assert set(after.unique().tolist()) <= {0, *before.unique().tolist()}
 
 
-def test_an_option_does_not_change_another_s_numbers():
+def test_an_option_does_not_change_the_random_numbers_of_another():
     given, labels = frames(), torch.arange(40)
     rolled, _ = augment(given, labels, DataConfig(roll=2), (), draws(len(labels)))
     both, _ = augment(given, labels, DataConfig(roll=2, time_jitter=0, swap_polarity=1.0), (), draws(len(labels)))
@@ -147,7 +149,7 @@ def test_an_option_does_not_change_another_s_numbers():
 
 
 def make_split(samples: int = 50, tmp_path=None) -> EventSplit:
-    """Labels are positions, so that a test sees which samples it was given."""
+    """Return random frames whose labels are their positions, so that a test can identify the samples."""
     data = RNG.integers(0, 256, (samples, 3, 2, 6, 5), dtype=np.uint8)
     if tmp_path:
         np.save(tmp_path / "frames.npy", data)
@@ -172,7 +174,7 @@ def test_batches_are_raw_counts_time_first_and_channels_last(tmp_path):
     assert seen != sorted(seen)
 
 
-def test_a_split_s_rows_are_its_own():
+def test_picked_samples_keep_their_names_labels_and_frames():
     split = make_split().pick(np.array([40, 3, 7]))
     assert split.names.tolist() == ["40", "3", "7"]
     x, y = next(make_batches(split, shuffle=False).epoch(0))
@@ -180,11 +182,11 @@ def test_a_split_s_rows_are_its_own():
     assert np.array_equal(x[:, 1].numpy(), split.frames[3])
 
 
-def test_batches_depend_on_seed_epoch_and_number_alone():
+def test_batches_depend_only_on_seed_epoch_and_batch_number():
     split = make_split()
 
     def drawn(seed, epoch, start=0):
-        torch.manual_seed(1234 + start)  # the global generator must not matter
+        torch.manual_seed(1234 + start)  # the global generator must have no influence
         return list(make_batches(split, seed=seed, cfg=ALL).epoch(epoch, start))
 
     first, again, rest = drawn(1, 5), drawn(1, 5), drawn(1, 5, start=2)
@@ -197,20 +199,20 @@ def test_batches_depend_on_seed_epoch_and_number_alone():
         assert not torch.equal(other[0][0], first[0][0])
 
 
-def test_without_shuffling_nothing_is_random():
+def test_batches_without_shuffling_are_in_order_and_not_augmented():
     split = make_split()
     x, y = next(make_batches(split, shuffle=False, cfg=ALL).epoch(3))
     assert y.tolist() == list(range(16))
     assert np.array_equal(x.numpy().transpose(1, 0, 2, 3, 4), split.frames[:16])
 
 
-def test_starting_outside_an_epoch_is_refused():
+def test_start_outside_an_epoch_is_refused():
     with pytest.raises(ValueError, match="start is 5, expected 0 to 4"):
         make_batches(make_split()).epoch(0, 5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_makes_the_batches_of_a_cpu():
+def test_batches_on_a_gpu_equal_those_on_a_cpu():
     split = make_split()
     cfg = replace(ALL, rotation=25.0)
     on_gpu = make_batches(split, cfg=cfg, device=torch.device("cuda")).epoch(1)

@@ -1,4 +1,4 @@
-"""The embedded digits, and what every data set shares: names, splits, and an import that costs nothing."""
+"""The embedded digits, and what all data sets share: names, splits, and an import without torch or numpy."""
 
 import hashlib
 import logging
@@ -22,20 +22,21 @@ def digits() -> datasets.Dataset:
     return datasets.load("digits")
 
 
-def test_digits_are_what_the_tool_made(digits):
+def test_digits_equal_the_output_of_the_tool(digits):
     for name, split, per_class in (("train", digits.train, 400), ("test", digits.test, 100)):
         assert split.images.shape == (10 * per_class, 1, 28, 28)
         assert split.images.dtype == np.uint8
         assert split.labels.dtype == np.int64
         assert np.bincount(split.labels).tolist() == [per_class] * 10
         assert hashlib.sha256(split.images.tobytes()).hexdigest() == SHA256[name]
-        for part in (split.labels[: 2 * per_class], split.labels[-2 * per_class :]):  # shuffled through and through
+        # The samples are shuffled, so the first and the last fifth hold about as many of every class.
+        for part in (split.labels[: 2 * per_class], split.labels[-2 * per_class :]):
             assert np.abs(np.bincount(part, minlength=10) - per_class / 5).max() < 0.12 * per_class
     assert digits.name == "digits"
     assert digits.info is datasets.DATASETS["digits"]
 
 
-def test_digits_need_no_folder_and_no_warning(tmp_path, caplog):
+def test_digits_load_without_a_folder_and_without_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="multifire"):
         datasets.load("digits", tmp_path / "nowhere")
     assert not caplog.records
@@ -53,7 +54,7 @@ def test_mean_and_std_are_near_those_of_mnist(digits):
     assert pixels.std() == pytest.approx(digits.info.std[0], abs=0.002)
 
 
-def test_what_is_known_of_each_data_set_fits_together():
+def test_registry_entries_are_consistent():
     for info in datasets.DATASETS.values():
         assert len(info.mean) == len(info.std) == (0 if info.events else info.channels)
         assert len(set(info.classes)) == len(info.classes) >= 10
@@ -66,12 +67,12 @@ def test_what_is_known_of_each_data_set_fits_together():
             assert item.url.startswith(("https://", "http://"))
 
 
-def test_an_unknown_name_is_met_with_the_nearest():
+def test_error_for_an_unknown_name_suggests_the_nearest_name():
     with pytest.raises(ValueError, match=r"unknown data set 'cifar-10'; did you mean cifar10\?"):
         datasets.load("cifar-10")
 
 
-def test_import_costs_neither_torch_nor_numpy():
+def test_import_loads_neither_torch_nor_numpy():
     program = (
         "import sys, multifire.datasets, multifire.datasets.download; "
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
@@ -87,7 +88,7 @@ def test_hold_out_takes_the_same_share_of_every_class(digits):
     assert together == sorted(image.tobytes() for image in digits.train.images)
 
 
-def test_hold_out_is_fixed_by_the_seed(digits):
+def test_hold_out_is_determined_by_the_seed(digits):
     first, again, other = (datasets.hold_out(digits.train, 0.2, seed)[1] for seed in (0, 0, 1))
     assert np.array_equal(first.images, again.images)
     assert not np.array_equal(first.images, other.images)
@@ -101,12 +102,12 @@ def test_hold_out_refuses_an_empty_side(digits, share, side, change):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
-def test_hold_out_refuses_what_is_no_share(digits, share):
-    with pytest.raises(ValueError, match=rf"validation share is {share}, expected 0 < share < 1"):
+def test_hold_out_refuses_an_invalid_share(digits, share):
+    with pytest.raises(ValueError, match=rf"validation is {share}, expected 0 < share < 1"):
         datasets.hold_out(digits.train, share, seed=0)
 
 
-def test_take_gives_the_beginning_of_one_order(digits):
+def test_take_returns_the_first_samples_of_one_random_order(digits):
     ten, twenty = (datasets.take(digits.train, limit, seed=0) for limit in (10, 20))
     assert len(ten) == 10
     assert np.array_equal(ten.images, twenty.images[:10])
@@ -114,7 +115,7 @@ def test_take_gives_the_beginning_of_one_order(digits):
     assert datasets.take(digits.train, 4000, seed=0) is digits.train
 
 
-def test_take_and_hold_out_refuse_what_they_cannot_do(digits):
+def test_take_and_hold_out_refuse_invalid_limits_and_seeds(digits):
     with pytest.raises(ValueError, match="limit is 0, expected at least 1"):
         datasets.take(digits.train, 0, seed=0)
     for call in (datasets.take, datasets.hold_out):
@@ -122,7 +123,7 @@ def test_take_and_hold_out_refuse_what_they_cannot_do(digits):
             call(digits.train, 0.5 if call is datasets.hold_out else 5, seed=-1)
 
 
-def test_a_split_refuses_a_programmer_s_mistake():
+def test_split_asserts_the_dtype_and_the_number_of_labels():
     with pytest.raises(AssertionError):
         Split(np.zeros((2, 1, 3, 3), dtype=np.float32), np.zeros(2, dtype=np.int64))
     with pytest.raises(AssertionError):

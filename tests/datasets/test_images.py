@@ -1,3 +1,5 @@
+"""Readers of CIFAR-10 and idx files: folders, archives, damaged files, and malicious archives."""
+
 import gzip
 import importlib.util
 import io
@@ -58,8 +60,8 @@ def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link:
     return info, content
 
 
-def official(batches: dict[str, bytes]) -> list[tuple[tarfile.TarInfo, bytes]]:
-    """The members of the official archive."""
+def official_members(batches: dict[str, bytes]) -> list[tuple[tarfile.TarInfo, bytes]]:
+    """Return the members of the official archive."""
     folder = images.CIFAR_SUBFOLDER
     return [
         member(folder, kind=tarfile.DIRTYPE),
@@ -81,13 +83,13 @@ def check_cifar(found: datasets.Dataset, batches: dict[str, bytes]) -> None:
         assert split.images.flags.writeable
         assert split.images.flags.c_contiguous
         for image, record in zip(split.images, content, strict=True):
-            for channel in range(3):  # planes R, G, B, each row by row
+            for channel in range(3):  # the planes R, G and B, each row by row
                 plane = record[1 + 1024 * channel : 1025 + 1024 * channel]
                 assert image[channel].tolist() == plane.reshape(32, 32).tolist()
 
 
 @pytest.mark.parametrize("inside", ["cifar10", f"cifar10/{images.CIFAR_SUBFOLDER}", ".", images.CIFAR_SUBFOLDER])
-def test_cifar_batches_in_a_folder(tmp_path, batches, inside, caplog):
+def test_cifar_batches_are_read_from_a_folder(tmp_path, batches, inside, caplog):
     write(tmp_path / inside, batches)
     with caplog.at_level(logging.WARNING, logger="multifire"):
         check_cifar(datasets.load("cifar10", tmp_path), batches)
@@ -98,24 +100,24 @@ def test_cifar_batches_in_a_folder(tmp_path, batches, inside, caplog):
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 @pytest.mark.parametrize("inside", ["cifar10", "."])
-def test_cifar_in_its_archive(tmp_path, batches, format, inside):
-    tar = make_tar(official(batches), format)
+def test_cifar_batches_are_read_from_the_archive(tmp_path, batches, format, inside):
+    tar = make_tar(official_members(batches), format)
     write(tmp_path / inside, {images.CIFAR_ARCHIVE: gzip.compress(tar)})
     before = sorted(tmp_path.rglob("*"))
     check_cifar(datasets.load("cifar10", tmp_path), batches)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_archive_is_read_with_the_extended_headers_of_another_tar(tmp_path, batches):
-    members = official(batches)
+def test_archive_with_extended_headers_is_read(tmp_path, batches):
+    members = official_members(batches)
     for info, _ in members:
         info.pax_headers = {"comment": "x" * 5000, "mtime": "1.5"}
     write_archive(tmp_path, make_tar(members, tarfile.PAX_FORMAT))
     check_cifar(datasets.load("cifar10", tmp_path), batches)
 
 
-def test_evil_members_are_read_by_their_base_name_or_not_at_all(tmp_path, batches):
-    evil = [
+def test_members_are_read_by_base_name_and_links_are_ignored(tmp_path, batches):
+    hostile = [
         member("../../evil.bin", b"evil"),
         member(str(tmp_path / "absolute.bin"), b"evil"),
         member(BINS[0], kind=tarfile.SYMTYPE, link="/etc/passwd"),
@@ -124,16 +126,16 @@ def test_evil_members_are_read_by_their_base_name_or_not_at_all(tmp_path, batche
         member(BINS[3], kind=tarfile.FIFOTYPE),
         member(BINS[4], kind=tarfile.CHRTYPE),
     ]
-    moved = [member(f"../../{name}", content) for name, content in list(batches.items())[:3]]
-    moved += [member(f"/{name}", content) for name, content in list(batches.items())[3:]]
-    home = tmp_path / "a" / "b" / "c"
-    write_archive(home, make_tar(evil + moved))
+    with_folders = [member(f"../../{name}", content) for name, content in list(batches.items())[:3]]
+    with_folders += [member(f"/{name}", content) for name, content in list(batches.items())[3:]]
+    root = tmp_path / "a" / "b" / "c"
+    write_archive(root, make_tar(hostile + with_folders))
     before = sorted(tmp_path.rglob("*"))
-    check_cifar(datasets.load("cifar10", home), batches)
+    check_cifar(datasets.load("cifar10", root), batches)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_link_in_place_of_a_batch_is_no_batch(tmp_path, batches):
+def test_link_is_not_accepted_in_place_of_a_batch(tmp_path, batches):
     members = [member(name, content) for name, content in batches.items()]
     members[3] = member(BINS[3], kind=tarfile.SYMTYPE, link=BINS[0])
     path = write_archive(tmp_path, make_tar(members))
@@ -141,15 +143,15 @@ def test_a_link_in_place_of_a_batch_is_no_batch(tmp_path, batches):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_batch_twice_in_the_archive(tmp_path, batches):
-    members = [*official(batches), member(f"other/{BINS[2]}", cifar_batch(1))]
+def test_duplicate_batch_in_the_archive_is_refused(tmp_path, batches):
+    members = [*official_members(batches), member(f"other/{BINS[2]}", cifar_batch(1))]
     write_archive(tmp_path, make_tar(members))
     with pytest.raises(ValueError, match=r"holds data_batch_3\.bin twice; delete it and download it again"):
         datasets.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("size", [images.MAX_MEMBER + 1, 8**11 - 1])
-def test_a_member_of_an_absurd_size_is_refused(tmp_path, size):
+def test_member_that_is_too_large_is_refused(tmp_path, size):
     info, _ = member("data_batch_1.bin")
     info.size = size
     write_archive(tmp_path, info.tobuf() + bytes(10_000))
@@ -158,7 +160,7 @@ def test_a_member_of_an_absurd_size_is_refused(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", [8**12, -1])
-def test_a_size_that_tar_writes_in_binary_is_refused(tmp_path, size):
+def test_member_size_in_binary_is_refused(tmp_path, size):
     info, _ = member("data_batch_1.bin")
     info.size = size
     write_archive(tmp_path, info.tobuf(format=tarfile.GNU_FORMAT) + bytes(10_000))
@@ -167,8 +169,8 @@ def test_a_size_that_tar_writes_in_binary_is_refused(tmp_path, size):
 
 
 @pytest.mark.parametrize("after_end", [False, True])
-def test_an_archive_that_inflates_without_end_is_refused(tmp_path, after_end):
-    """576 MiB behind 3 MB, as members that are each small enough, or as padding after the end mark."""
+def test_archive_that_expands_too_far_is_refused(tmp_path, after_end):
+    """The archive's 3 MB expand to 576 MiB, as members that are each small enough or as padding after the end mark."""
     info, _ = member("more")
     info.size = 64 << 20
     header = bytes(512) if after_end else info.tobuf()
@@ -179,15 +181,15 @@ def test_an_archive_that_inflates_without_end_is_refused(tmp_path, after_end):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 15, 2000, -4, -9])
-def test_a_damaged_archive_names_itself(tmp_path, batches, keep):
-    path = write_archive(tmp_path, make_tar(official(batches)))
+def test_error_of_a_damaged_archive_names_its_path(tmp_path, batches, keep):
+    path = write_archive(tmp_path, make_tar(official_members(batches)))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: .*; delete it and download it again$"):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_flipped_bit_in_the_archive_is_found(tmp_path, batches):
-    path = write_archive(tmp_path, make_tar(official(batches)))
+def test_flipped_bit_in_the_archive_is_detected(tmp_path, batches):
+    path = write_archive(tmp_path, make_tar(official_members(batches)))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -195,27 +197,27 @@ def test_a_flipped_bit_in_the_archive_is_found(tmp_path, batches):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_page_in_place_of_the_archive(tmp_path):
+def test_html_page_in_place_of_the_archive_is_refused(tmp_path):
     write(tmp_path / "cifar10", {images.CIFAR_ARCHIVE: b"<html>Please log in to this network.</html>"})
     with pytest.raises(ValueError, match="damaged, or no tar archive; delete it and download it again"):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_batch_cut_short_in_the_archive(tmp_path, batches):
-    path = write_archive(tmp_path, make_tar(official({**batches, BINS[1]: batches[BINS[1]][:-5]})))
+def test_truncated_batch_in_the_archive_is_refused(tmp_path, batches):
+    path = write_archive(tmp_path, make_tar(official_members({**batches, BINS[1]: batches[BINS[1]][:-5]})))
     with pytest.raises(ValueError, match=rf"{path.name}: data_batch_2\.bin: cut short: has 9,214 bytes"):
         datasets.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 1, RECORD - 1, 2 * RECORD + 7])
-def test_a_batch_cut_short(tmp_path, batches, size):
+def test_truncated_batch_is_refused(tmp_path, batches, size):
     folder = write(tmp_path / "cifar10", {**batches, BINS[2]: bytes(size)})
     message = f"{folder / BINS[2]}: cut short: has {size:,} bytes, expected a multiple of 3,073"
     with pytest.raises(ValueError, match=re.escape(message)):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_label_out_of_range(tmp_path, batches):
+def test_label_out_of_range_is_refused(tmp_path, batches):
     content = bytearray(cifar_batch(5))
     content[3 * RECORD] = 200
     folder = write(tmp_path / "cifar10", {**batches, BINS[5]: bytes(content)})
@@ -224,7 +226,7 @@ def test_a_label_out_of_range(tmp_path, batches):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_batch_of_an_absurd_size(tmp_path, batches):
+def test_batch_that_is_too_large_is_refused(tmp_path, batches):
     folder = write(tmp_path / "cifar10", batches)
     with (folder / BINS[0]).open("r+b") as file:
         file.truncate(images.MAX_MEMBER + 1)
@@ -232,7 +234,7 @@ def test_a_batch_of_an_absurd_size(tmp_path, batches):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_missing_batch(tmp_path, batches):
+def test_error_for_a_missing_batch_names_the_download_command(tmp_path, batches):
     folder = write(tmp_path / "cifar10", batches)
     (folder / BINS[2]).unlink()
     message = (
@@ -242,14 +244,14 @@ def test_a_missing_batch(tmp_path, batches):
         datasets.load("cifar10", tmp_path)
 
 
-def test_the_archive_stands_in_for_a_missing_batch(tmp_path, batches):
-    write_archive(tmp_path, make_tar(official(batches)))
+def test_archive_is_read_if_a_batch_is_missing(tmp_path, batches):
+    write_archive(tmp_path, make_tar(official_members(batches)))
     write(tmp_path / "cifar10", {BINS[0]: b"left over"})
     check_cifar(datasets.load("cifar10", tmp_path), batches)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "fashion-mnist"])
-def test_a_missing_data_set(tmp_path, name):
+def test_error_for_a_missing_data_set_names_the_download_command(tmp_path, name):
     root = tmp_path / "no such folder"
     with pytest.raises(FileNotFoundError) as caught:
         datasets.load(name, root)
@@ -259,7 +261,7 @@ def test_a_missing_data_set(tmp_path, name):
     assert message.endswith(f"run `multifire data download {name} --root '{root}'`")
 
 
-def test_an_empty_folder(tmp_path):
+def test_error_for_an_empty_folder_names_the_expected_files(tmp_path):
     folder = write(tmp_path / "cifar10", {})
     with pytest.raises(
         FileNotFoundError, match=rf"^{re.escape(str(folder))} is empty, expected {images.CIFAR_ARCHIVE} or"
@@ -267,7 +269,7 @@ def test_an_empty_folder(tmp_path):
         datasets.load("cifar10", tmp_path)
 
 
-def test_a_file_in_place_of_the_root(tmp_path):
+def test_file_in_place_of_the_root_folder_is_an_error(tmp_path):
     (tmp_path / "data").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="data is a file, expected the folder that holds the data sets"):
         datasets.load("mnist", tmp_path / "data")
@@ -291,7 +293,7 @@ def pack(files: dict[str, bytes], packed: bool = True) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("inside", ["mnist", "."])
-def test_idx_files(tmp_path, packed, inside, caplog):
+def test_idx_files_are_read(tmp_path, packed, inside, caplog):
     files = idx_files()
     write(tmp_path / inside, pack(files, packed))
     found = datasets.load("mnist", tmp_path)
@@ -305,14 +307,14 @@ def test_idx_files(tmp_path, packed, inside, caplog):
     ]
 
 
-def test_the_folder_of_one_data_set_is_not_read_as_another(tmp_path):
+def test_folder_of_one_data_set_is_not_read_as_another(tmp_path):
     folder = write(tmp_path / "fashion-mnist", pack(idx_files()))
     datasets.load("fashion-mnist", folder)
     with pytest.raises(FileNotFoundError, match=f"no mnist in {re.escape(str(folder))}/mnist: expected"):
         datasets.load("mnist", folder)
 
 
-def test_a_missing_idx_file(tmp_path):
+def test_error_for_missing_idx_files_names_them(tmp_path):
     files = pack(idx_files())
     del files[f"{IDX[1]}.gz"], files[f"{IDX[2]}.gz"]
     write(tmp_path / "mnist", files)
@@ -348,7 +350,7 @@ BAD_IMAGES = {
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("case", BAD_IMAGES)
-def test_bad_idx_images(tmp_path, case, packed):
+def test_invalid_idx_images_are_refused(tmp_path, case, packed):
     content, message = BAD_IMAGES[case]
     folder = write(tmp_path / "mnist", pack({**idx_files(), IDX[0]: content}, packed))
     path = folder / (IDX[0] + ".gz" * packed)
@@ -357,7 +359,7 @@ def test_bad_idx_images(tmp_path, case, packed):
     assert "download" in str(caught.value)
 
 
-def test_an_idx_label_out_of_range(tmp_path):
+def test_idx_label_out_of_range_is_refused(tmp_path):
     folder = write(tmp_path / "mnist", {**idx_files(), IDX[3]: idx(np.array([1, 2, 10, 11], np.uint8))})
     message = f"{folder / IDX[3]}: record 2 (the first is 0) has label 10, expected 0 to 9"
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -365,7 +367,7 @@ def test_an_idx_label_out_of_range(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [3, 12, 60, -8, -1])
-def test_a_damaged_gzip_file(tmp_path, keep):
+def test_damaged_gzip_file_is_refused(tmp_path, keep):
     files = pack(idx_files())
     name = f"{IDX[0]}.gz"
     folder = write(tmp_path / "mnist", {**files, name: files[name][:keep]})
@@ -373,8 +375,8 @@ def test_a_damaged_gzip_file(tmp_path, keep):
         datasets.load("mnist", tmp_path)
 
 
-def test_a_gzip_bomb_is_not_inflated(tmp_path):
-    """256 MiB of zeros behind a header that announces six images."""
+def test_gzip_bomb_is_not_decompressed(tmp_path):
+    """A file whose header announces six images goes on with 256 MiB of zeros."""
     bomb = gzip.compress(idx(np.zeros((6, 28, 28), np.uint8))) + gzip.compress(bytes(64 << 20), 1) * 4
     write(tmp_path / "mnist", {**pack(idx_files()), f"{IDX[0]}.gz": bomb})
     tracemalloc.start()
@@ -389,29 +391,29 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 
 
 @st.composite
-def spoilt(draw, sound: bytes) -> bytes:
-    """A sound file, cut, with bytes changed, put in or taken out; or any bytes at all."""
+def corrupted(draw, intact: bytes) -> bytes:
+    """Draw an intact file with bytes changed, inserted or deleted, or with its end cut off; or draw random bytes."""
     if draw(st.booleans()) and draw(st.booleans()):
         return draw(st.binary(max_size=2000))
-    content = bytearray(sound)
+    content = bytearray(intact)
     for _ in range(draw(st.integers(1, 4))):
-        # Headers are where a parser goes astray, so half of the changes fall into the first bytes.
-        place = draw(st.integers(0, min(700, len(content))) | st.integers(0, len(content)))
+        # Parsers are most likely to fail on headers, so half of the changes fall into the first bytes.
+        position = draw(st.integers(0, min(700, len(content))) | st.integers(0, len(content)))
         change = draw(st.sampled_from(["set", "insert", "delete", "cut"]))
-        some = draw(st.binary(min_size=1, max_size=12))
+        new = draw(st.binary(min_size=1, max_size=12))
         if change == "set":
-            content[place : place + len(some)] = some
+            content[position : position + len(new)] = new
         elif change == "insert":
-            content[place:place] = some
+            content[position:position] = new
         elif change == "delete":
-            del content[place : place + len(some)]
+            del content[position : position + len(new)]
         else:
-            del content[place:]
+            del content[position:]
     return bytes(content)
 
 
-def only_value_errors(read, *args) -> None:
-    """Whatever the bytes, a reader either reads them or raises a ValueError of one line that names the file."""
+def assert_only_value_errors(read, *args) -> None:
+    """Assert that a reader either succeeds or raises a ValueError whose message is one line and names the file."""
     message = "fuzzed"
     try:
         read(*args)
@@ -421,56 +423,56 @@ def only_value_errors(read, *args) -> None:
     assert "\n" not in message
 
 
-SOUND_IDX = idx_files(train=3)[IDX[0]]
-SOUND_TAR = make_tar(official({name: cifar_batch(1) for name in BINS}))
+INTACT_IDX = idx_files(train=3)[IDX[0]]
+INTACT_TAR = make_tar(official_members({name: cifar_batch(1) for name in BINS}))
 
 
 @FUZZ
-@given(spoilt(SOUND_IDX))
-def test_any_bytes_to_the_idx_reader(tmp_path, content):
+@given(corrupted(INTACT_IDX))
+def test_idx_reader_raises_only_value_errors(tmp_path, content):
     path = tmp_path / "fuzzed"
     for written in (content, gzip.compress(content, 1)):
         path.write_bytes(written)
-        only_value_errors(images.read_idx, path, (28, 28))
-        only_value_errors(images.read_idx, path, ())
+        assert_only_value_errors(images.read_idx, path, (28, 28))
+        assert_only_value_errors(images.read_idx, path, ())
 
 
 @FUZZ
-@given(spoilt(gzip.compress(SOUND_IDX, 1)))
-def test_any_gzip_bytes_to_the_idx_reader(tmp_path, content):
+@given(corrupted(gzip.compress(INTACT_IDX, 1)))
+def test_idx_reader_raises_only_value_errors_for_gzip_files(tmp_path, content):
     path = tmp_path / "fuzzed"
     path.write_bytes(content)
-    only_value_errors(images.read_idx, path, (28, 28))
+    assert_only_value_errors(images.read_idx, path, (28, 28))
 
 
 @FUZZ
-@given(spoilt(SOUND_TAR), st.booleans())
-def test_any_bytes_in_a_cifar_archive(tmp_path, content, packed):
+@given(corrupted(INTACT_TAR), st.booleans())
+def test_cifar_reader_raises_only_value_errors_for_archives(tmp_path, content, packed):
     path = tmp_path / "fuzzed"
     path.write_bytes(gzip.compress(content, 1) if packed else content)
-    only_value_errors(images.read_cifar10, [path])
+    assert_only_value_errors(images.read_cifar10, [path])
     assert [found.name for found in tmp_path.iterdir()] == ["fuzzed"]
 
 
 @FUZZ
-@given(spoilt(gzip.compress(SOUND_TAR, 1)))
-def test_any_gzip_bytes_in_a_cifar_archive(tmp_path, content):
+@given(corrupted(gzip.compress(INTACT_TAR, 1)))
+def test_cifar_reader_raises_only_value_errors_for_gzip_files(tmp_path, content):
     path = tmp_path / "fuzzed"
     path.write_bytes(content)
-    only_value_errors(images.read_cifar10, [path])
+    assert_only_value_errors(images.read_cifar10, [path])
 
 
 @FUZZ
-@given(spoilt(cifar_batch(2)))
-def test_any_bytes_in_a_cifar_batch(tmp_path, content):
+@given(corrupted(cifar_batch(2)))
+def test_cifar_reader_raises_only_value_errors_for_batches(tmp_path, content):
     path = tmp_path / "fuzzed"
     path.write_bytes(content)
-    only_value_errors(images.read_cifar10, [path] * 6)
+    assert_only_value_errors(images.read_cifar10, [path] * 6)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
-def test_the_real_fashion_mnist(caplog):
+def test_real_fashion_mnist_is_read(caplog):
     found = datasets.load("fashion-mnist", FASHION)
     assert caplog.messages == []
     assert found.train.images.shape == (60_000, 1, 28, 28)
@@ -485,7 +487,7 @@ def test_the_real_fashion_mnist(caplog):
     not (SHARED / "tools/unpack_cifar10.py").is_file(), reason="needs the folder shared beside the repository"
 )
 @pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="needs pillow")
-def test_real_cifar10_images(tmp_path):
+def test_real_cifar10_images_are_read(tmp_path):
     tool = [sys.executable, SHARED / "tools/unpack_cifar10.py", tmp_path / "cifar10", "--train", "200", "--test", "50"]
     subprocess.run(tool, check=True, capture_output=True)
     found = datasets.load("cifar10", tmp_path)
@@ -495,4 +497,4 @@ def test_real_cifar10_images(tmp_path):
     mean = (found.train.images / 255).mean((0, 2, 3))
     assert mean == pytest.approx(found.info.mean, abs=0.03)
     across = np.abs(np.diff(found.train.images.astype(int), axis=3)).mean()
-    assert across < 20  # neighbours in a row resemble each other: the planes are laid out as images
+    assert across < 20  # neighbouring pixels are similar only if the planes are laid out correctly

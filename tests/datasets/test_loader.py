@@ -1,3 +1,5 @@
+"""Batches of images: shapes, order, normalisation, crops and flips."""
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def make_split(samples: int = 50, size: int = 8) -> Split:
-    """Random images whose labels are their positions, so that a test sees which samples it was given."""
+    """Return random images whose labels are their positions, so that a test can identify the samples."""
     rng = np.random.default_rng(0)
     return Split(rng.integers(0, 256, (samples, 3, size, size), dtype=np.uint8), np.arange(samples))
 
@@ -29,7 +31,7 @@ def normalised(images: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(images).double() / 255 - mean) / std
 
 
-def test_shapes_types_and_memory():
+def test_batches_have_the_expected_shapes_types_and_strides():
     batches = make_batches()
     assert len(batches) == 4
     assert batches.images.dtype == torch.uint8
@@ -42,14 +44,14 @@ def test_shapes_types_and_memory():
         assert y.shape == x.shape[1:2]
 
 
-def test_the_images_are_not_copied_on_a_cpu():
+def test_images_are_not_copied_on_a_cpu():
     split = make_split()
     assert make_batches(split).images.data_ptr() == split.images.ctypes.data
 
 
 @pytest.mark.parametrize("samples", [1, 15, 16, 17, 50])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_sample_once_in_an_epoch(samples, shuffle):
+def test_every_sample_occurs_once_in_an_epoch(samples, shuffle):
     batches = make_batches(make_split(samples), shuffle=shuffle)
     labels = labels_of(batches, epoch=3)
     assert sorted(labels) == list(range(samples))
@@ -64,10 +66,10 @@ def test_images_stay_with_their_labels_and_are_normalised():
         assert torch.allclose(x.double(), normalised(split.images[y.numpy()]).expand_as(x), atol=1e-5)
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_order_depends_only_on_seed_and_epoch():
     batches = make_batches(seed=1)
     first = labels_of(batches, 5)
-    torch.manual_seed(99)  # neither global generator may matter
+    torch.manual_seed(99)  # the global generators must have no influence
     np.random.seed(99)
     labels_of(batches, 6)
     assert labels_of(batches, 5) == first
@@ -77,7 +79,7 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4])
-def test_starting_within_an_epoch_gives_the_same_batches(start):
+def test_start_within_an_epoch_gives_the_same_batches(start):
     batches = make_batches(crop_padding=2, flip=True)
     whole = list(batches.epoch(7))[start:]
     rest = list(make_batches(crop_padding=2, flip=True).epoch(7, start))
@@ -87,13 +89,13 @@ def test_starting_within_an_epoch_gives_the_same_batches(start):
         assert torch.equal(y, y_again)
 
 
-def test_starting_outside_an_epoch_is_refused():
+def test_start_outside_an_epoch_is_refused():
     for start in (-1, 5):
         with pytest.raises(ValueError, match=f"start is {start}, expected 0 to 4, the batches of an epoch"):
             make_batches().epoch(0, start)
 
 
-def test_a_negative_seed_is_refused():
+def test_negative_seed_is_refused():
     with pytest.raises(ValueError, match="seed is -1, expected at least 0"):
         make_batches(seed=-1)
 
@@ -117,7 +119,7 @@ def test_cut_equals_a_loop_over_images(padding, height, width):
     assert np.array_equal(found.numpy(), expected)
 
 
-def test_crops_and_flips_are_all_drawn_about_equally_often():
+def test_all_crops_and_flips_occur_about_equally_often():
     image = np.arange(1, 10, dtype=np.uint8).reshape(1, 1, 3, 3)
     split = Split(np.repeat(image, 3600, axis=0), np.zeros(3600, dtype=np.int64))
     batches = make_batches(split, mean=(0.0,), std=(1 / 255,), crop_padding=1, flip=True, batch_size=100)
@@ -128,26 +130,26 @@ def test_crops_and_flips_are_all_drawn_about_equally_often():
     assert counts.max() < 260
 
 
-def test_flip_alone_mirrors_about_half():
+def test_flip_mirrors_about_half_of_the_images():
     split = make_split(1000, size=4)
     mirrored = 0
     for x, y in make_batches(split, flip=True).epoch(0):
         plain = normalised(split.images[y.numpy()])
         same = (x[0] - plain).abs().amax((1, 2, 3)) < 1e-4
-        turned = (x[0] - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4
-        assert (same ^ turned).all()
-        mirrored += int(turned.sum())
+        flipped = (x[0] - plain.flip(3)).abs().amax((1, 2, 3)) < 1e-4
+        assert (same ^ flipped).all()
+        mirrored += int(flipped.sum())
     assert 430 < mirrored < 570
 
 
-def test_without_shuffling_nothing_is_random():
+def test_batches_without_shuffling_are_not_augmented():
     plain, augmented = make_batches(shuffle=False), make_batches(shuffle=False, crop_padding=3, flip=True, seed=9)
     for (x, _), (other, _) in zip(plain.epoch(0), augmented.epoch(4), strict=True):
         assert torch.equal(x, other)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_the_batches_of_a_cpu():
+def test_batches_on_a_gpu_equal_those_on_a_cpu():
     options = {"crop_padding": 2, "flip": True}
     on_gpu = make_batches(device=torch.device("cuda"), **options)
     for (x, y), (other, y_other) in zip(make_batches(**options).epoch(1), on_gpu.epoch(1), strict=True):

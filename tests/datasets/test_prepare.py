@@ -1,4 +1,4 @@
-"""From archives to caches, with what may be wrong with either."""
+"""Preparation of event data sets: from archives to caches of frames, with damaged archives and damaged caches."""
 
 import errno
 import gzip
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import FEW, cifar10_dvs, gesture, gesture_archive, nmnist_zip
+from makers import RECORDINGS, cifar10_dvs, gesture, gesture_archive, nmnist_zip
 
 from multifire import datasets
 from multifire.config import DataConfig, get_recipe
@@ -32,8 +32,8 @@ SMALL = replace(GESTURE, timesteps=4, frame_size=8, duration_us=300_000)
 NMNIST = replace(get_recipe("nmnist").data, timesteps=3, frame_size=17, slicing="time")
 
 
-def made(folder: Path) -> dict[str, bytes]:
-    """What a cache holds, by name."""
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of a cache's files, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -44,14 +44,14 @@ def archive(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(archive, tmp_path_factory) -> dict[str, bytes]:
-    """What an undisturbed run makes."""
-    return made(prepare(SMALL, tmp_path_factory.mktemp("reference"), archive, workers=1))
+    """Return the files that an uninterrupted preparation makes."""
+    return files_of(prepare(SMALL, tmp_path_factory.mktemp("reference"), archive, workers=1))
 
 
-# What is made
+# The prepared frames
 
 
-def test_gestures_are_cut_out_by_their_labels_and_split_by_their_users(archive, tmp_path):
+def test_gestures_are_cut_out_by_label_and_split_by_user(archive, tmp_path):
     prepare(SMALL, tmp_path, archive, workers=1)
     data = datasets.load("dvs-gesture", tmp_path, SMALL)
     assert (len(data.train), len(data.test)) == (36, 24)
@@ -62,8 +62,8 @@ def test_gestures_are_cut_out_by_their_labels_and_split_by_their_users(archive, 
     assert {name.partition("/")[0] for name in data.test.names.tolist()} == {"user24_led", "user29_natural"}
 
 
-def test_a_gesture_s_frames_are_those_of_its_own_events(archive, tmp_path):
-    """Decoded by hand from what the tool packed: nothing of the gestures before and after is in them."""
+def test_frames_of_a_gesture_contain_only_its_own_events(archive, tmp_path):
+    """The expected frames are decoded by hand from the gesture's own packets in the recording that the tool made."""
     prepare(SMALL, tmp_path, archive, workers=1)
     frames = datasets.load("dvs-gesture", tmp_path, SMALL).train.frames[2]
     content, labels = gesture.make_recording(1, "lab")
@@ -81,7 +81,7 @@ def test_a_gesture_s_frames_are_those_of_its_own_events(archive, tmp_path):
     assert np.array_equal(frames, expected)
 
 
-def test_the_archive_and_what_it_unpacks_to_make_the_same(archive, reference, tmp_path):
+def test_archive_and_unpacked_archive_give_the_same_frames(archive, reference, tmp_path):
     with tarfile.open(archive) as file:
         file.extractall(tmp_path / "unpacked", filter="data")
     folder = prepare(SMALL, tmp_path, tmp_path / "unpacked", workers=1)
@@ -89,20 +89,20 @@ def test_the_archive_and_what_it_unpacks_to_make_the_same(archive, reference, tm
         assert (folder / name).read_bytes() == reference[name]
 
 
-def test_workers_change_nothing(archive, reference, tmp_path):
-    told = []
-    folder = prepare(SMALL, tmp_path, archive, workers=2, on_progress=lambda *progress: told.append(progress))
-    assert made(folder) == reference
-    assert told[0] == (0, 122)
-    assert [done for done, _ in told] == [0, 1, 2, 3, 4, 5]
+def test_number_of_workers_does_not_change_the_cache(archive, reference, tmp_path):
+    reports = []
+    folder = prepare(SMALL, tmp_path, archive, workers=2, on_progress=lambda *report: reports.append(report))
+    assert files_of(folder) == reference
+    assert reports[0] == (0, 122)
+    assert [done for done, _ in reports] == [0, 1, 2, 3, 4, 5]
 
 
 def test_sources_are_found_in_the_root(tmp_path, reference):
     gesture_archive(tmp_path / "dvs-gesture")
-    assert made(prepare(SMALL, tmp_path, workers=1)) == reference
+    assert files_of(prepare(SMALL, tmp_path, workers=1)) == reference
 
 
-def test_labels_may_come_before_the_recordings_or_long_after(reference, tmp_path):
+def test_labels_may_come_before_or_after_all_recordings(reference, tmp_path):
     def write(order):
         with tarfile.open(tmp_path / "DvsGesture.tar.gz", "w:gz") as tar:
             for user, light, index in order:
@@ -110,12 +110,12 @@ def test_labels_may_come_before_the_recordings_or_long_after(reference, tmp_path
                 gesture.add(tar, name, gesture.make_recording(user, light)[index])
 
     for number, kinds in enumerate(((1, 0), (0, 1))):
-        write([(user, light, kind) for kind in kinds for user, light in reversed(FEW)])
+        write([(user, light, kind) for kind in kinds for user, light in reversed(RECORDINGS)])
         folder = prepare(SMALL, tmp_path / str(number), tmp_path / "DvsGesture.tar.gz", workers=1)
         assert all((folder / name).read_bytes() == reference[name] for name in ("train.npy", "test.npy"))
 
 
-def test_nmnist_from_one_zip_two_zips_and_folders(tmp_path):
+def test_nmnist_from_one_zip_two_zips_and_folders_is_the_same(tmp_path):
     one = nmnist_zip(tmp_path / "one" / "both.zip")
     with zipfile.ZipFile(one) as file:
         file.extractall(tmp_path / "unpacked")
@@ -154,7 +154,7 @@ def test_cifar10_dvs_trains_on_the_first_nine_tenths_by_number(tmp_path):
     assert np.array_equal(data.test.frames[2], expected)
 
 
-def test_cifar10_dvs_split_by_seed_takes_as_many_of_every_class(tmp_path):
+def test_cifar10_dvs_split_by_seed_is_repeatable_and_balanced(tmp_path):
     cifar10_dvs(tmp_path / "cifar10-dvs")
     usual = replace(get_recipe("cifar10-dvs").data, timesteps=2)
     tests = []
@@ -170,7 +170,7 @@ def test_cifar10_dvs_split_by_seed_takes_as_many_of_every_class(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared N-MNIST recordings are not here")
-def test_real_nmnist(tmp_path):
+def test_real_nmnist_is_prepared(tmp_path):
     prepare(NMNIST, tmp_path, SHARED / "nmnist-1100.zip")
     data = datasets.load("nmnist", tmp_path, NMNIST)
     assert (len(data.train), len(data.test)) == (1000, 100)
@@ -183,7 +183,7 @@ def test_real_nmnist(tmp_path):
 # Options and sources
 
 
-def test_other_options_are_another_cache(archive, tmp_path):
+def test_other_options_make_another_cache(archive, tmp_path):
     changes = [{}, {"timesteps": 5}, {"frame_size": 9}, {"duration_us": 1000}, {"binary": True}, {"slicing": "time"},
                {"slicing": "count"}]  # fmt: skip
     folders = [prepare(replace(SMALL, **change), tmp_path, archive, workers=1) for change in changes]
@@ -194,31 +194,31 @@ def test_other_options_are_another_cache(archive, tmp_path):
     assert data.train.frames.max() == 1
 
 
-def test_what_changes_nothing_shares_a_cache(archive, tmp_path):
+def test_options_without_effect_on_the_frames_share_a_cache(archive, tmp_path):
     first = cache_folder(replace(SMALL, slicing="time"), tmp_path)
     assert cache_folder(replace(SMALL, slicing="time", duration_us=7, flip=True, roll=3), tmp_path) == first
 
 
-def test_a_second_run_does_nothing(archive, tmp_path):
+def test_second_preparation_leaves_the_cache_unchanged(archive, tmp_path):
     folder = prepare(SMALL, tmp_path, archive, workers=1)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     prepare(SMALL, tmp_path, archive, workers=1)
-    prepare(SMALL, tmp_path, workers=1)  # which needs no source any more
+    prepare(SMALL, tmp_path, workers=1)  # a finished cache needs no source
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-def test_another_source_is_not_taken_for_the_same(archive, tmp_path):
-    other = gesture_archive(tmp_path / "other", FEW[1:])
+def test_cache_of_another_source_is_refused(archive, tmp_path):
+    other = gesture_archive(tmp_path / "other", RECORDINGS[1:])
     folder = prepare(SMALL, tmp_path, archive, workers=1)
-    before = made(folder)
+    before = files_of(folder)
     with pytest.raises(ValueError, match=r"was made from another source \(DvsGesture\.tar\.gz\).*--rebuild"):
         prepare(SMALL, tmp_path, other, workers=1)
-    assert made(folder) == before
+    assert files_of(folder) == before
     prepare(SMALL, tmp_path, other, workers=1, rebuild=True)
     assert len(datasets.load("dvs-gesture", tmp_path, SMALL).train) == 24
 
 
-def test_missing_sources_say_how_to_get_them(tmp_path):
+def test_error_for_missing_sources_says_how_to_get_them(tmp_path):
     expected = {
         "dvs-gesture": r"expected DvsGesture\.tar\.gz.*research\.ibm\.com.*or give its location with --source",
         "cifar10-dvs": r"airplane\.zip.*`multifire data download cifar10-dvs` gets it",
@@ -232,7 +232,7 @@ def test_missing_sources_say_how_to_get_them(tmp_path):
         prepare(GESTURE, tmp_path, tmp_path / "nowhere")
 
 
-def test_loading_what_is_not_prepared_says_the_command(tmp_path):
+def test_error_for_a_missing_preparation_names_the_command(tmp_path):
     cfg = replace(GESTURE, timesteps=10, slicing="count", binary=True)
     with pytest.raises(
         FileNotFoundError,
@@ -242,16 +242,16 @@ def test_loading_what_is_not_prepared_says_the_command(tmp_path):
         datasets.load("dvs-gesture", tmp_path, cfg)
 
 
-def test_images_need_no_preparation(tmp_path):
+def test_preparation_of_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="digits holds images, which need no preparation"):
         prepare(DataConfig(name="digits"), tmp_path)
 
 
-# Stopped, full, shared
+# Interruptions, a full disk, and simultaneous preparations
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 3, 5])
-def test_what_is_done_is_not_done_again(archive, reference, tmp_path, monkeypatch, stop_at):
+def test_interrupted_preparation_keeps_the_finished_recordings(archive, reference, tmp_path, monkeypatch, stop_at):
     def stop(done, total):
         if done == stop_at:
             raise KeyboardInterrupt
@@ -263,27 +263,27 @@ def test_what_is_done_is_not_done_again(archive, reference, tmp_path, monkeypatc
     keys = []
     make_part = preparing.make_part
     monkeypatch.setattr(preparing, "make_part", lambda job, options: keys.append(job.key) or make_part(job, options))
-    assert made(prepare(SMALL, tmp_path, archive, workers=1)) == reference
-    assert len(keys) == len(FEW) - stop_at
+    assert files_of(prepare(SMALL, tmp_path, archive, workers=1)) == reference
+    assert len(keys) == len(RECORDINGS) - stop_at
 
 
-def test_a_full_disk_loses_nothing(archive, reference, tmp_path, monkeypatch):
-    write, left = preparing.write_atomic, iter(range(2))
+def test_full_disk_keeps_the_finished_recordings(archive, reference, tmp_path, monkeypatch):
+    write, remaining = preparing.write_atomic, iter(range(2))
 
-    def full(path, content):
-        if next(left, None) is None:
+    def write_until_full(path, content):
+        if next(remaining, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
-    monkeypatch.setattr(preparing, "write_atomic", full)
+    monkeypatch.setattr(preparing, "write_atomic", write_until_full)
     with pytest.raises(OSError, match="the disk is full; finished recordings are kept: make room, and the same"):
         prepare(SMALL, tmp_path, archive, workers=1)
     monkeypatch.undo()
     assert len(list(cache_folder(SMALL, tmp_path).glob("parts-*/*.npz"))) == 2
-    assert made(prepare(SMALL, tmp_path, archive, workers=1)) == reference
+    assert files_of(prepare(SMALL, tmp_path, archive, workers=1)) == reference
 
 
-def test_a_damaged_part_is_found(archive, tmp_path):
+def test_damaged_part_is_detected(archive, tmp_path):
     def stop(done, total):
         if done == 2:
             raise KeyboardInterrupt
@@ -296,32 +296,32 @@ def test_a_damaged_part_is_found(archive, tmp_path):
         prepare(SMALL, tmp_path, archive, workers=1)
 
 
-def start(root: Path, source: Path) -> subprocess.Popen:
+def start_preparation(root: Path, source: Path) -> subprocess.Popen:
     words = ["--timesteps", "4", "--frame-size", "8", "--duration-us", "300000", "--workers", "2"]
     command = [sys.executable, "-m", "multifire", "data", "prepare", "dvs-gesture", "--root", root, "--source", source]
     return subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_at_once_do_each_other_no_harm(archive, reference, tmp_path):
-    both = [start(tmp_path, archive) for _ in range(2)]
+def test_two_simultaneous_preparations_give_the_same_cache(archive, reference, tmp_path):
+    both = [start_preparation(tmp_path, archive) for _ in range(2)]
     for process in both:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert "36 training and 24 test samples" in out
     folder = cache_folder(SMALL, tmp_path)
-    assert {name: content for name, content in made(folder).items() if name in reference} == reference
+    assert {name: content for name, content in files_of(folder).items() if name in reference} == reference
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_change_no_byte(tmp_path):
-    """The whole of a synthetic DVS128 Gesture; kill -9 at ten stages, the last as parts are joined, then once more."""
+def test_ten_random_kills_do_not_change_the_cache(tmp_path):
+    """Prepare a synthetic DVS128 Gesture of full size; kill the process ten times, the last while parts are joined."""
     archive, root = gesture_archive(tmp_path / "source", gesture.recordings()), tmp_path / "killed"
-    undisturbed = made(prepare(SMALL, tmp_path / "undisturbed", archive, workers=2))
+    undisturbed = files_of(prepare(SMALL, tmp_path / "undisturbed", archive, workers=2))
     rng = random.Random(0)
     stages, killed = [*sorted(rng.sample(range(1, 120), 9)), 122], []
     for stage in stages:
-        process = start(root, archive)
-        while process.poll() is None and (done := parts_of(root)) < stage:
+        process = start_preparation(root, archive)
+        while process.poll() is None and (done := count_parts(root)) < stage:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
@@ -329,18 +329,18 @@ def test_ten_kills_at_random_change_no_byte(tmp_path):
         killed.append((process.returncode, done))
     assert [code for code, _ in killed] == [-signal.SIGKILL] * 10, killed
     final = prepare(SMALL, root, archive, workers=2)
-    assert made(final) == undisturbed
+    assert files_of(final) == undisturbed
     data = datasets.load("dvs-gesture", root, SMALL)
     assert (len(data.train), len(data.test)) == (1176, 288)
 
 
-def parts_of(root: Path) -> int:
+def count_parts(root: Path) -> int:
     return len(list(cache_folder(SMALL, root).glob("parts-*/*.npz")))
 
 
-def test_workers_end_with_a_killed_parent(tmp_path):
+def test_workers_end_when_their_parent_is_killed(tmp_path):
     archive = gesture_archive(tmp_path / "source", gesture.recordings()[:60])
-    process = start(tmp_path, archive)
+    process = start_preparation(tmp_path, archive)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         process.kill()
@@ -358,7 +358,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 # Damaged caches
 
 
-def prepared(archive: Path, root: Path) -> Path:
+def prepare_cache(archive: Path, root: Path) -> Path:
     return prepare(SMALL, root, archive, workers=1)
 
 
@@ -391,22 +391,22 @@ def edit(**changes):
         (lambda folder: (folder / "cache.json").write_text("[]"), r"cache\.json: damaged, or not a cache's record"),
     ],
 )  # fmt: skip
-def test_a_damaged_cache_is_found_before_training_and_rebuilt_on_request(archive, reference, tmp_path, damage, message):
-    damage(prepared(archive, tmp_path))
+def test_damaged_cache_is_refused_and_rebuilt_on_request(archive, reference, tmp_path, damage, message):
+    damage(prepare_cache(archive, tmp_path))
     with pytest.raises(ValueError, match=message + r".*; run `multifire data prepare dvs-gesture .* --rebuild`"):
         datasets.load("dvs-gesture", tmp_path, SMALL)
-    assert made(prepare(SMALL, tmp_path, archive, workers=1, rebuild=True)) == reference
+    assert files_of(prepare(SMALL, tmp_path, archive, workers=1, rebuild=True)) == reference
 
 
-def test_a_cache_under_another_s_name_is_found(archive, tmp_path):
+def test_cache_under_the_name_of_another_is_refused(archive, tmp_path):
     other = replace(SMALL, duration_us=1000)
-    prepared(archive, tmp_path).rename(cache_folder(other, tmp_path))
+    prepare_cache(archive, tmp_path).rename(cache_folder(other, tmp_path))
     with pytest.raises(ValueError, match=r"made with .*'duration_us': 300000.*, expected .*'duration_us': 1000"):
         datasets.load("dvs-gesture", tmp_path, other)
 
 
 def test_no_pickle_is_loaded_from_a_cache(archive, tmp_path):
-    folder = prepared(archive, tmp_path)
+    folder = prepare_cache(archive, tmp_path)
     np.save(folder / "train.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"train\.npy: missing or damaged"):
         datasets.load("dvs-gesture", tmp_path, SMALL)
@@ -438,7 +438,7 @@ HEADER = "class,startTime_usec,endTime_usec\n"
         ("x" * (2 << 20), "has more than 1,048,576 bytes"),
     ],
 )
-def test_bad_labels_are_refused(tmp_path, content, message):
+def test_invalid_label_files_are_refused(tmp_path, content, message):
     source = tmp_path / "source"
     source.mkdir()
     (source / "user01_lab.aedat").write_bytes(gesture.make_recording(1, "lab")[0])
@@ -447,9 +447,9 @@ def test_bad_labels_are_refused(tmp_path, content, message):
         prepare(SMALL, tmp_path, source, workers=1)
 
 
-def test_missing_labels_are_named_and_the_rest_is_kept(tmp_path):
+def test_missing_label_file_is_named_and_other_recordings_are_kept(tmp_path):
     with tarfile.open(tmp_path / "DvsGesture.tar.gz", "w:gz") as tar:
-        for user, light in FEW:
+        for user, light in RECORDINGS:
             recording, labels = gesture.make_recording(user, light)
             gesture.add(tar, f"DvsGesture/user{user:02}_{light}.aedat", recording)
             if user != 2:
@@ -459,7 +459,7 @@ def test_missing_labels_are_named_and_the_rest_is_kept(tmp_path):
     assert len(list(cache_folder(SMALL, tmp_path).glob("parts-*/*.npz"))) == 4
 
 
-def test_an_unknown_user_is_refused(tmp_path):
+def test_unknown_user_is_refused(tmp_path):
     (tmp_path / "source").mkdir()
     recording, labels = gesture.make_recording(1, "lab")
     (tmp_path / "source" / "user30_lab.aedat").write_bytes(recording)
@@ -479,7 +479,7 @@ def test_an_unknown_user_is_refused(tmp_path):
         (lambda rows: [*rows[:-1], rows[-1].rpartition(",")[0] + ",99000000"], "its last event is at"),
     ],
 )
-def test_odd_labels_are_told_of(archive, tmp_path, caplog, change, message):
+def test_unusual_labels_cause_a_warning(archive, tmp_path, caplog, change, message):
     source = tmp_path / "source"
     with tarfile.open(archive) as file:
         file.extractall(source, filter="data")
@@ -491,7 +491,7 @@ def test_odd_labels_are_told_of(archive, tmp_path, caplog, change, message):
     assert len(datasets.load("dvs-gesture", tmp_path, SMALL).train) == 36
 
 
-def test_labels_of_odd_order_make_the_same_samples(archive, reference, tmp_path):
+def test_order_of_the_labels_does_not_change_the_samples(archive, reference, tmp_path):
     source = tmp_path / "source"
     with tarfile.open(archive) as file:
         file.extractall(source, filter="data")
@@ -501,7 +501,7 @@ def test_labels_of_odd_order_make_the_same_samples(archive, reference, tmp_path)
     assert (prepare(SMALL, tmp_path, source, workers=1) / "train.npy").read_bytes() == reference["train.npy"]
 
 
-# Archives from strangers
+# Damaged and malicious archives
 
 
 def tar_with(path: Path, name: str, content: bytes = b"x") -> Path:
@@ -511,7 +511,7 @@ def tar_with(path: Path, name: str, content: bytes = b"x") -> Path:
 
 
 @pytest.mark.parametrize("name", ["../user01_lab.aedat", "/etc/user01_lab.aedat", "a/../../user01_lab.aedat"])
-def test_an_archive_that_leaves_its_folder_is_refused(tmp_path, name):
+def test_archive_with_paths_outside_its_folder_is_refused(tmp_path, name):
     bad = tar_with(tmp_path / "bad.tar.gz", name)
     with pytest.raises(ValueError, match="would leave its folder"):
         prepare(SMALL, tmp_path / "root", bad, workers=1)
@@ -522,7 +522,7 @@ def test_an_archive_that_leaves_its_folder_is_refused(tmp_path, name):
     assert not list(tmp_path.rglob("*.aedat"))
 
 
-def test_a_zip_bomb_is_not_inflated(tmp_path):
+def test_zip_bomb_is_not_decompressed(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("Train/0/00001.bin", bytes(20 << 20))
     with pytest.raises(ValueError, match=r"claims 20,971,520 bytes, expected at most 16,777,216"):
@@ -530,7 +530,7 @@ def test_a_zip_bomb_is_not_inflated(tmp_path):
 
 
 def test_overlapping_members_are_refused(tmp_path):
-    """A whole list of members that share the same packed bytes."""
+    """Two hundred members share the compressed bytes of one member."""
     path = nmnist_zip(tmp_path / "n.zip", 1, 1)
     with zipfile.ZipFile(path, "a") as file:
         first = file.filelist[0]
@@ -544,7 +544,7 @@ def test_overlapping_members_are_refused(tmp_path):
         prepare(NMNIST, tmp_path, path, workers=1)
 
 
-def test_an_encrypted_or_oddly_packed_member_is_refused(tmp_path):
+def test_member_with_a_rare_compression_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "odd.zip", "w", zipfile.ZIP_LZMA) as file:
         file.writestr("Train/0/00001.bin", b"x" * 100)
     with pytest.raises(ValueError, match="encrypted or packed in a rare way"):
@@ -552,7 +552,7 @@ def test_an_encrypted_or_oddly_packed_member_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 10, 300, 0.5, 0.99])
-def test_a_cut_zip_is_refused(tmp_path, keep):
+def test_truncated_zip_is_refused(tmp_path, keep):
     path = nmnist_zip(tmp_path / "n.zip")
     size = path.stat().st_size
     os.truncate(path, int(keep * size) if isinstance(keep, float) else keep)
@@ -560,7 +560,7 @@ def test_a_cut_zip_is_refused(tmp_path, keep):
         prepare(NMNIST, tmp_path, path, workers=1)
 
 
-def test_a_zip_with_a_damaged_member_is_refused(tmp_path):
+def test_zip_with_a_damaged_member_is_refused(tmp_path):
     path = nmnist_zip(tmp_path / "n.zip")
     content = bytearray(path.read_bytes())
     content[100] ^= 255
@@ -570,14 +570,14 @@ def test_a_zip_with_a_damaged_member_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_cut_tar_keeps_what_came_before(tmp_path, reference, archive, share):
+def test_truncated_tar_is_refused(tmp_path, reference, archive, share):
     cut = tmp_path / "DvsGesture.tar.gz"
     cut.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
     with pytest.raises(ValueError, match=r"DvsGesture\.tar\.gz: (damaged|cut short)"):
         prepare(SMALL, tmp_path, cut, workers=1)
 
 
-def test_a_tar_that_is_none(tmp_path):
+def test_file_that_is_not_a_tar_archive_is_refused(tmp_path):
     path = tmp_path / "DvsGesture.tar.gz"
     for content, message in (
         (b"<html>log in</html>" * 100, "damaged, or no tar archive"),
@@ -590,7 +590,7 @@ def test_a_tar_that_is_none(tmp_path):
             prepare(SMALL, tmp_path, path, workers=1)
 
 
-def test_a_tar_with_a_recording_twice_is_refused(tmp_path):
+def test_duplicate_recording_in_a_tar_is_refused(tmp_path):
     recording, _ = gesture.make_recording(1, "lab")
     with tarfile.open(tmp_path / "DvsGesture.tar.gz", "w:gz") as tar:
         for _ in range(2):
@@ -599,7 +599,7 @@ def test_a_tar_with_a_recording_twice_is_refused(tmp_path):
         prepare(SMALL, tmp_path, tmp_path / "DvsGesture.tar.gz", workers=1)
 
 
-def test_a_tar_member_of_absurd_size_is_refused(tmp_path):
+def test_tar_member_that_is_too_large_is_refused(tmp_path):
     member = tarfile.TarInfo("DvsGesture/user01_lab.aedat")
     member.size = 7 << 30
     path = tmp_path / "DvsGesture.tar.gz"
@@ -610,7 +610,7 @@ def test_a_tar_member_of_absurd_size_is_refused(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("content", [b"", b"#!AER-DAT3.1\r\n#!END-HEADER\r\n", b"nonsense" * 100])
-def test_a_recording_that_is_none_is_named(tmp_path, content, workers):
+def test_error_names_the_invalid_recording(tmp_path, content, workers):
     source = tmp_path / "source"
     source.mkdir()
     (source / "user01_lab.aedat").write_bytes(content)
@@ -619,7 +619,7 @@ def test_a_recording_that_is_none_is_named(tmp_path, content, workers):
         prepare(SMALL, tmp_path, source, workers=workers)
 
 
-def test_one_split_alone_is_refused(tmp_path):
-    archive = gesture_archive(tmp_path / "source", FEW[:3])
+def test_source_without_test_recordings_is_refused(tmp_path):
+    archive = gesture_archive(tmp_path / "source", RECORDINGS[:3])
     with pytest.raises(ValueError, match=r"makes 36 training and 0 test samples; needs both"):
         prepare(SMALL, tmp_path, archive, workers=1)

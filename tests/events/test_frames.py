@@ -1,4 +1,4 @@
-"""Frames: against the authors', and against a loop over single events."""
+"""Frames equal those of the authors' code and those of a loop over single events."""
 
 import io
 import sys
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from event_files import HEAD2, HEAD31, Named, aedat2, events_of, packet, random_events
+from event_files import AEDAT2_HEADER, AEDAT31_HEADER, NamedBytes, encode_aedat2, events_of, packet, random_events
 
 from multifire.events import FrameOptions, aedat, frames, frames_of_windows, open_recording, read_events, to_frames
 from multifire.events import recording as recordings
@@ -21,35 +21,35 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "events.zip"
 
 @pytest.fixture(scope="module")
 def golden():
-    """What the authors' preprocessing makes of the two recordings, by member's name."""
+    """Return the two recordings and the results of the authors' preprocessing, by their names in the archive."""
     with zipfile.ZipFile(GOLDEN) as file:
         found: dict = {name: file.read(name) for name in file.namelist()}
     with np.load(io.BytesIO(found["frames.npz"])) as arrays:
         return found | {name: arrays[name] for name in arrays.files}
 
 
-def factory(content: bytes):
-    return lambda: open_recording(Named(content))
+def opener(content: bytes):
+    return lambda: open_recording(NamedBytes(content))
 
 
-# Golden
+# Against the authors' code
 
 
-def test_gesture_frames_are_the_authors(golden):
+def test_gesture_frames_equal_the_authors_code(golden):
     rows = [line.split(",") for line in golden["user02_led_labels.csv"].decode().split()[1:]]
     windows = [(int(start), int(end)) for _, start, end in rows]
-    made = frames_of_windows(factory(golden["user02_led.aedat"]), windows, FrameOptions())
+    made = frames_of_windows(opener(golden["user02_led.aedat"]), windows, FrameOptions())
     assert np.array_equal([window.counts for window in made], golden["gesture_frames"])
     assert [int(kind) - 1 for kind, _, _ in rows] == golden["gesture_labels"].tolist()
     assert [window.clipped for window in made] == [0, 0, 0]
 
 
-def test_cifar10_dvs_frames_are_the_authors(golden):
+def test_cifar10_dvs_frames_equal_the_authors_code(golden):
     options = {"size": (42, 42), "duration_us": 10_000, "timesteps": 10, "factor": 3.04}
-    events = read_events(Named(golden["cifar10dvs.aedat"]))
+    events = read_events(NamedBytes(golden["cifar10dvs.aedat"]))
     expected = golden["cifar10dvs_frames_indexed_x_y"].swapaxes(-1, -2)
     assert np.array_equal(to_frames(events, **options), expected)
-    made = frames_of_windows(factory(golden["cifar10dvs.aedat"]), [(None, None)], FrameOptions(**options))[0]
+    made = frames_of_windows(opener(golden["cifar10dvs.aedat"]), [(None, None)], FrameOptions(**options))[0]
     assert np.array_equal(made.counts, expected)
     first = golden["cifar10dvs_events_txyp"].astype(int)
     assert np.array_equal(np.stack([events[name][: len(first)] for name in "txyp"], 1), first)
@@ -58,8 +58,8 @@ def test_cifar10_dvs_frames_are_the_authors(golden):
 # Against a loop
 
 
-def by_loop(events, sensor, size, timesteps, slicing, duration_us=1, binary=False, factor=None):
-    """The definition, an event at a time."""
+def frames_by_loop(events, sensor, size, timesteps, slicing, duration_us=1, binary=False, factor=None):
+    """Count frames by their definition, one event at a time."""
     counts = np.zeros((timesteps, 2, *size), int)
     if not len(events):
         return counts
@@ -93,11 +93,11 @@ EVENTS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(EVENTS, OPTIONS, st.sampled_from([((10, 13), None), ((4, 5), None), ((1, 1), None), ((5, 6), 2.3)]))
-def test_frames_are_those_of_a_loop(events, options, binning):
+def test_frames_equal_a_loop_over_events(events, options, binning):
     size, factor = binning
     made = to_frames(events, (10, 13), size, factor=factor, **options)
     assert made.dtype == np.int32
-    assert np.array_equal(made, by_loop(events, (10, 13), size, factor=factor, **options))
+    assert np.array_equal(made, frames_by_loop(events, (10, 13), size, factor=factor, **options))
     if not options["binary"]:
         within = options["slicing"] != "duration" or options["duration_us"] * options["timesteps"]
         inside = np.ones(len(events), bool) if within is True else events["t"] - events["t"][:1] < within
@@ -111,38 +111,38 @@ def test_frames_are_those_of_a_loop(events, options, binning):
     st.lists(st.tuples(st.integers(0, 300), st.integers(1, 200)), min_size=1, max_size=3),
     st.sampled_from([8, 40, 1 << 18]),
 )
-def test_windows_of_any_recording_read_in_any_pieces(rows, options, spans, chunk_bytes):
-    """Also of one whose time runs backwards: as if it had been sorted, stably."""
+def test_windows_equal_a_loop_for_any_chunk_size(rows, options, spans, chunk_bytes):
+    """A recording whose time runs backwards gives the frames of the stably sorted recording."""
     windows = [(None, None), *((start, start + length) for start, length in spans)]
     options = {"size": (4, 4), **options}
     with pytest.MonkeyPatch.context() as patch:
         for module in (recordings, aedat):
             patch.setattr(module, "CHUNK_BYTES", chunk_bytes)
-        made = frames_of_windows(factory(HEAD31 + packet(rows)), windows, FrameOptions(factor=32, **options))
+        made = frames_of_windows(opener(AEDAT31_HEADER + packet(rows)), windows, FrameOptions(factor=32, **options))
     events = events_of(sorted(rows, key=lambda row: row[0]))
     for (start, end), window in zip(windows, made, strict=True):
-        mine = events if start is None else events[(events["t"] >= start) & (events["t"] < end)]
-        expected = by_loop(mine, (128, 128), factor=32, **options)
+        selected = events if start is None else events[(events["t"] >= start) & (events["t"] < end)]
+        expected = frames_by_loop(selected, (128, 128), factor=32, **options)
         assert np.array_equal(window.counts, expected)
-        if len(mine):
-            assert (window.first_us, window.last_us) == (mine["t"][0], mine["t"][-1])
-        assert (window.events > 0) == (len(mine) > 0)
+        if len(selected):
+            assert (window.first_us, window.last_us) == (selected["t"][0], selected["t"][-1])
+        assert (window.events > 0) == (len(selected) > 0)
 
 
 @pytest.mark.parametrize("slicing", ["duration", "time", "count"])
-def test_arrays_and_recordings_make_the_same_frames(slicing, monkeypatch):
+def test_arrays_and_recordings_give_the_same_frames(slicing, monkeypatch):
     events = random_events(20_000)
     options = {"size": (42, 42), "timesteps": 7, "slicing": slicing, "duration_us": 120_001, "factor": 3.04}
-    expected = by_loop(events, (128, 128), **options)
+    expected = frames_by_loop(events, (128, 128), **options)
     assert np.array_equal(to_frames(events, **options), expected)
     monkeypatch.setattr(frames, "SLICE_EVENTS", 777)
     assert np.array_equal(to_frames(events, **options), expected)
-    made = frames_of_windows(factory(aedat2(events)), [(None, None)], FrameOptions(**options))[0]
+    made = frames_of_windows(opener(encode_aedat2(events)), [(None, None)], FrameOptions(**options))[0]
     assert np.array_equal(made.counts, expected)
     assert made.events == expected.sum()
 
 
-def test_bins_of_a_factor_that_is_not_whole():
+def test_fractional_factor_assigns_every_pixel_to_a_cell():
     events = events_of((0, x, 0, 1) for x in range(128))
     row = to_frames(events, size=(43, 43), timesteps=1, factor=3.04)[0, 1, 0]
     assert row.tolist() == np.bincount([int(x // 3.04) for x in range(128)], minlength=43).tolist()
@@ -151,12 +151,12 @@ def test_bins_of_a_factor_that_is_not_whole():
         to_frames(events, size=(41, 41), factor=3.04)
 
 
-# Counts that are too large
+# Counts that are too large, and invalid input
 
 
 def test_counts_saturate_and_the_clipped_cells_are_counted(caplog):
     rows = [(5, 3, 4, 1)] * 300 + [(6, 100, 4, 0)] * 255 + [(7, 3, 100, 0)] * 256
-    made = frames_of_windows(factory(aedat2(rows)), [(None, None)], FrameOptions(timesteps=1))[0]
+    made = frames_of_windows(opener(encode_aedat2(rows)), [(None, None)], FrameOptions(timesteps=1))[0]
     assert sorted(made.counts[made.counts > 0].tolist()) == [255, 255, 255]
     assert (made.clipped, made.events) == (2, 811)
     events = events_of(rows)
@@ -167,11 +167,11 @@ def test_counts_saturate_and_the_clipped_cells_are_counted(caplog):
     assert to_frames(events, timesteps=1, binary=True, dtype=np.uint8).sum() == 3
 
 
-def test_no_events_make_frames_of_zeros():
+def test_no_events_give_frames_of_zeros():
     made = to_frames(events_of([]), size=(3, 3), timesteps=2, slicing="count")
     assert made.shape == (2, 2, 3, 3)
     assert not made.any()
-    empty = frames_of_windows(factory(aedat2([(5, 1, 1, 1)])), [(6, 9)], FrameOptions())[0]
+    empty = frames_of_windows(opener(encode_aedat2([(5, 1, 1, 1)])), [(6, 9)], FrameOptions())[0]
     assert (empty.events, empty.first_us, empty.last_us, int(empty.counts.sum())) == (0, 0, 0, 0)
 
 
@@ -187,38 +187,38 @@ def test_no_events_make_frames_of_zeros():
         ({"sensor_size": (4, 4)}, r"event 0 .* lies at column 9, row 1, expected a sensor of 4 × 4"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         to_frames(events_of([(1, 9, 1, 1)]), **options)
 
 
 @pytest.mark.parametrize("row", [(1, -1, 0, 0), (1, 0, -1, 0), (1, 0, 0, 2), (1, 0, 0, -1)])
-def test_events_that_are_none_are_refused(row):
+def test_invalid_events_are_refused(row):
     with pytest.raises(ValueError, match=r"event 1 is .*expected x, y >= 0 and p 0 or 1"):
         to_frames(events_of([(1, 0, 0, 0), row]))
 
 
-def test_other_arrays_are_refused():
+def test_array_without_event_fields_is_refused():
     with pytest.raises(ValueError, match="events are float64, expected an array with fields t, x, y, p"):
         to_frames(np.zeros((3, 4)))
 
 
-def test_a_recording_that_does_not_say_its_sensor_is_refused():
+def test_recording_without_a_sensor_size_is_refused():
     content = b"#!AER-DAT3.1\n#!END-HEADER\n" + packet([(1, 1, 1, 1)])
     with pytest.raises(ValueError, match=r"does not say its sensor's size; open it with sensor_size=\(H, W\)"):
-        frames_of_windows(factory(content), [(None, None)], FrameOptions())
+        frames_of_windows(opener(content), [(None, None)], FrameOptions())
 
 
 def test_memory_does_not_grow_with_the_recording():
     import tracemalloc
 
     t = np.arange(400_000)
-    content = HEAD2 + np.stack([np.full_like(t, 2), t], 1).astype(">u4").tobytes()
+    content = AEDAT2_HEADER + np.stack([np.full_like(t, 2), t], 1).astype(">u4").tobytes()
     peaks = []
-    for share in (2, 1):
-        part = Named(content[: len(HEAD2) + (len(content) - len(HEAD2)) // share])
+    for divisor in (2, 1):
+        recording = NamedBytes(content[: len(AEDAT2_HEADER) + (len(content) - len(AEDAT2_HEADER)) // divisor])
         tracemalloc.start()
-        frames_of_windows(lambda part=part: open_recording(part), [(None, None)], FrameOptions())
+        frames_of_windows(lambda recording=recording: open_recording(recording), [(None, None)], FrameOptions())
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.05 * peaks[0]

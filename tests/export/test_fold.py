@@ -21,7 +21,7 @@ def network(name: str = "ds_resnet14", **options) -> mf.SpikingResNet:
 
 @pytest.mark.parametrize("norm_input", [False, True])
 @pytest.mark.parametrize("name", ["ds_resnet14", "plain_resnet14"])
-def test_equals_the_network(name, norm_input):
+def test_folded_network_equals_the_network(name, norm_input):
     net = network(name, norm_input=norm_input)
     folded, x = mf.export.fold(net), frames(2)
     with torch.no_grad():
@@ -34,13 +34,13 @@ def test_equals_the_network(name, norm_input):
         torch.testing.assert_close(logits, expected[:t].mean(0), **EXACT)
 
 
-def test_of_a_still_image():
+def test_static_image():
     net = network()
     image = frames(2)[:1].expand(4, -1, -1, -1, -1)
     torch.testing.assert_close(mf.export.fold(net)(image), net(image).detach(), **EXACT)
 
 
-def test_of_the_authors_checkpoint(golden, gesture_checkpoint):
+def test_authors_checkpoint(golden, gesture_checkpoint):
     expected = golden("gesture_ds_resnet20")
     net = mf.load_reference_checkpoint(gesture_checkpoint).double()
     with torch.no_grad():
@@ -48,14 +48,14 @@ def test_of_the_authors_checkpoint(golden, gesture_checkpoint):
     torch.testing.assert_close(logits, expected["eval_logits"], **EXACT)
 
 
-def test_nothing_but_convolutions_and_neurons_is_left():
+def test_folded_network_has_no_norms():
     folded = mf.export.fold(network("plain_resnet8", norm_input=True))
     kinds = {type(module) for module in folded.modules() if not list(module.children())}
     assert kinds == {mf.nn.SpikeConv2d, mf.nn.MLF, mf.export.Shift, torch.nn.Linear, torch.nn.Identity}
     assert not any(parameter.requires_grad for parameter in folded.parameters())
 
 
-def test_the_network_is_left_alone():
+def test_fold_does_not_change_the_network():
     net = network().train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     mf.export.fold(net)

@@ -1,4 +1,4 @@
-"""ONNX, NIR and folders to share: the same network on the other side, and nothing from a file that is not ours."""
+"""ONNX, NIR and shared folders: exported networks compute the same, and altered files are refused."""
 
 import io
 import json
@@ -21,7 +21,7 @@ SIZE = (9, 11)
 
 
 def trained(name: str, options: dict):
-    """A network whose norms and biases have seen something; float64."""
+    """Return a network in float64 whose norms and biases are not at their initial values, and an input for it."""
     torch.manual_seed(0)
     model = build_model(name, **{"width": 4, **options}).double()
     x = torch.randn(4, 6, model.in_channels, *SIZE, dtype=torch.float64)
@@ -34,7 +34,7 @@ def trained(name: str, options: dict):
 
 @pytest.mark.parametrize(("name", "options"), KINDS)
 @pytest.mark.parametrize("step", [False, True])
-def test_onnx_graph_computes_the_network(name, options, step):
+def test_onnx_graph_equals_the_network(name, options, step):
     pytest.importorskip("onnxruntime")
     from onnx.reference import ReferenceEvaluator
 
@@ -47,7 +47,7 @@ def test_onnx_graph_computes_the_network(name, options, step):
     assert {node.domain for node in graph.graph.node} == {""}
 
 
-def test_onnx_file_carries_its_provenance_and_takes_any_number_of_frames_and_samples(tmp_path):
+def test_onnx_file_has_its_provenance_and_takes_any_number_of_frames_and_samples(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from multifire.export.onnx import write_onnx
 
@@ -63,7 +63,7 @@ def test_onnx_file_carries_its_provenance_and_takes_any_number_of_frames_and_sam
     assert str(Path.home()).encode() not in (tmp_path / "net.onnx").read_bytes()
 
 
-def test_a_graph_that_disagrees_is_not_written(tmp_path, monkeypatch):
+def test_wrong_graph_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     from multifire.export import onnx as exporter
 
@@ -75,7 +75,7 @@ def test_a_graph_that_disagrees_is_not_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "options"), KINDS)
-def test_nir_and_back_is_the_same_network(name, options, tmp_path):
+def test_nir_file_read_back_equals_the_network(name, options, tmp_path):
     pytest.importorskip("nir")
     from multifire.export.nir import from_nir, write_nir
 
@@ -84,8 +84,8 @@ def test_nir_and_back_is_the_same_network(name, options, tmp_path):
     torch.testing.assert_close(from_nir(tmp_path / "net.nir")(x), model(x), rtol=0, atol=1e-8)
 
 
-def test_a_lif_of_nir_is_a_level_of_the_neuron():
-    """The discretisation that the metadata name, computed from the node's own parameters."""
+def test_lif_node_of_nir_equals_a_level_of_the_neuron():
+    """The discretisation in the metadata is computed from the parameters of the nodes."""
     pytest.importorskip("nir")
     import nir
 
@@ -95,15 +95,15 @@ def test_a_lif_of_nir_is_a_level_of_the_neuron():
     nodes = [node for name, node in to_nir(model, SIZE).nodes.items() if name.startswith("stem_neuron_level")]
     assert [type(node) for node in nodes] == [nir.LIF, nir.LIF]
     current = torch.randn(20, *nodes[0].tau.shape, dtype=torch.float64)
-    total = torch.zeros_like(current)
+    spike_sum = torch.zeros_like(current)
     for node in nodes:
         v = np.array(node.v_leak)
         for t, x_t in enumerate(current.numpy()):
             v = v + (node.v_leak - v + node.r * x_t) / node.tau
             spikes = v > node.v_threshold
             v = np.where(spikes, node.v_reset, v)
-            total[t] += torch.from_numpy(spikes)
-    assert torch.equal(total, model.stem.neuron(current))
+            spike_sum[t] += torch.from_numpy(spikes)
+    assert torch.equal(spike_sum, model.stem.neuron(current))
 
 
 def _altered(change) -> io.BytesIO:
@@ -137,11 +137,11 @@ NODES = "node/nodes"
         (lambda f: f.__delitem__("node/metadata/multifire"), "another program"),
         (lambda f: _replace(f, "node/metadata/model", '{"name": "ds_resnet600002"}'), "not those of"),
         (lambda f: _replace(f, f"{NODES}/stem_conv/type", "Delay"), "kind 'Delay'"),
-        (lambda f: f.__setitem__("node/elsewhere", _link()), "link to elsewhere"),
+        (lambda f: f.__setitem__("node/elsewhere", _link()), "is a link"),
         (lambda f: _replace(f, f"{NODES}/stem_neuron_level0/v_threshold", np.full((4, *SIZE), 0.7)), "v_threshold"),
     ],
 )
-def test_altered_files_of_nir_are_refused(change, message, tmp_path):
+def test_altered_nir_files_are_refused(change, message, tmp_path):
     pytest.importorskip("nir")
     from multifire.export.nir import from_nir
 
@@ -157,19 +157,19 @@ def _link():
     return h5py.ExternalLink("/etc/hostname", "/")
 
 
-def test_cut_files_of_nir_are_refused(tmp_path):
+def test_truncated_nir_files_are_refused(tmp_path):
     pytest.importorskip("nir")
     from multifire.export.nir import from_nir
 
-    whole = _altered(lambda file: None).getvalue()
-    for length in (0, 100, len(whole) // 2, len(whole) - 50):
-        (tmp_path / "cut.nir").write_bytes(whole[:length])
+    content = _altered(lambda file: None).getvalue()
+    for length in (0, 100, len(content) // 2, len(content) - 50):
+        (tmp_path / "cut.nir").write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"cut\.nir"):
             from_nir(tmp_path / "cut.nir")
 
 
 @pytest.mark.parametrize(("name", "options"), KINDS)
-def test_a_shared_folder_is_the_same_network(name, options, tmp_path):
+def test_shared_folder_loads_the_same_network(name, options, tmp_path):
     model, x = trained(name, options)
     save_pretrained(model, tmp_path / "net")
     assert torch.equal(from_pretrained(tmp_path / "net")(x), model(x))
@@ -180,21 +180,21 @@ def test_altered_folders_are_refused(tmp_path):
     model, _ = trained(*KINDS[0])
     save_pretrained(model, tmp_path)
     config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
-    said, held = config.read_text(), weights.read_bytes()
+    config_text, weight_bytes = config.read_text(), weights.read_bytes()
     for text, message in (
-        (said.replace('"width": 4', '"width": 400000'), "or more"),
-        (said.replace('"width": 4', '"width": "4"'), "width"),
-        (said[:50], "not the configuration"),
+        (config_text.replace('"width": 4', '"width": 400000'), "or more"),
+        (config_text.replace('"width": 4', '"width": "4"'), "width"),
+        (config_text[:50], "not the configuration"),
         ("[]", "not the configuration"),
     ):
         config.write_text(text)
         with pytest.raises(ValueError, match=message):
             from_pretrained(tmp_path)
-    config.write_text(said)
-    weights.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
+    config.write_text(config_text)
+    weights.write_bytes(weight_bytes[:-1] + bytes([weight_bytes[-1] ^ 1]))
     with pytest.raises(ValueError, match="digest"):
         from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="must be the trained one, not folded"):
+    with pytest.raises(ValueError, match="save the trained one, not a folded copy"):
         save_pretrained(fold(model), tmp_path / "folded")
     with pytest.raises(FileNotFoundError):
         from_pretrained(tmp_path / "nowhere")

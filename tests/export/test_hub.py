@@ -1,4 +1,4 @@
-"""Networks to and from a hub: a server of our own, which the real library takes for Hugging Face's."""
+"""Upload and download networks with huggingface_hub; a local server answers in place of Hugging Face's."""
 
 import base64
 import hashlib
@@ -15,22 +15,22 @@ import torch
 from multifire.export.pretrained import from_pretrained, push_to_hub, save_pretrained
 from multifire.nn import build_model
 
-NAME = "somebody/a-network"
+NAME = "owner/a-network"
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None, reason="the extra `hub` is not installed"
 )
 
 
 class Hub(ThreadingHTTPServer):
-    """As much of a hub as the library needs to make a repository, commit, list files at a revision and fetch them."""
+    """A hub with the endpoints that the library uses to create a repository, commit, list and download files."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
-        """Files by path, of each revision, of each name."""
-        self.fetched: list[str] = []
+        """For each name and revision, the files by path."""
+        self.downloaded: list[str] = []
 
     def commit(self, name: str, files: dict[str, bytes]) -> str:
         oid = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
@@ -48,16 +48,16 @@ class Handler(BaseHTTPRequestHandler):
         if found := re.fullmatch(r"/api/models/(\w+/[\w-]+)(?:/revision/([^/?]+))?(?:\?.*)?", self.path):
             if (files := self.files(found[1], found[2] or "main")) is not None:
                 oids = self.server.repositories[found[1]].items()
-                sha = next(oid for oid, held in oids if held is files and oid != "main")
-                self.say({"id": found[1], "sha": sha, "siblings": [{"rfilename": path} for path in files]})
+                sha = next(oid for oid, stored in oids if stored is files and oid != "main")
+                self.answer_json({"id": found[1], "sha": sha, "siblings": [{"rfilename": path} for path in files]})
         elif found := re.fullmatch(r"/api/models/(\w+/[\w-]+)/tree/([^/?]+)(?:\?.*)?", self.path):
             if (files := self.files(found[1], found[2])) is not None:
                 entry = {"type": "file"}
-                self.say([entry | {"path": p, "size": len(f), "oid": etag(f)} for p, f in files.items()])
+                self.answer_json([entry | {"path": p, "size": len(f), "oid": etag(f)} for p, f in files.items()])
         elif found := re.fullmatch(r"/(\w+/[\w-]+)/resolve/([^/]+)/(.+)", self.path):
             if (files := self.files(found[1], found[2])) is not None:
                 content = files[found[3]]
-                self.server.fetched += [found[3]] * (self.command == "GET")
+                self.server.downloaded += [found[3]] * (self.command == "GET")
                 self.answer(200, content, {"X-Repo-Commit": found[2], "ETag": f'"{etag(content)}"'})
         else:
             self.answer(404, self.path.encode())
@@ -68,20 +68,21 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         address = f"http://127.0.0.1:{self.server.server_port}"
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}"
+            request = json.loads(body)
+            name = f"{request['organization']}/{request['name']}"
             self.server.repositories.setdefault(name, {})
-            self.say({"url": f"{address}/{name}"})
+            self.answer_json({"url": f"{address}/{name}"})
         elif self.path == "/api/validate-yaml":
-            self.say({"errors": [], "warnings": []})
+            self.answer_json({"errors": [], "warnings": []})
         elif self.path.endswith("/preupload/main"):
-            paths = [one["path"] for one in json.loads(body)["files"]]
-            self.say({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            self.answer_json({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
         elif found := re.fullmatch(r"/api/models/(\w+/[\w-]+)/commit/main(?:\?.*)?", self.path):
-            said = [json.loads(line) for line in body.splitlines()]
-            files = {s["value"]["path"]: base64.b64decode(s["value"]["content"]) for s in said if s["key"] == "file"}
+            operations = [json.loads(line) for line in body.splitlines()]
+            added = [operation["value"] for operation in operations if operation["key"] == "file"]
+            files = {file["path"]: base64.b64decode(file["content"]) for file in added}
             oid = self.server.commit(found[1], files)
-            self.say({"success": True, "commitOid": oid, "commitUrl": f"{address}/{found[1]}/commit/{oid}"})
+            self.answer_json({"success": True, "commitOid": oid, "commitUrl": f"{address}/{found[1]}/commit/{oid}"})
         else:
             self.answer(404, self.path.encode())
 
@@ -94,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.server.repositories[name][revision]
         return None
 
-    def say(self, value):
+    def answer_json(self, value):
         self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def answer(self, status: int, content: bytes, headers: dict[str, str] | None = None):
@@ -112,7 +113,7 @@ def etag(content: bytes) -> str:
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The library reads when it is imported where the hub is, so it is imported anew."""
+    """Start a hub and let the library import again, since it reads the hub's address when it is imported."""
     with Hub() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -126,7 +127,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def shared(tmp_path):
-    """Folders of two networks."""
+    """Save two networks; return their folders."""
     folders = [tmp_path / "first", tmp_path / "second"]
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)
@@ -139,8 +140,8 @@ def same(a, b) -> bool:
 
 
 @needs_library
-def test_there_and_back_and_pinned(hub, shared):
-    (shared[0] / "secret.txt").write_text("not of the network")
+def test_download_equals_upload_at_every_revision(hub, shared):
+    (shared[0] / "secret.txt").write_text("not part of the network")
     first = push_to_hub(shared[0], NAME)
     second = push_to_hub(str(shared[1]), NAME)
     assert sorted(hub.repositories[NAME][first]) == ["README.md", "config.json", "model.safetensors"]
@@ -151,21 +152,21 @@ def test_there_and_back_and_pinned(hub, shared):
 
 
 @needs_library
-def test_only_weights_and_configuration_are_fetched(hub, shared):
+def test_only_weights_and_configuration_are_downloaded(hub, shared):
     files = {path.name: path.read_bytes() for path in shared[0].iterdir()}
     hub.commit(NAME, files | {"pytorch_model.bin": b"cos\nsystem\n", "modeling.py": b"raise SystemExit"})
     from_pretrained(NAME)
-    assert sorted(hub.fetched) == ["config.json", "model.safetensors"]
+    assert sorted(hub.downloaded) == ["config.json", "model.safetensors"]
     hub.commit(NAME, {"pytorch_model.bin": b"cos\nsystem\n"})
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"contains no config\.json"):
         from_pretrained(NAME)
-    assert sorted(hub.fetched) == ["config.json", "model.safetensors"]
+    assert sorted(hub.downloaded) == ["config.json", "model.safetensors"]
 
 
 @needs_library
-def test_what_the_hub_has_not_or_has_damaged(hub, shared):
+def test_missing_and_damaged_networks_are_refused(hub, shared):
     with pytest.raises(FileNotFoundError, match="no such network on the hub"):
-        from_pretrained("nobody/nothing")
+        from_pretrained("owner/missing")
     files = {path.name: path.read_bytes() for path in shared[0].iterdir()}
     hub.commit(NAME, files)
     for revision in ("v9", "0" * 40):
@@ -181,7 +182,7 @@ def test_what_the_hub_has_not_or_has_damaged(hub, shared):
 
 
 @needs_library
-def test_what_was_fetched_is_there_without_the_hub(hub, shared):
+def test_downloaded_networks_load_without_the_hub(hub, shared):
     commit = push_to_hub(shared[0], NAME)
     from_pretrained(NAME)
     hub.shutdown()
@@ -189,20 +190,20 @@ def test_what_was_fetched_is_there_without_the_hub(hub, shared):
     assert same(from_pretrained(NAME), from_pretrained(shared[0]))
     assert same(from_pretrained(NAME, revision=commit), from_pretrained(shared[0]))
     with pytest.raises(FileNotFoundError):
-        from_pretrained("somebody/another")
+        from_pretrained("owner/another")
     with pytest.raises(ConnectionError, match=f"{NAME}: the hub was not reached"):
         push_to_hub(shared[0], NAME)
 
 
 @needs_library
-def test_nothing_damaged_goes_up(hub, shared):
+def test_damaged_folders_are_not_uploaded(hub, shared):
     (shared[0] / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="damaged"):
         push_to_hub(shared[0], NAME)
     assert hub.repositories == {}
 
 
-def test_without_the_library_it_says_what_to_install(shared, monkeypatch):
+def test_missing_library_is_named(shared, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install 'multifire\[hub\]'"):
         from_pretrained(NAME)
@@ -211,13 +212,13 @@ def test_without_the_library_it_says_what_to_install(shared, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["name", "a/b/c", "../name", "owner/", "owner/na me", "owner/näme"])
-def test_what_is_no_name(shared, name):
-    with pytest.raises(ValueError, match="no network's name"):
+def test_invalid_names_are_refused(shared, name):
+    with pytest.raises(ValueError, match="not a network's name"):
         push_to_hub(shared[0], name)
-    with pytest.raises(ValueError, match="no network's name"):
+    with pytest.raises(ValueError, match="not a network's name"):
         from_pretrained(name, revision="main")
 
 
-def test_a_folder_comes_before_the_hub(shared, monkeypatch):
+def test_local_folder_takes_precedence_over_the_hub(shared, monkeypatch):
     monkeypatch.chdir(shared[0].parents[1])
     assert same(from_pretrained(f"{shared[0].parent.name}/first"), from_pretrained(shared[0]))

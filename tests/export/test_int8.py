@@ -1,4 +1,4 @@
-"""int8 networks: exact integer sums, the firing kernel, the file, and what is refused."""
+"""int8 networks: exact integer sums, the firing kernel, saved files, and refused networks and files."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ COUNTS = ModelConfig(name="ds_resnet8", in_channels=2, width=8, norm_input=True)
 
 
 def integer_sums(x: torch.Tensor, weight: torch.Tensor, stride: int) -> np.ndarray:
-    """The convolution by loops over the window, in 64-bit integers."""
+    """Return the convolution in 64-bit integers, by loops over the window."""
     kernel, padding = weight.shape[2], weight.shape[2] // 2
     padded = np.pad(x.numpy().astype(np.int64), ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in x.shape[2:])
@@ -48,20 +48,20 @@ def test_sums_are_exact(monkeypatch, shape, largest, vendor):
         pytest.skip("torch has no int8 convolution on this machine")
     monkeypatch.setattr(int8_conv, "vendor_has_int8", lambda: vendor)
     torch.manual_seed(0)
-    before, after, kernel, stride = shape
-    conv = Int8Conv2d(before, after, kernel, stride)
+    in_channels, out_channels, kernel, stride = shape
+    conv = Int8Conv2d(in_channels, out_channels, kernel, stride)
     conv.weight.random_(-127, 128)
     conv.weight[0], conv.weight[1] = 127, -127
-    x = torch.randint(0, largest + 1, (3, before, 9, 10), dtype=torch.uint8)
+    x = torch.randint(0, largest + 1, (3, in_channels, 9, 10), dtype=torch.uint8)
     x[0] = largest
-    for order in (torch.contiguous_format, torch.channels_last):
-        sums = conv(x.contiguous(memory_format=order))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        sums = conv(x.contiguous(memory_format=layout))
         assert np.array_equal(sums.numpy().astype(np.float64), integer_sums(x, conv.weight, stride))
 
 
 @pytest.mark.parametrize("wrong_call", [1, 5])
-def test_a_convolution_that_is_wrong_now_and_then_is_not_used(monkeypatch, caplog, wrong_call):
-    """One wrong sum in one of five comparisons: float convolutions compute from there on, for this shape alone."""
+def test_convolution_with_occasional_wrong_sums_is_not_used(monkeypatch, caplog, wrong_call):
+    """After one wrong sum in one of five comparisons, float convolutions compute all sums of this shape."""
     if not int8_conv.vendor_has_int8():
         pytest.skip("torch has no int8 convolution on this machine")
     vendor_sums, calls = Int8Conv2d._vendor_sums, []
@@ -80,13 +80,13 @@ def test_a_convolution_that_is_wrong_now_and_then_is_not_used(monkeypatch, caplo
     with caplog.at_level("WARNING", "multifire"):
         for _ in range(3):
             assert np.array_equal(conv(x).numpy().astype(np.float64), integer_sums(x, conv.weight, 2))
-    assert len(calls) == int8_conv.COMPARISONS  # none after the comparisons
+    assert len(calls) == int8_conv.COMPARISONS  # only the comparisons
     assert "gave wrong sums in 1 of 5 calls" in caplog.text
     assert np.array_equal(conv(x[:1]).numpy().astype(np.float64), integer_sums(x[:1], conv.weight, 2))
-    assert len(calls) == 2 * int8_conv.COMPARISONS + 1  # the other shape is compared, and then used
+    assert len(calls) == 2 * int8_conv.COMPARISONS + 1  # comparisons of the other shape, and its sums
 
 
-def test_counts_of_any_size():
+def test_sums_of_large_counts_are_exact():
     torch.manual_seed(0)
     conv = CountConv2d(2, 8, 3, 1)
     conv.weight.random_(-127, 128)
@@ -94,7 +94,7 @@ def test_counts_of_any_size():
         x = torch.randint(0, largest + 1, (3, 2, 9, 10))
         x[0, 0, 0, 0] = largest
         assert np.array_equal(conv(x.float()).numpy().astype(np.float64), integer_sums(x, conv.weight, 1))
-    for wrong, message in ((0.5, "not integers"), (-1.0, "not integers"), (1e6, "sums of up to")):
+    for wrong, message in ((0.5, "not integers"), (-1.0, "not integers"), (1e6, "sums may reach")):
         with pytest.raises(ValueError, match=message):
             conv(torch.full((1, 2, 4, 4), wrong))
 
@@ -102,7 +102,7 @@ def test_counts_of_any_size():
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 5])
 @pytest.mark.parametrize("channels", [1, 16, 33])
-def test_kernel_fires_as_the_reference(isa, levels, channels):
+def test_kernel_equals_the_reference(isa, levels, channels):
     if not ops.cpu.is_built():
         pytest.skip("the CPU kernel is not built")
     before = ops.cpu.isa()
@@ -112,10 +112,10 @@ def test_kernel_fires_as_the_reference(isa, levels, channels):
         pytest.skip(str(error))
     torch.manual_seed(0)
     try:
-        for timesteps, shared, to_layout in ((4, False, True), (3, True, True), (1, False, False)):
+        for timesteps, static, channels_last in ((4, False, True), (3, True, True), (1, False, False)):
             step = (2, channels, 5, 7)
-            sums = torch.randint(-900, 1500, (1 if shared else timesteps, *step)).float()
-            if to_layout:
+            sums = torch.randint(-900, 1500, (1 if static else timesteps, *step)).float()
+            if channels_last:
                 sums = sums.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (-1, 2))
             for bias in (torch.randn(channels), torch.randn(channels, 5, 7)):
                 arguments = {
@@ -141,7 +141,7 @@ def test_kernel_fires_as_the_reference(isa, levels, channels):
         ops.cpu.use_isa(before)
 
 
-def test_firing_refuses_what_does_not_fit():
+def test_firing_refuses_wrong_shapes_and_types():
     sums, per_channel = torch.zeros(2, 1, 3, 4, 4), torch.ones(3)
     for change, message in (
         ({"sums": sums.double()}, r"expected \[T, N, C, H, W\] in float32"),
@@ -156,7 +156,7 @@ def test_firing_refuses_what_does_not_fit():
             ops.mlf_uint8(**({"sums": sums, "scale": per_channel, "bias": per_channel} | change))
 
 
-def test_scales_are_chosen_by_error():
+def test_scales_have_least_error():
     torch.manual_seed(0)
     weight = torch.randn(32, 64, 3, 3)
     weight[1] = 0.0
@@ -176,7 +176,7 @@ def test_scales_are_chosen_by_error():
 
 
 def trained(model: ModelConfig) -> mf.SpikingResNet:
-    """A network that fires, with norms of its own."""
+    """Return a network that fires and whose norms are not at their initial values."""
     torch.manual_seed(0)
     net = settle(model_from_config(model)).float()
     if net.input_norm is not None:
@@ -193,7 +193,7 @@ def inputs(model: ModelConfig, timesteps: int = 3, samples: int = 11) -> torch.T
 
 
 def dequantised(network: Int8Network) -> mf.SpikingResNet:
-    """The same weights as a folded network in float64."""
+    """Return a folded network in float64 with the weights of an int8 network."""
     folded = mf.export.fold(trained(network.model)).double()
     for name, layer in network.network.named_modules():
         if isinstance(layer, Int8MLF):
@@ -205,8 +205,8 @@ def dequantised(network: Int8Network) -> mf.SpikingResNet:
 
 
 @pytest.mark.parametrize("model", [IMAGES, COUNTS])
-def test_spikes_are_those_of_the_dequantised_weights(model):
-    """Layer by layer on the same input, in float64: only a membrane that meets its threshold may fall either way."""
+def test_spikes_equal_those_of_the_dequantised_weights(model):
+    """Compared layer by layer on the same input, in float64; a spike at its threshold may flip."""
     network = quantise_network(trained(model), model, counts=model.norm_input)
     reference, x = dequantised(network), inputs(model)
     fired: dict[str, torch.Tensor] = {}
@@ -231,7 +231,7 @@ def test_spikes_are_those_of_the_dequantised_weights(model):
 
 
 @pytest.mark.parametrize("model", [IMAGES, COUNTS])
-def test_file_and_stream_give_the_same(tmp_path, run, model):  # noqa: F811
+def test_loaded_and_streamed_networks_compute_the_same(tmp_path, run, model):  # noqa: F811
     network, x = quantise_network(trained(model), model, counts=model.norm_input), inputs(model)
     logits = network(x, per_step=True)
     assert logits.std() > 0.01
@@ -247,7 +247,7 @@ def test_file_and_stream_give_the_same(tmp_path, run, model):  # noqa: F811
         torch.testing.assert_close(mean, logits[:t].mean(0))
 
 
-def test_it_follows_the_float_network():
+def test_logits_are_close_to_the_float_network():
     network, x = trained(IMAGES), inputs(IMAGES, samples=32)
     with torch.no_grad():
         expected = network(x)
@@ -255,9 +255,9 @@ def test_it_follows_the_float_network():
     assert error < 0.05
 
 
-def test_counts_must_be_counts_and_shapes_fit():
+def test_inputs_are_checked():
     network = quantise_network(trained(COUNTS), COUNTS, counts=True)
-    with pytest.raises(ValueError, match="not integers from 0 up"):
+    with pytest.raises(ValueError, match="not integers >= 0"):
         network(inputs(COUNTS) + 0.5)
     for wrong in (torch.zeros(2, 1, 3, 8, 8), torch.zeros(1, 2, 8, 8)):
         with pytest.raises(ValueError, match=r"expected \[T, N, 2, H, W\]"):
@@ -271,7 +271,7 @@ def test_counts_must_be_counts_and_shapes_fit():
         ({"name": "ds_resnet266", "width": 1}, r"up to 135 = levels · \(1 \+ 44 blocks"),
     ],
 )
-def test_networks_beyond_a_byte_are_refused(change, message):
+def test_networks_without_small_integer_activations_are_refused(change, message):
     model = dataclasses.replace(COUNTS, **change)
     with pytest.raises(ValueError, match=message):
         quantise_network(trained(model), model, counts=True)
@@ -285,15 +285,15 @@ def saved(tmp_path, run):  # noqa: F811
 
 
 def test_damaged_files_are_refused(saved):
-    whole, chance = saved.read_bytes(), random.Random(0)
+    content, rng = saved.read_bytes(), random.Random(0)
     for _ in range(50):
-        altered, where = bytearray(whole), chance.randrange(len(whole))
-        altered[where] ^= 1 << chance.randrange(8)
+        altered, position = bytearray(content), rng.randrange(len(content))
+        altered[position] ^= 1 << rng.randrange(8)
         saved.write_bytes(altered)
         with pytest.raises(ValueError, match=r"a\.safetensors: "):
             mf.load_int8(saved)
-    for length in (0, 8, 100, len(whole) // 2, len(whole) - 1):
-        saved.write_bytes(whole[:length])
+    for length in (0, 8, 100, len(content) // 2, len(content) - 1):
+        saved.write_bytes(content[:length])
         with pytest.raises(ValueError, match="damaged"):
             mf.load_int8(saved)
 
@@ -305,7 +305,7 @@ def test_other_files_are_refused(tmp_path, run):  # noqa: F811
         mf.load_int8(run / "last.safetensors")
     path = tmp_path / "theirs.safetensors"
     safetensors.torch.save_file({"w": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match="no multifire int8"):
+    with pytest.raises(ValueError, match="not a multifire int8"):
         mf.load_int8(path)
 
 
@@ -317,20 +317,19 @@ def test_other_files_are_refused(tmp_path, run):  # noqa: F811
         (lambda t, h: t.update({"stem.scale": torch.ones(9)}), r"stem.scale of shape \[9\]"),
         (lambda t, h: t.update({"stem.conv.weight": t["stem.conv.weight"].float()}), "is of torch.float32"),
         (lambda t, h: t["stem.scale"].fill_(float("nan")), "not finite"),
-        (lambda t, h: t["stages.0.0.fire1.conv.weight"].fill_(-128), "holds -128"),
+        (lambda t, h: t["stages.0.0.fire1.conv.weight"].fill_(-128), "contains -128"),
         (lambda t, h: h["network"]["model"].update(width=10**9), "its header says"),
         (lambda t, h: h["network"]["model"].update(name="ds_resnet6000002"), "its header says"),
         (lambda t, h: h["network"]["model"].update(num_classes=10**12), "its header says"),
         (lambda t, h: h["network"]["model"].update(levels="3"), "model.levels is '3'"),
         (lambda t, h: h["network"]["model"].update(wdth=3), "unknown field model.wdth"),
         (lambda t, h: h["network"].update(model=3), "found int"),
-        (lambda t, h: h["network"].update(counts="yes"), "does not say which network"),
-        (lambda t, h: h.update(network=[]), "does not say which network"),
+        (lambda t, h: h["network"].update(counts="yes"), "does not describe its network"),
+        (lambda t, h: h.update(network=[]), "does not describe its network"),
         (lambda t, h: h.update(provenance={}), "provenance is of version None"),
     ],
 )
-def test_strangers_files_are_refused(saved, alter, message):
-    """With a digest that fits, as anybody can compute one."""
+def test_invalid_contents_with_a_valid_digest_are_refused(saved, alter, message):
     header, tensors = read_tensors(saved, {"int8": 1})
     header.pop("digest")
     values = {name: json.loads(header[name]) for name in ("network", "provenance")}
@@ -342,8 +341,7 @@ def test_strangers_files_are_refused(saved, alter, message):
 
 def test_export_from_the_command_line(run, capsys):  # noqa: F811
     assert main(["export", str(run), "--to", "int8", "--measure"]) == 0
-    said = capsys.readouterr().out
-    assert "accuracy" in said
+    assert "accuracy" in capsys.readouterr().out
     path = run / "last-int8.safetensors"
     assert mf.load_int8(path).provenance["accuracy"][0]["of"] == "this int8 network"
     assert main(["inspect", str(path)]) == 0

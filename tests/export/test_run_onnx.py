@@ -1,4 +1,4 @@
-"""The example that runs an exported network, where there is neither torch nor multifire."""
+"""The example runs an exported network in an environment without torch and multifire."""
 
 import shutil
 import subprocess
@@ -17,13 +17,13 @@ from multifire.training.checkpoint import load_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "run_onnx.py"
 FILES, SAMPLES = 2, 24
-SURE = 0.05
-"""Least margin of a sample: a spike that flips by rounding, as sums go in another order, moves it less."""
+MIN_MARGIN = 0.05
+"""Minimum margin of a sample: another order of sums flips spikes at their thresholds, which changes it by less."""
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
-    """The interpreter of a fresh venv that holds numpy and onnxruntime, and what these ask for."""
+    """Create a virtual environment with numpy and onnxruntime; return its interpreter."""
     folder = tmp_path_factory.mktemp("alone") / "venv"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
@@ -43,20 +43,20 @@ def run_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(run_folder) -> tuple[torch.Tensor, list[str]]:
-    """Test samples [T, N, C, H, W] of which the network is sure, and the names of the classes that it predicts."""
+    """Return test samples [T, N, C, H, W] of large margin, and the names of the classes that the network predicts."""
     model, cfg = load_model(run_folder / "last.safetensors")
     data = datasets.load("digits")
     batches = make_batches(data.test, data.info, cfg.data, batch_size=1000, device=torch.device("cpu"), shuffle=False)
     x_TNCHW, _ = next(iter(batches.epoch(0)))
     with torch.no_grad():
-        logits_NK = model(x_TNCHW)
-    sure_N = (margins(logits_NK) > SURE).nonzero()[:, 0][: FILES * SAMPLES]
-    return x_TNCHW[:, sure_N], [data.info.classes[label] for label in logits_NK[sure_N].argmax(1)]
+        logits_NL = model(x_TNCHW)
+    index_N = (margins(logits_NL) > MIN_MARGIN).nonzero()[:, 0][: FILES * SAMPLES]
+    return x_TNCHW[:, index_N], [data.info.classes[label] for label in logits_NL[index_N].argmax(1)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [(), ("--step",)], ids=["sequence", "step"])
-def test_numpy_and_onnxruntime_are_enough(python, run_folder, samples, step, tmp_path):
+def test_example_needs_only_numpy_and_onnxruntime(python, run_folder, samples, step, tmp_path):
     network = tmp_path / "network.onnx"
     assert main(["export", str(run_folder), "--to", "onnx", "--out", str(network), *step]) == 0
     shutil.copy(EXAMPLE, tmp_path)
@@ -65,20 +65,20 @@ def test_numpy_and_onnxruntime_are_enough(python, run_folder, samples, step, tmp
     for number, part in enumerate(x_TNCHW.split(SAMPLES, 1)):
         np.save(tmp_path / f"frames{number}.npy", part.numpy())
         printed += run(python, EXAMPLE.name, network.name, f"frames{number}.npy", cwd=tmp_path)
-    assert len(set(expected)) > 1, "a network that always says the same shows nothing"
+    assert len(set(expected)) > 1, "the network predicts one class only, which tests nothing"
     assert len(expected) == FILES * SAMPLES
     assert printed == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["torch", "multifire"])
-def test_there_is_no_such_package(python, package):
+def test_package_is_not_installed(python, package):
     find = "import importlib.util, sys; print(importlib.util.find_spec(sys.argv[1]))"
     assert run(python, "-c", find, package) == ["None"]
 
 
 def run(python: Path, *args: str, cwd: Path | None = None) -> list[str]:
-    """The lines that a Python program prints which sees its venv alone."""
+    """Run a Python program in its virtual environment; return the lines that it prints."""
     done = subprocess.run([python, "-I", *args], cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""Blocks and the whole network against the authors' code, in float64, where no spike flips by rounding."""
+"""Blocks and the whole network equal the authors' code in float64, where no spike flips by rounding."""
 
 import copy
 
@@ -11,7 +11,7 @@ from multifire.export.reference_checkpoint import to_reference_state_dict
 
 EXACT = {"rtol": 1e-8, "atol": 1e-8}
 BLOCKS = {"ds": mf.nn.DSBlock, "plain": mf.nn.PlainBlock}
-# The authors' name of each part of a block, and ours.
+# The authors' name of each part of a block, and our name.
 PARTS = [
     ("conv1.", "fire1.conv."),
     ("conv2.", "fire2.conv."),
@@ -29,11 +29,11 @@ def our_name(name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize(("before", "after", "stride"), [(6, 6, 1), (6, 10, 2)])
-def test_block(golden, kind, before, after, stride):
-    prefix = f"{kind}_{before}_{after}_{stride}/"
+@pytest.mark.parametrize(("in_channels", "out_channels", "stride"), [(6, 6, 1), (6, 10, 2)])
+def test_block_equals_the_authors_code(golden, kind, in_channels, out_channels, stride):
+    prefix = f"{kind}_{in_channels}_{out_channels}_{stride}/"
     arrays = {key.removeprefix(prefix): value for key, value in golden("block").items() if key.startswith(prefix)}
-    block = BLOCKS[kind](before, after, stride).double()
+    block = BLOCKS[kind](in_channels, out_channels, stride).double()
     weights = {our_name(key[3:]): value for key, value in arrays.items() if key.startswith("sd/")}
     block.load_state_dict({name: value for name, value in weights.items() if "num_batches" not in name})
     with torch.no_grad():
@@ -57,13 +57,13 @@ def gesture(golden, gesture_checkpoint):
     return arrays["x"].double(), arrays["y"], arrays, lambda: mf.load_reference_checkpoint(gesture_checkpoint).double()
 
 
-def test_network_in_evaluation(gesture):
+def test_network_in_evaluation_equals_the_authors_code(gesture):
     x, _, arrays, load = gesture
     with torch.no_grad():
         torch.testing.assert_close(load().eval()(x), arrays["eval_logits"], **EXACT)
 
 
-def test_network_in_training(gesture, gesture_parameter_names):
+def test_network_in_training_equals_the_authors_code(gesture, gesture_parameter_names):
     x, y, arrays, load = gesture
     model = load()
     logits = model(x)
@@ -71,7 +71,7 @@ def test_network_in_training(gesture, gesture_parameter_names):
     loss.backward()
     torch.testing.assert_close(logits, arrays["train_logits"], **EXACT)
     assert loss.item() == pytest.approx(arrays["loss"].item(), abs=1e-8)
-    # The gradients put in the weights' places come out under the authors' names.
+    # With the gradients stored in place of the weights, the conversion gives them the authors' names.
     model.load_state_dict(model.state_dict() | {name: p.grad for name, p in model.named_parameters()})
     theirs = to_reference_state_dict(model)
     for name, norm in zip(gesture_parameter_names, arrays["grad_norm"].tolist(), strict=True):
@@ -79,7 +79,7 @@ def test_network_in_training(gesture, gesture_parameter_names):
     torch.testing.assert_close(theirs["conv1.weight"], arrays["grad_conv1"], **EXACT)
 
 
-def test_three_steps_of_sgd(gesture):
+def test_losses_of_three_sgd_steps_equal_the_authors_code(gesture):
     x, y, arrays, load = gesture
     model = load()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4)

@@ -1,4 +1,4 @@
-"""The network on a GPU: its kernel beside the reference, compiled, and trained."""
+"""The network on a GPU: compared with the reference, compiled, and trained."""
 
 import copy
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ CUDA = torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def float32_as_it_is(monkeypatch):
-    """A convolution may else round its inputs to TF32's ten bits."""
+def no_tf32(monkeypatch):
+    """With TF32 a convolution would round the mantissas of its inputs to ten bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -35,39 +35,39 @@ def spikes() -> Tensor:
     return torch.randint(0, 3, (4, 3, 3, 16, 16), device=CUDA).float()
 
 
-def joined(tensors: Iterable[Tensor]) -> Tensor:
+def concatenated(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def gradients(model: torch.nn.Module, x: Tensor) -> Tensor:
     model(x).square().sum().backward()
-    return joined(p.grad for p in model.parameters())
+    return concatenated(p.grad for p in model.parameters())
 
 
-def distance(got: Tensor, want: Tensor) -> float:
+def relative_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_the_kernel_computes_the_references_gradients(order):
-    got, want = (gradients(network(name).to(memory_format=order), spikes()) for name in ("auto", "reference"))
-    assert distance(got, want) < 1e-3
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_the_kernel_equal_the_reference(memory_format):
+    got, want = (gradients(network(name).to(memory_format=memory_format), spikes()) for name in ("auto", "reference"))
+    assert relative_error(got, want) < 1e-3
     assert triton.INTERPRETED or "triton" in mf.ops.backends_used()
 
 
 @pytest.mark.parametrize(
     ("generator", "limit"), [("aot_eager", 1e-3), pytest.param("inductor", 0.5, marks=pytest.mark.slow)]
 )
-def test_torch_compile_sees_the_whole_network(generator, limit):
-    """Generated code rounds differently, and a spike that falls otherwise moves others."""
+def test_torch_compile_captures_the_whole_network(generator, limit):
+    """Generated code rounds differently, and a spike that flips by rounding flips others after it."""
     eager, x = network("auto"), spikes()
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=generator)
-    assert distance(gradients(compiled, x), gradients(eager, x)) < limit
+    assert relative_error(gradients(compiled, x), gradients(eager, x)) < limit
 
 
 @pytest.mark.slow
-def test_cuda_graphs_repeat_whole_steps():
-    """The first calls of a graph record it, later ones replay it; running statistics must move in each."""
+def test_cuda_graphs_compute_the_same_steps():
+    """The first calls record a graph and later calls replay it; every call must update the running statistics."""
     eager, x = network("auto"), spikes()
     graphed = copy.deepcopy(eager)
     step = torch.compile(graphed, fullgraph=True, mode="reduce-overhead")
@@ -75,19 +75,19 @@ def test_cuda_graphs_repeat_whole_steps():
         for model, call in ((eager, eager), (graphed, step)):
             model.zero_grad()
             call(x).square().sum().backward()
-    found, expected = (joined(p.grad for p in model.parameters()) for model in (graphed, eager))
-    assert distance(found, expected) < 0.5
-    found, expected = (joined(model.buffers()) for model in (graphed, eager))
-    assert distance(found, expected) < 0.05
+    found, expected = (concatenated(p.grad for p in model.parameters()) for model in (graphed, eager))
+    assert relative_error(found, expected) < 0.5
+    found, expected = (concatenated(model.buffers()) for model in (graphed, eager))
+    assert relative_error(found, expected) < 0.05
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_network_learns(precision):
+def test_network_learns(precision):
     cfg = replace(get_recipe("digits"), precision=precision)
     torch.manual_seed(0)
     model = model_from_config(cfg.model, cfg.backend).to(CUDA)
     optimizer = make_optimizer(model, cfg.optim)
     size = (cfg.data.timesteps, 20, cfg.model.in_channels, 16, 16)
     x, y = torch.randn(size, device=CUDA), torch.arange(20, device=CUDA) % cfg.model.num_classes
-    losses = [train_step(model, optimizer, x, y, cfg).sums[0].item() for _ in range(30)]
+    losses = [train_step(model, optimizer, x, y, cfg).totals[0].item() for _ in range(30)]
     assert losses[-1] < losses[0] / 2

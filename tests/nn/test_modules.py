@@ -1,4 +1,4 @@
-"""Streaming, shapes and the builder."""
+"""Streaming step by step, input shapes, parameter counts, and the model builder."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def frames(channels: int, seed: int = 0) -> torch.Tensor:
 
 
 def settle(module: torch.nn.Module) -> torch.nn.Module:
-    """Give the norms running statistics of their own, so that evaluation fires."""
+    """Set the norms' running statistics to random values, so that neurons fire in evaluation mode."""
     for norm in module.modules():
         if isinstance(norm, mf.nn.TdBatchNorm2d):
             torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
@@ -60,7 +60,7 @@ def test_network_steps_equal_one_call(name):
     torch.testing.assert_close(logits, net(x), **STREAM)
 
 
-def test_step_refuses_training_mode_and_a_foreign_state():
+def test_step_refuses_training_mode_and_the_state_of_another_network():
     net = mf.build_model("ds_resnet8", 2, width=4)
     frame = torch.zeros(1, 2, 8, 8)
     with pytest.raises(ValueError, match=r"call model.eval\(\) first"):
@@ -104,7 +104,7 @@ def test_ds_activations_are_small_integers():
         ("ds_resnet14", {"in_channels": 2, "width": 32}, 696_330),
     ],
 )
-def test_parameters_are_those_of_the_paper(name, options, published):
+def test_parameter_counts_equal_those_of_the_paper(name, options, published):
     net = mf.build_model(name, **options)
     assert sum(parameter.numel() for parameter in net.parameters()) == published
     assert count_parameters(ModelConfig(name=name, **options)) == published
@@ -112,10 +112,10 @@ def test_parameters_are_those_of_the_paper(name, options, published):
 
 @pytest.mark.parametrize("depth", [8, 14, 20, 32, 44, 68])
 @pytest.mark.parametrize("kind", ["ds", "plain"])
-def test_depth_counts_layers(kind, depth):
+def test_depth_in_the_name_is_the_number_of_layers(kind, depth):
     net = mf.build_model(f"{kind}_resnet{depth}", width=1)
-    on_the_path = [m for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d) and "shortcut" not in n]
-    assert len(on_the_path) + 1 == depth
+    convolutions = [m for n, m in net.named_modules() if isinstance(m, torch.nn.Conv2d) and "shortcut" not in n]
+    assert len(convolutions) + 1 == depth
     assert count_parameters(ModelConfig(name=f"{kind}_resnet{depth}", width=1)) == sum(
         parameter.numel() for parameter in net.parameters()
     )
@@ -123,7 +123,7 @@ def test_depth_counts_layers(kind, depth):
 
 @pytest.mark.parametrize("levels", [1, 2, 5])
 @pytest.mark.parametrize("surrogate", ["rect", "triangle", "atan"])
-def test_every_neuron_trains(levels, surrogate):
+def test_gradients_are_finite_and_reach_the_stem(levels, surrogate):
     torch.manual_seed(0)
     net = mf.build_model("ds_resnet8", 2, width=4, levels=levels, surrogate=surrogate)
     net(frames(2).float()).square().sum().backward()
@@ -132,7 +132,7 @@ def test_every_neuron_trains(levels, surrogate):
 
 
 @pytest.mark.parametrize("name", ["ds_resnet", "ds_resnet21", "ds_resnet2", "resnet20", "ds_resnet²0", "DS_resnet20"])
-def test_unknown_model(name):
+def test_unknown_model_is_refused(name):
     with pytest.raises(ValueError, match="expected ds_resnetD or plain_resnetD with depth D = 6n"):
         mf.build_model(name)
 

@@ -1,4 +1,4 @@
-"""Calls on a dyadic grid, and a way to run one on a backend."""
+"""Test cases for `ops.tdbn_mlf` with dyadic inputs, and a function that runs one on a backend."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ import multifire as mf
 from multifire import ops
 
 
-def home(backend: str) -> torch.device:
-    """Where a backend's tests make their tensors."""
+def device_of(backend: str) -> torch.device:
+    """Return the device on which the tests of a backend create their tensors."""
     on_gpu = backend == "triton" and torch.cuda.is_available() and not ops.triton.INTERPRETED
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def take_block_size(monkeypatch, shape: int) -> None:
-    """Leave tuning one of the block sizes to choose from."""
+def fix_block_size(monkeypatch, shape: int) -> None:
+    """Restrict the autotuner to one of the block sizes in `triton_kernels.SHAPES`."""
     import triton
 
     from multifire.ops import triton_kernels as kernels
@@ -28,24 +28,25 @@ def take_block_size(monkeypatch, shape: int) -> None:
         monkeypatch.setattr(kernel, "cache", {})
 
 
-def each(*backends: str) -> Iterator[str]:
-    """Each backend in turn, with tensors made where it computes. A GPU's reference takes its statistics in float32."""
+def each_backend(*backends: str) -> Iterator[str]:
+    """Yield each backend in turn while its device is the default device; that of the reference is the CPU."""
     for backend in backends:
-        with home(backend):
+        with device_of(backend):
             yield backend
 
 
 def integers(low: int, high: int, shape: Sequence[int]) -> Tensor:
-    """The same on every device, like `uniform`."""
+    """Return random integers that are the same on every device."""
     return torch.randint(low, high, tuple(shape), device="cpu").to(torch.get_default_device())
 
 
 def uniform(*shape: int) -> Tensor:
+    """Return uniform random numbers that are the same on every device."""
     return torch.rand(shape, device="cpu").to(torch.get_default_device())
 
 
-def grid(*shape: int, low: int = -256, high: int = 384) -> Tensor:
-    """Multiples of 1/128: sums and products with simple numbers are exact, whatever their order."""
+def dyadic(*shape: int, low: int = -256, high: int = 384) -> Tensor:
+    """Return random multiples of 1/128: their sums and products with simple numbers are exact in any order."""
     return integers(low, high, shape).float() / 128
 
 
@@ -55,7 +56,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A call of `ops.tdbn_mlf`; everything else about it follows from these and the seed."""
+    """One call of `ops.tdbn_mlf`; these fields and a fixed seed determine its tensors."""
 
     timesteps: int = 4
     channels: int = 16
@@ -63,10 +64,10 @@ class Case:
     layout: str = "last"
     training: bool = True
     affine: bool = True
-    before: bool = False
-    after: bool = False
+    add_before: bool = False
+    add_after: bool = False
     state: bool = False
-    shared: bool = False
+    static: bool = False
     surrogate: str = "rect"
     detach_reset: bool = False
     dtype: torch.dtype = torch.float32
@@ -76,17 +77,17 @@ class Case:
         torch.manual_seed(0)
         samples, rows, columns = self.size
         step = (samples, self.channels, rows, columns)
-        order = channels_last if self.layout == "last" else torch.Tensor.contiguous
-        x = order(grid(1 if self.shared else self.timesteps, *step))
+        to_layout = channels_last if self.layout == "last" else torch.Tensor.contiguous
+        x = to_layout(dyadic(1 if self.static else self.timesteps, *step))
         if self.layout == "strided":
             x = torch.stack([x, x], -1).flatten(-2)[..., ::2]
         return {
             "x": x.to(self.dtype),
-            "weight": grid(self.channels, low=64, high=192) if self.affine else None,
-            "bias": grid(self.channels, low=-64, high=64) if self.affine else None,
-            "add_before": order(grid(self.timesteps, *step)).to(self.dtype) if self.before else None,
-            "add_after": order(integers(0, 7, (self.timesteps, *step))).to(self.dtype) if self.after else None,
-            "state": grid(self.levels, *step) if self.state else None,
+            "weight": dyadic(self.channels, low=64, high=192) if self.affine else None,
+            "bias": dyadic(self.channels, low=-64, high=64) if self.affine else None,
+            "add_before": to_layout(dyadic(self.timesteps, *step)).to(self.dtype) if self.add_before else None,
+            "add_after": to_layout(integers(0, 7, (self.timesteps, *step))).to(self.dtype) if self.add_after else None,
+            "state": dyadic(self.levels, *step) if self.state else None,
         }
 
 
@@ -97,14 +98,14 @@ class Result:
 
 
 def run(case: Case, backend: str, grad_out: Tensor | None = None, grad_state_out: Tensor | None = None) -> Result:
-    """Outputs, moved statistics and every gradient of a case, on the CPU, wherever they were computed."""
-    with home(backend):
+    """Run a case; return its outputs, updated running statistics and all gradients as CPU tensors."""
+    with device_of(backend):
         return _run(case, backend, grad_out, grad_state_out)
 
 
 def _run(case: Case, backend: str, grad_out: Tensor | None, grad_state_out: Tensor | None) -> Result:
     inputs = {k: None if v is None else v.detach().requires_grad_() for k, v in case.inputs().items()}
-    running = [grid(case.channels, low=-64, high=64), grid(case.channels, low=64, high=256)]
+    running = [dyadic(case.channels, low=-64, high=64), dyadic(case.channels, low=64, high=256)]
     x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
     assert x is not None
     out, state = ops.tdbn_mlf(
@@ -124,10 +125,12 @@ def _run(case: Case, backend: str, grad_out: Tensor | None, grad_state_out: Tens
         backend=backend,
     )
     torch.manual_seed(1)
-    pulled = [(out, uniform(*out.shape).to(out.dtype) if grad_out is None else grad_out.to(out.device))]
+    outputs_and_grads = [(out, uniform(*out.shape).to(out.dtype) if grad_out is None else grad_out.to(out.device))]
     if state is not None:
-        pulled.append((state, uniform(*state.shape) if grad_state_out is None else grad_state_out.to(state.device)))
-    torch.autograd.backward(*zip(*pulled, strict=True))
+        outputs_and_grads.append(
+            (state, uniform(*state.shape) if grad_state_out is None else grad_state_out.to(state.device))
+        )
+    torch.autograd.backward(*zip(*outputs_and_grads, strict=True))
     outputs = {"out": out, "state": state, "running_mean": running[0], "running_var": running[1]}
     return Result(
         {k: v.detach().cpu() for k, v in outputs.items() if v is not None},
@@ -146,7 +149,7 @@ def assert_close_grads(got: Result, want: Result, rtol: float = 1e-5) -> None:
     assert got.grads.keys() == want.grads.keys()
     for name, expected in want.grads.items():
         assert got.grads[name].dtype == expected.dtype, name
-        # A channel's sums are known to rtol of the sum of their terms' sizes, however these cancel.
+        # A channel's gradient is a sum whose terms may cancel: its error is relative to the sum of their magnitudes.
         scale = expected.abs().max() if expected.dim() > 1 else want.grads["x"].abs().float().sum() / len(expected)
         scale = scale.clamp_min(1e-30)
         torch.testing.assert_close(
@@ -154,7 +157,7 @@ def assert_close_grads(got: Result, want: Result, rtol: float = 1e-5) -> None:
         )
 
 
-def assert_tdbn_equals_the_authors(arrays: dict[str, Tensor], kind: str, backend: str) -> None:
+def assert_tdbn_equals_the_authors_code(arrays: dict[str, Tensor], kind: str, backend: str) -> None:
     """Two training calls, gradients and evaluation against golden/tdbn.npz, affine or plain."""
     norm = mf.nn.TdBatchNorm2d(6, affine=kind == "affine", backend=backend)
     if kind == "affine":

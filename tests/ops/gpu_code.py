@@ -1,9 +1,9 @@
-"""Compiles the Triton kernels to a GPU's machine code, without a GPU: the interpreter takes what compilers refuse.
+"""Compile the Triton kernels to GPU machine code, without a GPU: the interpreter accepts code that compilers refuse.
 
 usage: python gpu_code.py [COMPUTE CAPABILITY]
 
-Calls the op as a user would, but where a kernel would be launched it is compiled for those arguments; prints each
-kernel's name and the size of its code.
+The program calls the op as a user would, but compiles each kernel for its arguments instead of launching it. It prints
+each kernel's name and the size of its machine code.
 """
 
 import os
@@ -22,15 +22,15 @@ from multifire import ops
 from multifire.ops import triton_kernels as kernels
 
 CASES = [
-    Case(4, 64, after=True, dtype=bfloat16),
-    Case(1, 3, 1, layout="contiguous", before=True),
-    Case(9, 17, 5, before=True, after=True, state=True, surrogate="atan"),
-    Case(5, 16, 2, shared=True, training=False, affine=False, surrogate="triangle", detach_reset=True),
+    Case(4, 64, add_after=True, dtype=bfloat16),
+    Case(1, 3, 1, layout="contiguous", add_before=True),
+    Case(9, 17, 5, add_before=True, add_after=True, state=True, surrogate="atan"),
+    Case(5, 16, 2, static=True, training=False, affine=False, surrogate="triangle", detach_reset=True),
 ]
 
 
 class Compiler:
-    """Stands where a kernel did."""
+    """Replaces a kernel: a launch compiles the kernel for the given arguments and does not run it."""
 
     def __init__(self, kernel, capability):
         self.function = kernel.fn if isinstance(kernel, Autotuner) else kernel
@@ -57,7 +57,7 @@ class Compiler:
 
 
 def type_of(value) -> str:
-    """As a launch sees it: none and one are part of the code."""
+    """Return the Triton type of an argument; as in a launch, None and 1 are compile-time constants."""
     if value is None or (isinstance(value, int) and value == 1):
         return "constexpr"
     if isinstance(value, Tensor):
@@ -69,7 +69,7 @@ def main() -> None:
     capability = int(sys.argv[1]) if len(sys.argv) > 1 else 90
     for name in ("stats", "pool_statistics", "forward", "backward", "pool_sums", "finish"):
         setattr(kernels, name, Compiler(getattr(kernels, name), capability))
-    ops.triton.INTERPRETED = True  # for it the op takes tensors of the CPU
+    ops.triton.INTERPRETED = True  # so that the op accepts CPU tensors
     for case in CASES:
         run(case, "triton")
 

@@ -1,4 +1,4 @@
-"""Every fused backend equals the reference: outputs to the last bit on a dyadic grid, gradients to 1e-5."""
+"""Every fused backend equals the reference: outputs bit for bit on dyadic inputs, gradients to 1e-5."""
 
 import importlib
 from dataclasses import replace
@@ -9,10 +9,10 @@ from cases import (
     Case,
     assert_close_grads,
     assert_same_outputs,
-    assert_tdbn_equals_the_authors,
+    assert_tdbn_equals_the_authors_code,
     channels_last,
-    each,
-    grid,
+    dyadic,
+    each_backend,
     run,
     uniform,
 )
@@ -33,51 +33,53 @@ def assert_equals_reference(case: Case, backend: str, **options) -> None:
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
 @pytest.mark.parametrize("channels", [1, 3, 16, 17, 64, 100])
 @pytest.mark.parametrize("timesteps", [1, 4, 5, 40])
-def test_shapes(backend, timesteps, channels, layout, training):
-    assert_equals_reference(Case(timesteps, channels, layout=layout, training=training, after=True), backend)
+def test_shapes_equal_the_reference(backend, timesteps, channels, layout, training):
+    assert_equals_reference(Case(timesteps, channels, layout=layout, training=training, add_after=True), backend)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("add_before", [True, False])
+@pytest.mark.parametrize("add_after", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("state", [True, False])
-def test_options(backend, levels, before, after, affine, state):
+def test_options_equal_the_reference(backend, levels, add_before, add_after, affine, state):
     for training in (True, False):
-        case = Case(5, 17, levels, training=training, before=before, after=after, affine=affine, state=state)
+        case = Case(
+            5, 17, levels, training=training, add_before=add_before, add_after=add_after, affine=affine, state=state
+        )
         assert_equals_reference(case, backend)
 
 
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 5])
 @pytest.mark.parametrize("timesteps", [1, 4, 40])
-def test_state_over_any_number_of_steps(backend, timesteps, levels, layout):
+def test_state_over_any_number_of_steps_equals_the_reference(backend, timesteps, levels, layout):
     for training, affine, channels in ((True, False, 16), (False, True, 1), (False, False, 100)):
-        case = Case(timesteps, channels, levels, layout, training, affine, before=True, after=True, state=True)
+        case = Case(timesteps, channels, levels, layout, training, affine, add_before=True, add_after=True, state=True)
         assert_equals_reference(case, backend)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("detach_reset", [True, False])
 @pytest.mark.parametrize("levels", [1, 2, 3, 5])
-def test_surrogates(backend, surrogate, detach_reset, levels):
+def test_surrogates_equal_the_reference(backend, surrogate, detach_reset, levels):
     for layout in ("last", "contiguous"):
-        case = Case(6, 16, levels, layout, surrogate=surrogate, detach_reset=detach_reset, before=True, state=True)
+        case = Case(6, 16, levels, layout, surrogate=surrogate, detach_reset=detach_reset, add_before=True, state=True)
         assert_equals_reference(case, backend)
 
 
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("add_before", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
-def test_one_step_stands_for_all(backend, layout, training, before):
-    case = Case(4, 17, layout=layout, training=training, before=before, after=True, shared=True, state=True)
+def test_static_input_equals_the_reference(backend, layout, training, add_before):
+    case = Case(4, 17, layout=layout, training=training, add_before=add_before, add_after=True, static=True, state=True)
     assert_equals_reference(case, backend)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (3, 1, 1), (1, 33, 1), (2, 100, 90), (7, 3, 11)])
 @pytest.mark.parametrize("layout", ["last", "contiguous", "strided"])
-def test_sizes(backend, layout, size):
-    assert_equals_reference(Case(4, 5, layout=layout, size=size, before=True, after=True), backend)
+def test_sizes_equal_the_reference(backend, layout, size):
+    assert_equals_reference(Case(4, 5, layout=layout, size=size, add_before=True, add_after=True), backend)
 
 
 def _expanded(shape):
@@ -94,35 +96,35 @@ def _other_layout(shape):
 
 @pytest.mark.parametrize("make", [_expanded, _strided, _other_layout, lambda shape: channels_last(torch.rand(shape))])
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
-def test_gradients_of_any_layout(backend, make, layout):
+def test_incoming_gradients_may_have_any_layout(backend, make, layout):
     grads = {"grad_out": make((4, 2, 17, 5, 7)), "grad_state_out": make((3, 2, 17, 5, 7))}
-    assert_equals_reference(Case(4, 17, layout=layout, before=True, after=True, state=True), backend, **grads)
+    assert_equals_reference(Case(4, 17, layout=layout, add_before=True, add_after=True, state=True), backend, **grads)
 
 
 @pytest.fixture
-def nan_in_fresh_memory():
+def nan_in_uninitialised_memory():
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.usefixtures("nan_in_fresh_memory")
+@pytest.mark.usefixtures("nan_in_uninitialised_memory")
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
-def test_uninitialised_buffers(backend, training, layout):
-    for shared in (True, False):
-        case = Case(5, 17, layout=layout, training=training, before=True, after=True, state=True, shared=shared)
+def test_uninitialised_memory_does_not_reach_the_results(backend, training, layout):
+    for static in (True, False):
+        case = Case(5, 17, layout=layout, training=training, add_before=True, add_after=True, state=True, static=static)
         assert_equals_reference(case, backend)
 
 
-def test_nearly_constant_channel_with_a_large_mean(backend):
-    """Single-pass sums of squares would lose this variance."""
+def test_variance_of_a_nearly_constant_channel_with_a_large_mean_is_accurate(backend):
+    """A single-pass sum of squares would lose this variance to rounding."""
     results = []
-    for name in each(backend, "reference"):
+    for name in each_backend(backend, "reference"):
         torch.manual_seed(0)
         norm = mf.nn.TdBatchNorm2d(3, backend=name)
-        results.append((norm(4096 + grid(4, 8, 3, 16, 16) / 128).cpu(), norm.running_var.cpu()))
+        results.append((norm(4096 + dyadic(4, 8, 3, 16, 16) / 128).cpu(), norm.running_var.cpu()))
     (out, var), (expected, expected_var) = results
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(var, expected_var, rtol=1e-6, atol=0)
@@ -136,20 +138,20 @@ def test_constant_channel_has_a_finite_gradient(backend):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_bf16(backend, training):
-    """Storage in bf16, arithmetic in fp32: the spikes are the same; gradients differ by storage alone."""
-    case = Case(4, 64, training=training, after=True, before=True, dtype=torch.bfloat16)
+def test_bf16_equals_the_reference(backend, training):
+    """Storage is bf16 and arithmetic fp32: nearly all spikes agree; gradients differ by the rounding of storage."""
+    case = Case(4, 64, training=training, add_after=True, add_before=True, dtype=torch.bfloat16)
     got, want = run(case, backend), run(case, "reference")
     differing = (got.outputs["out"] != want.outputs["out"]).float().mean()
     assert differing <= 1e-4
     assert_close_grads(got, want, rtol=2e-2)
 
 
-def test_bf16_mixed_with_fp32(backend):
-    """A wider residual is not rounded before it is added."""
+def test_fp32_residual_is_not_rounded_to_bf16_before_it_is_added(backend):
+    """Only x is bf16; add_before and add_after are fp32."""
     outs = []
-    for name in each(backend, "reference"):
-        inputs = Case(4, 16, before=True, after=True).inputs()
+    for name in each_backend(backend, "reference"):
+        inputs = Case(4, 16, add_before=True, add_after=True).inputs()
         inputs["x"] = inputs["x"].bfloat16()
         norm = {"running_mean": torch.zeros(16), "running_var": torch.ones(16), "training": True}
         outs.append(ops.tdbn_mlf(**inputs, **norm, backend=name)[0].cpu())
@@ -158,9 +160,9 @@ def test_bf16_mixed_with_fp32(backend):
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (1, 100), (5, 2, 3, 4), (4, 2, 17, 5, 7), (3, 2, 2, 2, 2, 2)])
-def test_neurons_alone(backend, shape):
+def test_mlf_equals_the_reference(backend, shape):
     torch.manual_seed(0)
-    x, g = grid(*shape), torch.rand(shape)
+    x, g = dyadic(*shape), torch.rand(shape)
     results = []
     for name in (backend, "reference"):
         leaf = x.clone().requires_grad_()
@@ -172,8 +174,8 @@ def test_neurons_alone(backend, shape):
     assert torch.equal(results[0][0], results[1][0])
 
 
-def test_neurons_alone_in_channels_last(backend):
-    x = channels_last(grid(4, 2, 17, 5, 7))
+def test_mlf_in_channels_last_equals_the_reference(backend):
+    x = channels_last(dyadic(4, 2, 17, 5, 7))
     got, want = (ops.mlf(x, backend=name)[0] for name in (backend, "reference"))
     assert torch.equal(got, want)
     assert got.stride() == x.stride()
@@ -181,10 +183,10 @@ def test_neurons_alone_in_channels_last(backend):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
-def test_norm_alone(backend, layout, training):
+def test_norm_equals_the_reference(backend, layout, training):
     case = Case(4, 17, layout=layout)
     results = []
-    for name in each(backend, "reference"):
+    for name in each_backend(backend, "reference"):
         inputs = case.inputs()
         leaves = [inputs[k].requires_grad_() for k in ("x", "weight", "bias")]
         y = ops.tdbn(*leaves, torch.zeros(17), torch.ones(17), training=training, backend=name)
@@ -197,10 +199,12 @@ def test_norm_alone(backend, layout, training):
 
 
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
-@pytest.mark.parametrize("shared", [True, False])
-def test_without_a_norm(backend, shared, layout):
-    """As in a network whose norms are folded into its convolutions."""
-    inputs = Case(4, 17, layout=layout, shared=shared, before=True, after=True, state=True, affine=False).inputs()
+@pytest.mark.parametrize("static", [True, False])
+def test_call_without_a_norm_equals_the_reference(backend, static, layout):
+    """A network whose norms are folded into its convolutions makes such calls."""
+    inputs = Case(
+        4, 17, layout=layout, static=static, add_before=True, add_after=True, state=True, affine=False
+    ).inputs()
     no_norm = {"running_mean": None, "running_var": None, "training": False}
     timesteps = {"timesteps": 4, "return_state": True}
     got, want = (ops.tdbn_mlf(**inputs, **no_norm, **timesteps, backend=name) for name in (backend, "reference"))
@@ -209,15 +213,15 @@ def test_without_a_norm(backend, shared, layout):
     assert want[0].std() > 0
 
 
-def test_output_keeps_the_layout(backend):
+def test_output_has_the_memory_layout_of_the_input(backend):
     for layout in ("last", "contiguous"):
         case = Case(layout=layout)
         assert run(case, backend).outputs["out"].stride() == case.inputs()["x"].stride()
 
 
-def test_only_what_is_asked_for_is_computed(backend):
-    """Frozen parameters, and an input that needs no gradient."""
-    inputs = Case(after=True).inputs()
+def test_weight_alone_may_need_a_gradient(backend):
+    """The input, the bias and the residual need no gradient."""
+    inputs = Case(add_after=True).inputs()
     inputs["weight"].requires_grad_()
     out, _ = ops.tdbn_mlf(
         **inputs, running_mean=torch.zeros(16), running_var=torch.ones(16), training=True, backend=backend
@@ -229,7 +233,7 @@ def test_only_what_is_asked_for_is_computed(backend):
 @pytest.mark.parametrize("timesteps", [4, 10, 40])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["grid", "float"])
-def test_mlf_equals_the_authors(golden, backend, timesteps, levels, kind):
+def test_mlf_equals_the_authors_code(golden, backend, timesteps, levels, kind):
     unit = golden("mlf_unit")
     x = unit[f"T{timesteps}_{kind}_x"].requires_grad_()
     out, _ = ops.mlf(x, ops.default_thresholds(levels), backend=backend)
@@ -240,24 +244,24 @@ def test_mlf_equals_the_authors(golden, backend, timesteps, levels, kind):
 
 
 @pytest.mark.parametrize("kind", ["affine", "plain"])
-def test_tdbn_equals_the_authors(golden, backend, kind):
-    assert_tdbn_equals_the_authors(golden("tdbn"), kind, backend)
+def test_tdbn_equals_the_authors_code(golden, backend, kind):
+    assert_tdbn_equals_the_authors_code(golden("tdbn"), kind, backend)
 
 
-def test_a_backend_that_cannot_run_says_why(backend):
+def test_error_of_a_backend_that_cannot_run_gives_the_reason(backend):
     with pytest.raises(ValueError, match=f"backend '{backend}' cannot run here: x is of torch.float64"):
         ops.mlf(torch.zeros(2, 3, dtype=torch.float64), backend=backend)
     with pytest.raises(ValueError, match=f"backend '{backend}' cannot run here: 9 levels"):
         ops.mlf(torch.zeros(2, 3), ops.default_thresholds(9), backend=backend)
 
 
-def test_auto_leaves_to_the_reference_what_no_kernel_can():
+def test_auto_uses_the_reference_where_no_kernel_can_run():
     x = torch.randn(4, 10, dtype=torch.float64)
     assert torch.equal(ops.mlf(x)[0], ops.mlf(x, backend="reference")[0])
     assert ops.mlf(x.float(), ops.default_thresholds(9))[0].shape == x.shape
 
 
-def test_results_repeat(backend):
+def test_same_call_gives_the_same_gradients(backend):
     case = replace(Case(), size=(3, 40, 40), state=True)
     first, second = run(case, backend), run(case, backend)
     for name, grad in first.grads.items():
@@ -265,12 +269,12 @@ def test_results_repeat(backend):
 
 
 @pytest.mark.parametrize("inference", [False, True])
-def test_statistics_that_move_before_the_gradients_are_asked_for(backend, inference):
-    """As where a loss takes an evaluation and a training pass through the same norm."""
+def test_backward_pass_uses_the_statistics_of_its_forward_pass(backend, inference):
+    """A loss may use the same norm first in evaluation and then in training, which updates the statistics."""
 
     def gradient(backend: str) -> torch.Tensor:
-        x, weight, bias = grid(3, 2, 5, 4, 4).requires_grad_(), torch.rand(5), torch.rand(5)
-        with torch.inference_mode(inference):  # statistics of which autograd may keep nothing
+        x, weight, bias = dyadic(3, 2, 5, 4, 4).requires_grad_(), torch.rand(5), torch.rand(5)
+        with torch.inference_mode(inference):  # autograd may not save inference tensors for the backward pass
             mean, var = torch.zeros(5), torch.ones(5)
         out, _ = ops.tdbn_mlf(x, weight, bias, mean, var, training=False, backend=backend)
         with torch.inference_mode(inference):
@@ -287,17 +291,17 @@ def test_statistics_that_move_before_the_gradients_are_asked_for(backend, infere
     assert want.any()
 
 
-def test_a_second_derivative_is_refused_and_not_taken_for_zero(backend):
-    x = grid(3, 2, 5, 4, 4).requires_grad_()
+def test_second_derivative_is_an_error_and_not_zero(backend):
+    x = dyadic(3, 2, 5, 4, 4).requires_grad_()
     out, _ = ops.mlf(x, surrogate="atan", backend=backend)
     (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="reference"):
         slope.square().sum().backward()
 
 
-def test_gradients_in_a_batch(backend):
-    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
-    x = grid(3, 2, 5, 4, 4).requires_grad_()
+def test_batched_gradients_equal_single_gradients(backend):
+    """torch.autograd.functional.jacobian(vectorize=True) computes gradients in this way."""
+    x = dyadic(3, 2, 5, 4, 4).requires_grad_()
     out, _ = ops.mlf(x * 1, surrogate="atan", backend=backend)
     grads = torch.rand(3, *out.shape)
     (got,) = torch.autograd.grad(out, x, grads, is_grads_batched=True, retain_graph=True)
@@ -306,25 +310,25 @@ def test_gradients_in_a_batch(backend):
 
 
 @pytest.mark.parametrize("tangent_of", ["x", "weight", "add_after", "state"])
-def test_a_forward_mode_derivative_is_refused_and_not_taken_for_zero(backend, tangent_of):
-    given = {name: grid(3, 2, 5, 4, 4) for name in ("x", "add_after", "state")} | {"weight": torch.ones(5)}
+def test_forward_mode_derivative_is_an_error_and_not_zero(backend, tangent_of):
+    tensors = {name: dyadic(3, 2, 5, 4, 4) for name in ("x", "add_after", "state")} | {"weight": torch.ones(5)}
 
-    def spikes(moved):
-        tensors = {**given, tangent_of: moved}
-        x, weight = tensors.pop("x"), tensors.pop("weight")
+    def spikes(tensor):
+        replaced = {**tensors, tangent_of: tensor}
+        x, weight = replaced.pop("x"), replaced.pop("weight")
         out, _ = ops.tdbn_mlf(
-            x, weight, None, torch.zeros(5), torch.ones(5), training=False, backend=backend, **tensors
+            x, weight, None, torch.zeros(5), torch.ones(5), training=False, backend=backend, **replaced
         )
         return out
 
     with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(spikes, (given[tangent_of],), (torch.ones_like(given[tangent_of]),))
+        torch.func.jvp(spikes, (tensors[tangent_of],), (torch.ones_like(tensors[tangent_of]),))
 
 
-def test_a_module_that_is_loaded_again_replaces_its_op(backend):
-    x = grid(3, 4)
-    again = importlib.reload(ops.BACKENDS[backend])
-    out, _ = again.mlf(x, (0.5,), 0.25, surrogate="rect", width=1.0, detach_reset=False, state=None)
+def test_reloaded_backend_module_replaces_its_op(backend):
+    x = dyadic(3, 4)
+    reloaded = importlib.reload(ops.BACKENDS[backend])
+    out, _ = reloaded.mlf(x, (0.5,), 0.25, surrogate="rect", width=1.0, detach_reset=False, state=None)
     assert torch.equal(out, ops.mlf(x, (0.5,), 0.25, backend="reference")[0])
 
 
@@ -335,17 +339,18 @@ def op_of(backend: str):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("return_state", [True, False])
-def test_opcheck(backend, training, affine, return_state):
-    x = channels_last(grid(3, 2, 5, 4, 4)).requires_grad_()
+def test_op_passes_opcheck(backend, training, affine, return_state):
+    x = channels_last(dyadic(3, 2, 5, 4, 4)).requires_grad_()
     weight, bias = (torch.rand(5, requires_grad=True) if affine else None for _ in range(2))
     mean, var = (None, None) if training else (torch.zeros(5), torch.ones(5))
-    add_before, add_after = grid(3, 2, 5, 4, 4).requires_grad_(), grid(3, 2, 5, 4, 4).requires_grad_()
-    state = grid(2, 2, 5, 4, 4).requires_grad_() if return_state else None
+    add_before, add_after = dyadic(3, 2, 5, 4, 4).requires_grad_(), dyadic(3, 2, 5, 4, 4).requires_grad_()
+    state = dyadic(2, 2, 5, 4, 4).requires_grad_() if return_state else None
     args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, False, 1e-5, 0.6,
             [0.6, 1.6], 0.25, "rect", 1.0, False, return_state)  # fmt: skip
     torch.library.opcheck(op_of(backend), args)
 
 
-def test_opcheck_of_the_neuron_alone(backend):
-    args = (grid(3, 4).requires_grad_(), *[None] * 7, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
+def test_op_without_a_norm_passes_opcheck(backend):
+    x = dyadic(3, 4).requires_grad_()
+    args = (x, *[None] * 7, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
     torch.library.opcheck(op_of(backend), args)

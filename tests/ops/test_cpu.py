@@ -1,4 +1,4 @@
-"""What is particular to the CPU kernel: instruction sets, threads, choice, memory errors, a missing build."""
+"""The CPU kernel: instruction sets, threads, choice of the backend, memory errors, and a missing build."""
 
 import logging
 import os
@@ -37,19 +37,19 @@ def each_isa(request):
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 5])
 def test_every_instruction_set_equals_the_reference(levels, layout, dtype):
-    kinds = {"before": True, "after": True, "state": True, "dtype": dtype}
+    options = {"add_before": True, "add_after": True, "state": True, "dtype": dtype}
     for case in (
-        Case(5, 17, levels, layout, **kinds),
-        Case(5, 17, levels, layout, training=False, **kinds),
-        Case(5, 17, levels, layout, affine=False, surrogate="triangle", shared=True, **kinds),
-        Case(5, 17, levels, layout, surrogate="atan", detach_reset=True, **kinds),
+        Case(5, 17, levels, layout, **options),
+        Case(5, 17, levels, layout, training=False, **options),
+        Case(5, 17, levels, layout, affine=False, surrogate="triangle", static=True, **options),
+        Case(5, 17, levels, layout, surrogate="atan", detach_reset=True, **options),
     ):
         got, want = run(case, "cpu"), run(case, "reference")
         assert_same_outputs(got, want)
         assert_close_grads(got, want, rtol=1e-5 if dtype == torch.float32 else 2e-2)
 
 
-def test_an_unknown_instruction_set_is_refused():
+def test_unknown_instruction_set_is_refused():
     with pytest.raises(ValueError, match="no build of the CPU kernel for 'sse9' runs here"):
         cpu.use_isa("sse9")
 
@@ -57,7 +57,7 @@ def test_an_unknown_instruction_set_is_refused():
 @pytest.mark.parametrize("layout", ["last", "contiguous"])
 def test_results_do_not_depend_on_the_number_of_threads(layout):
     before = torch.get_num_threads()
-    case = Case(4, 17, layout=layout, size=(4, 40, 40), before=True, state=True)
+    case = Case(4, 17, layout=layout, size=(4, 40, 40), add_before=True, state=True)
     results = []
     try:
         for threads in (1, 2, 3, 5):
@@ -71,57 +71,57 @@ def test_results_do_not_depend_on_the_number_of_threads(layout):
             assert torch.equal(other.grads[name], grad), name
 
 
-class Ops(TorchDispatchMode):
-    """Notes which of our ops are called."""
+class OpRecorder(TorchDispatchMode):
+    """Records which ops of multifire are called."""
 
     def __init__(self):
         super().__init__()
-        self.seen: list[str] = []
+        self.called: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "multifire":
-            self.seen.append(func.name())
+            self.called.append(func.name())
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_who_looks_at_ops_sees_them_and_gets_the_same(training):
-    case = Case(4, 17, 3, training=training, before=True, after=True, state=True)
+def test_dispatch_mode_sees_the_ops_and_does_not_change_the_results(training):
+    case = Case(4, 17, 3, training=training, add_before=True, add_after=True, state=True)
     direct = run(case, "cpu")
-    with Ops() as looking:
-        seen = run(case, "cpu")
-    assert looking.seen == ["multifire::tdbn_mlf_cpu", "multifire::tdbn_mlf_cpu_backward"]
-    assert_same_outputs(direct, seen)
-    for name, grad in seen.grads.items():
+    with OpRecorder() as recorder:
+        recorded = run(case, "cpu")
+    assert recorder.called == ["multifire::tdbn_mlf_cpu", "multifire::tdbn_mlf_cpu_backward"]
+    assert_same_outputs(direct, recorded)
+    for name, grad in recorded.grads.items():
         assert torch.equal(direct.grads[name], grad), name
 
 
-class Noting(torch.Tensor):
-    """A tensor of somebody's own kind, which is told what is done with it."""
+class RecordingTensor(torch.Tensor):
+    """A tensor subclass that records which functions are called with it."""
 
-    seen: ClassVar[list[str]] = []
+    called: ClassVar[list[str]] = []
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        cls.seen.append(str(func))
+        cls.called.append(str(func))
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
 @pytest.mark.parametrize("name", ["x", "weight", "add_after"])
-def test_a_tensor_of_another_kind_meets_the_op(name):
+def test_tensor_subclass_sees_the_op(name):
     tensors = {"x": torch.rand(2, 3, 5, 4, 4), "weight": torch.rand(5), "add_after": torch.ones(2, 3, 5, 4, 4)}
     rest = {"bias": None, "running_mean": torch.zeros(5), "running_var": torch.ones(5), "training": False}
     want, _ = ops.tdbn_mlf(**tensors, **rest, backend="cpu")
-    tensors[name] = tensors[name].as_subclass(Noting)
-    Noting.seen.clear()
+    tensors[name] = tensors[name].as_subclass(RecordingTensor)
+    RecordingTensor.called.clear()
     got, _ = ops.tdbn_mlf(**tensors, **rest, backend="cpu")
-    assert "multifire.tdbn_mlf_cpu.default" in Noting.seen
+    assert "multifire.tdbn_mlf_cpu.default" in RecordingTensor.called
     assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var", "add_before", "add_after", "state"])
-def test_a_tensor_on_another_device_is_refused(name, training):
+def test_tensor_on_another_device_is_refused(name, training):
     tensors = {key: torch.ones(5) for key in ("weight", "bias", "running_mean", "running_var")}
     tensors |= {key: torch.ones(2, 3, 5, 4, 4) for key in ("add_before", "add_after")}
     tensors["state"] = torch.ones(3, 3, 5, 4, 4)
@@ -132,19 +132,19 @@ def test_a_tensor_on_another_device_is_refused(name, training):
 
 @pytest.mark.parametrize("momentum", [0.1, 0.75])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_running_statistics_move_as_the_references_and_autograd_knows(stride, momentum):
+def test_running_statistics_equal_the_reference_and_their_versions_increase(stride, momentum):
     x = torch.randn(3, 4, 17, 5, 5)
-    moved = {}
+    updated = {}
     for backend in ("cpu", "reference"):
         mean, var = (torch.linspace(low, 2, 17 * stride)[::stride] for low in (-1, 0.5))
         ops.tdbn_mlf(x, None, None, mean, var, training=True, momentum=momentum, backend=backend)
         assert mean._version > 0
         assert var._version > 0
-        moved[backend] = mean, var
-    torch.testing.assert_close(moved["cpu"], moved["reference"], rtol=1e-6, atol=1e-7)
+        updated[backend] = mean, var
+    torch.testing.assert_close(updated["cpu"], updated["reference"], rtol=1e-6, atol=1e-7)
 
 
-def test_auto_takes_the_kernel_and_says_so_once(caplog, monkeypatch):
+def test_auto_chooses_the_kernel_and_logs_it_once(caplog, monkeypatch):
     monkeypatch.setattr(ops, "_used", {})
     monkeypatch.delenv("MULTIFIRE_BACKEND", raising=False)
     with caplog.at_level(logging.INFO, "multifire"):
@@ -154,7 +154,7 @@ def test_auto_takes_the_kernel_and_says_so_once(caplog, monkeypatch):
     assert ops.backends_used() == ["cpu"]
 
 
-def test_the_environment_overrides_auto(monkeypatch):
+def test_environment_variable_overrides_auto(monkeypatch):
     monkeypatch.setattr(ops, "_used", {})
     monkeypatch.setenv("MULTIFIRE_BACKEND", "reference")
     ops.mlf(torch.zeros(2, 3))
@@ -162,10 +162,10 @@ def test_the_environment_overrides_auto(monkeypatch):
     assert ops.backends_used() == ["reference", "cpu"]
 
 
-def test_without_the_library_the_reference_computes_and_says_so_once(caplog, monkeypatch):
+def test_missing_library_falls_back_to_the_reference_with_one_warning(caplog, monkeypatch):
     monkeypatch.setattr(ops, "_used", {})
     monkeypatch.setattr(cpu, "_LIBRARY", None)
-    monkeypatch.delitem(ops.BACKENDS, "triton", raising=False)  # which runs here, under its interpreter
+    monkeypatch.delitem(ops.BACKENDS, "triton", raising=False)  # Triton's interpreter is available in the tests
     with caplog.at_level(logging.WARNING, "multifire"):
         ops.mlf(torch.zeros(2, 3))
         ops.mlf(torch.zeros(2, 3))
@@ -175,8 +175,8 @@ def test_without_the_library_the_reference_computes_and_says_so_once(caplog, mon
         ops.mlf(torch.zeros(2, 3), backend="cpu")
 
 
-def test_shares_the_thread_pool_of_torch():
-    """Two OpenMP runtimes in one process would spin against each other."""
+def test_kernel_shares_the_thread_pool_of_torch():
+    """The waiting threads of two OpenMP runtimes in one process would take processor time from each other."""
     if not Path("/proc/self/maps").exists():
         pytest.skip("needs /proc")
     maps = Path("/proc/self/maps").read_text().splitlines()
@@ -185,8 +185,8 @@ def test_shares_the_thread_pool_of_torch():
 
 
 @pytest.mark.slow
-def test_no_memory_error_under_the_address_sanitizer(tmp_path):
-    """The same tests of odd shapes once more, on a build with -fsanitize=address."""
+def test_address_sanitizer_finds_no_memory_error(tmp_path):
+    """Run the tests of unusual shapes again, on a build with -fsanitize=address."""
     compiler = shutil.which("g++")
     if compiler is None or sys.platform != "linux":
         pytest.skip("needs g++ on Linux")
@@ -228,8 +228,8 @@ def test_no_memory_error_under_the_address_sanitizer(tmp_path):
     ).stdout.strip()
     tests = Path(__file__)
     names = (
-        "test_sizes", "test_shapes", "test_one_step", "test_neurons_alone", "instruction_set", "test_state_over",
-        "test_surrogates", "test_norm",
+        "test_sizes", "test_shapes", "test_static_input", "test_mlf_equals_the_reference", "test_mlf_in_channels_last",
+        "instruction_set", "test_state_over", "test_surrogates", "test_norm",
     )  # fmt: skip
     selection = f"({' or '.join(names)}) and not triton"
     done = subprocess.run(

@@ -1,8 +1,8 @@
-"""The definition, held to what the authors' code computes and to itself."""
+"""The reference equals the authors' code and has the properties that its definition implies."""
 
 import pytest
 import torch
-from cases import assert_tdbn_equals_the_authors
+from cases import assert_tdbn_equals_the_authors_code
 
 import multifire as mf
 from multifire.ops import reference
@@ -13,7 +13,7 @@ SURROGATES = list(reference.SURROGATES)
 @pytest.mark.parametrize("timesteps", [4, 10, 40])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["grid", "float"])
-def test_mlf_equals_the_authors(golden, timesteps, levels, kind):
+def test_mlf_equals_the_authors_code(golden, timesteps, levels, kind):
     unit = golden("mlf_unit")
     x = unit[f"T{timesteps}_{kind}_x"].requires_grad_()
     out, _ = mf.ops.mlf(x, mf.ops.default_thresholds(levels), backend="reference")
@@ -26,14 +26,14 @@ def test_mlf_equals_the_authors(golden, timesteps, levels, kind):
 
 
 @pytest.mark.parametrize("kind", ["affine", "plain"])
-def test_tdbn_equals_the_authors(golden, kind):
-    assert_tdbn_equals_the_authors(golden("tdbn"), kind, "reference")
+def test_tdbn_equals_the_authors_code(golden, kind):
+    assert_tdbn_equals_the_authors_code(golden("tdbn"), kind, "reference")
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("detach_reset", [False, True])
-def test_gradient_is_the_recursion_of_the_design(surrogate, detach_reset):
-    """δ_k[t] = g[t]·h_k[t] + δ_k[t+1]·decay·((1 - s_k[t]) - u_k[t]·h_k[t]), written out by hand."""
+def test_gradient_equals_the_recursion_of_the_definition(surrogate, detach_reset):
+    """δ_k[t] = g[t]·h_k[t] + δ_k[t+1]·decay·((1 - s_k[t]) - u_k[t]·h_k[t]), computed in a loop."""
     torch.manual_seed(0)
     thresholds, decay, width = (0.5, 1.25, 2.0, 2.75), 0.5, 0.75
     x = torch.randn(6, 50, dtype=torch.float64).mul(1.5).requires_grad_()
@@ -45,8 +45,8 @@ def test_gradient_is_the_recursion_of_the_design(surrogate, detach_reset):
     for theta in thresholds:
         u, s = [], []
         for t in range(6):
-            before = u[-1] * (1 - s[-1]) if u else torch.zeros(50, dtype=torch.float64)
-            u.append(decay * before + x.detach()[t])
+            after_reset = u[-1] * (1 - s[-1]) if u else torch.zeros(50, dtype=torch.float64)
+            u.append(decay * after_reset + x.detach()[t])
             s.append((u[-1] > theta).double())
         delta = torch.zeros(50, dtype=torch.float64)
         for t in reversed(range(6)):
@@ -65,18 +65,18 @@ def test_surrogates_have_area_one(surrogate, width):
     assert area == pytest.approx(1, abs=2e-3)
 
 
-def test_firing_is_strictly_above_the_threshold():
+def test_neuron_fires_only_above_its_threshold():
     out, _ = mf.ops.mlf(torch.tensor([[0.5, 0.50001]]), thresholds=(0.5,), backend="reference")
     assert out.tolist() == [[0, 1]]
 
 
-def test_windows_of_the_paper_tile_without_gap():
+def test_surrogate_windows_of_the_paper_leave_no_gap():
     v = torch.linspace(0.11, 3.09, 1000)
     slope = sum(reference.rect(v - theta, 1.0) for theta in mf.ops.PAPER_THRESHOLDS)
     assert (slope >= 1).all()
 
 
-def test_state_continues_a_call():
+def test_two_calls_with_state_equal_one_call():
     torch.manual_seed(0)
     x = torch.randn(7, 3, 5)
     whole, last = mf.ops.mlf(x, backend="reference")
@@ -96,7 +96,7 @@ def test_half_precision_is_computed_in_fp32():
 
 
 def test_constant_channel_has_a_finite_gradient():
-    """A channel whose inputs are silent has variance 0, where the root has no derivative."""
+    """A channel with constant inputs has variance 0, where the square root has no finite derivative."""
     norm = mf.nn.TdBatchNorm2d(2, backend="reference")
     x = torch.zeros(4, 2, 2, 3, 3).index_fill_(2, torch.tensor([1]), 1.0).requires_grad_()
     norm(x).sum().backward()
@@ -145,8 +145,8 @@ def test_bad_input_is_refused(call, message):
     ],
 )
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_channels_and_time_steps_must_fit(change, message, backend):
-    """A kernel would read past the end of a tensor that is too short."""
+def test_wrong_channels_and_time_steps_are_refused(change, message, backend):
+    """A kernel would read beyond the end of a tensor that is too short."""
     arguments = {
         "x": torch.randn(2, 2, 8, 2, 2), "weight": torch.ones(8), "bias": torch.zeros(8),
         "running_mean": torch.zeros(8), "running_var": torch.ones(8),
@@ -155,14 +155,14 @@ def test_channels_and_time_steps_must_fit(change, message, backend):
         mf.ops.tdbn_mlf(**(arguments | change), training=True, backend=backend)
 
 
-def test_half_a_norm_is_refused():
+def test_incomplete_norm_is_refused():
     x, mean = torch.zeros(2, 1, 2, 4, 4), torch.zeros(2)
     for norm, training in (((None, mean, None, None), False), ((None, None, mean, None), False), ((None,) * 4, True)):
         with pytest.raises(ValueError, match="without running_mean and running_var there is no norm"):
             mf.ops.tdbn_mlf(x, *norm, training=training)
 
 
-def test_a_shortcut_must_fit():
+def test_shortcut_of_another_shape_is_refused():
     norm = mf.nn.TdBatchNorm2d(2)
     with pytest.raises(ValueError, match=r"add_after has shape \(2, 1, 2, 4, 5\), expected x's \(2, 1, 2, 4, 4\)"):
         mf.ops.tdbn_mlf(

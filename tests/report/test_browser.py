@@ -1,4 +1,4 @@
-"""The page as a person meets it: Chromium opens the file, at a desk and on a phone, in light and in dark."""
+"""The report in Chromium: on the screens of a desktop and of a phone, with the light and with the dark scheme."""
 
 import json
 import re
@@ -29,7 +29,7 @@ pytestmark = [
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync"""
 SIZES = [(1400, 900), (390, 844)]
-SHOWN = "return [...document.querySelectorAll('.card[data-chart]')].filter(c => !c.hidden)"
+VISIBLE_CARDS = "return [...document.querySelectorAll('.card[data-chart]')].filter(c => !c.hidden)"
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def page(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def events_page(tmp_path_factory):
-    """Of a network that saw recordings for one epoch."""
+    """Return the report of a network that was trained on recordings for one epoch."""
     root = tmp_path_factory.mktemp("events")
     nmnist_zip(root / "nmnist" / "n.zip", train=40, test=20)
     cfg = tiny(root)
@@ -66,7 +66,7 @@ def events_page(tmp_path_factory):
 
 @contextmanager
 def opened(browser, page, size=SIZES[0], scheme="light"):
-    """The page on a screen of that size; no error on the console when it is closed."""
+    """Open the page on a screen of the given size; assert that the browser's console holds no error at the end."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600},
@@ -80,7 +80,7 @@ def opened(browser, page, size=SIZES[0], scheme="light"):
 
 
 def wait(browser, script: str, *args, seconds: float = 30.0):
-    """Until the script returns something that is true."""
+    """Run the script until it returns a true value, and return that value."""
     deadline = time.monotonic() + seconds
     while not (found := browser.execute_script(script, *args)):
         assert time.monotonic() < deadline, script
@@ -89,7 +89,7 @@ def wait(browser, script: str, *args, seconds: float = 30.0):
 
 
 def plot(browser, key: str):
-    """The drawn chart of that name, scrolled to."""
+    """Scroll to the chart with the given key, wait until it is drawn, and return it."""
     script = """
         const number = report.charts.findIndex((chart) => chart.key === arguments[0]);
         const card = document.querySelector(`.card[data-chart="${number}"]`);
@@ -101,20 +101,21 @@ def plot(browser, key: str):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_every_chart_is_drawn_without_an_error(browser, page, size, scheme):
-    with opened(browser, page, size, scheme) as shown:
-        for card in shown.execute_script(SHOWN):
-            shown.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
-            wait(shown, "return arguments[0].querySelector('.main-svg')", card)
-        assert shown.execute_script("return document.documentElement.scrollWidth") <= size[0]  # no scrolling sideways
-        ground = shown.execute_script("return getComputedStyle(document.body).backgroundColor")
-        dark = sum(map(int, ground.removeprefix("rgb(").removesuffix(")").split(", "))) < 3 * 128
+    with opened(browser, page, size, scheme) as driver:
+        for card in driver.execute_script(VISIBLE_CARDS):
+            driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
+            wait(driver, "return arguments[0].querySelector('.main-svg')", card)
+        width = driver.execute_script("return document.documentElement.scrollWidth")
+        assert width <= size[0]  # no horizontal scrolling
+        background = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        dark = sum(map(int, background.removeprefix("rgb(").removesuffix(")").split(", "))) < 3 * 128
         assert dark == (scheme == "dark")
 
 
-def test_numbers_on_the_screen_are_those_of_metrics_jsonl(browser, page, runs):
-    with opened(browser, page) as shown:
-        drawn = shown.execute_script(
-            "return arguments[0].data.map((t) => [t.meta.run, t.name, [...t.y]])", plot(shown, "accuracy")
+def test_drawn_numbers_equal_metrics_jsonl(browser, page, runs):
+    with opened(browser, page) as driver:
+        drawn = driver.execute_script(
+            "return arguments[0].data.map((t) => [t.meta.run, t.name, [...t.y]])", plot(driver, "accuracy")
         )
         for run, name, y in drawn:
             records = [json.loads(line) for line in (runs[run] / "metrics.jsonl").read_text().splitlines()]
@@ -123,12 +124,12 @@ def test_numbers_on_the_screen_are_those_of_metrics_jsonl(browser, page, runs):
         assert len(drawn) == 4
 
 
-def test_hover_tells_the_value_and_a_drag_zooms(browser, page, runs):
+def test_hovering_shows_the_value_and_dragging_zooms(browser, page, runs):
     from selenium.webdriver import ActionChains
 
-    with opened(browser, page) as shown:
-        chart = plot(shown, "accuracy")
-        area = shown.execute_script(
+    with opened(browser, page) as driver:
+        chart = plot(driver, "accuracy")
+        area = driver.execute_script(
             "const a = arguments[0]._fullLayout; const s = a._size; return [s.l, s.t, s.w, s.h, ...a.xaxis.range]",
             chart,
         )
@@ -136,114 +137,114 @@ def test_hover_tells_the_value_and_a_drag_zooms(browser, page, runs):
         size = chart.size
 
         def at(x: float, y: float) -> tuple[int, int]:
-            """The offset from the middle of the element that ActionChains wants."""
+            """Return the offset from the middle of the element, as ActionChains expects it."""
             return round(left + x * width - size["width"] / 2), round(top + y * height - size["height"] / 2)
 
-        share_of_epoch_2 = (2 - low) / (high - low)
-        ActionChains(shown).move_to_element_with_offset(chart, *at(share_of_epoch_2 - 0.02, 0.5)).perform()
-        text = wait(shown, "return arguments[0].querySelector('.hoverlayer').textContent", chart)
+        position_of_epoch_2 = (2 - low) / (high - low)
+        ActionChains(driver).move_to_element_with_offset(chart, *at(position_of_epoch_2 - 0.02, 0.5)).perform()
+        text = wait(driver, "return arguments[0].querySelector('.hoverlayer').textContent", chart)
         record = json.loads((runs[1] / "metrics.jsonl").read_text().splitlines()[1])
         assert f"{100 * record['test_accuracy']:.2f}%" in text
 
         start, end = at(0.3, 0.3), at(0.7, 0.7)
-        drag = ActionChains(shown).move_to_element_with_offset(chart, *start).click_and_hold()
+        drag = ActionChains(driver).move_to_element_with_offset(chart, *start).click_and_hold()
         drag.move_by_offset(end[0] - start[0], end[1] - start[1]).release().perform()
         zoomed = "const r = arguments[0]._fullLayout.xaxis.range; return r[1] - r[0] < arguments[1]"
-        wait(shown, zoomed, chart, 0.6 * (high - low))
+        wait(driver, zoomed, chart, 0.6 * (high - low))
 
 
-def test_a_run_is_switched_off_and_on(browser, page):
+def test_run_can_be_hidden_and_shown(browser, page):
     visible = "return arguments[0].data.filter((t) => t.visible !== false).map((t) => t.meta.run)"
-    with opened(browser, page) as shown:
-        chart = plot(shown, "loss")
-        assert shown.execute_script(visible, chart) == [0, 1, 0, 1]
-        chip = shown.find_elements("css selector", ".chip")[0]
+    with opened(browser, page) as driver:
+        chart = plot(driver, "loss")
+        assert driver.execute_script(visible, chart) == [0, 1, 0, 1]
+        chip = driver.find_elements("css selector", ".chip")[0]
         chip.click()
         assert chip.get_attribute("aria-pressed") == "false"
-        assert shown.execute_script(visible, chart) == [1, 1]
+        assert driver.execute_script(visible, chart) == [1, 1]
         chip.click()
-        assert shown.execute_script(visible, chart) == [0, 1, 0, 1]
+        assert driver.execute_script(visible, chart) == [0, 1, 0, 1]
 
 
-def test_details_follow_the_run_that_is_chosen(browser, page):
-    with opened(browser, page) as shown:
-        shown.execute_script(
+def test_details_belong_to_the_selected_run(browser, page):
+    with opened(browser, page) as driver:
+        driver.execute_script(
             "const w = document.querySelector('select.whose'); w.value = '1'; w.dispatchEvent(new Event('change'))"
         )
-        owners = shown.execute_script(
+        owners = driver.execute_script(
             "return [...document.querySelectorAll('[data-run]')].filter((e) => !e.hidden).map((e) => e.dataset.run)"
         )
         assert set(owners) == {"1"}
-        card = shown.execute_script(
+        card = driver.execute_script(
             "return [...document.querySelectorAll('.card[data-run]')].find("
             "(c) => !c.hidden && c.querySelector('select.facet'))"
         )
-        shown.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", card)
-        wait(shown, "return arguments[0].querySelector('.main-svg')", card)
-        before = shown.execute_script("return [...arguments[0].querySelector('.js-plotly-plot').data[0].z[0]]", card)
-        shown.execute_script(
+        driver.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", card)
+        wait(driver, "return arguments[0].querySelector('.main-svg')", card)
+        before = driver.execute_script("return [...arguments[0].querySelector('.js-plotly-plot').data[0].z[0]]", card)
+        driver.execute_script(
             "const f = arguments[0].querySelector('select.facet'); f.value = '1'; f.dispatchEvent(new Event('change'))",
             card,
         )
         after = "return [...arguments[0].querySelector('.js-plotly-plot').data[0].z[0]]"
-        assert shown.execute_script(after, card) != before
+        assert driver.execute_script(after, card) != before
 
 
-def test_the_theme_is_toggled(browser, page):
-    with opened(browser, page) as shown:
-        ground = "return getComputedStyle(document.body).backgroundColor"
-        before = shown.execute_script(ground)
-        shown.find_element("css selector", ".theme").click()
-        assert shown.execute_script(ground) != before
+def test_theme_button_changes_the_background(browser, page):
+    with opened(browser, page) as driver:
+        background = "return getComputedStyle(document.body).backgroundColor"
+        before = driver.execute_script(background)
+        driver.find_element("css selector", ".theme").click()
+        assert driver.execute_script(background) != before
 
 
-def test_a_strangers_page_runs_nothing_of_theirs(browser, stranger, tmp_path):
-    write_report([stranger], tmp_path / "report.html")
-    with opened(browser, tmp_path / "report.html") as shown:
-        for card in shown.execute_script(SHOWN):
-            shown.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
-            wait(shown, "return arguments[0].querySelector('.main-svg')", card)
-        assert shown.execute_script("return window.pwned") is None
-        assert shown.execute_script("return document.querySelectorAll('[onerror], [onmouseover], svg a').length") == 0
+def test_script_in_a_hostile_run_is_not_executed(browser, hostile_run, tmp_path):
+    write_report([hostile_run], tmp_path / "report.html")
+    with opened(browser, tmp_path / "report.html") as driver:
+        for card in driver.execute_script(VISIBLE_CARDS):
+            driver.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", card)
+            wait(driver, "return arguments[0].querySelector('.main-svg')", card)
+        assert driver.execute_script("return window.pwned") is None
+        assert driver.execute_script("return document.querySelectorAll('[onerror], [onmouseover], svg a').length") == 0
 
 
-def test_recordings_play_and_show_the_running_prediction(browser, events_page):
-    """By themselves, and held, and stepped through: the frame and the bars are those of the time step on the slider."""
+def test_recordings_play_and_show_the_prediction_at_each_step(browser, events_page):
+    """The frame and the bars belong to the time step on the slider: while playing, paused, and when it is moved."""
     state = """
         const player = document.querySelector(".player");
         player.scrollIntoView({block: "center", behavior: "instant"});
         const rows = [...player.querySelectorAll(".vote")];
         return {
-            step: Number(player.querySelector("input").value), said: player.querySelector("output").textContent,
-            place: player.querySelector(".screen").style.backgroundPositionX,
+            step: Number(player.querySelector("input").value), text: player.querySelector("output").textContent,
+            position: player.querySelector(".screen").style.backgroundPositionX,
             names: rows.map((row) => row.firstChild.textContent), shares: rows.map((row) => row.lastChild.textContent),
             label: player.querySelector(".vote.true").firstChild.textContent,
         }"""
-    with opened(browser, events_page) as shown:
-        recordings = shown.execute_script("return report.recordings")
-        assert len(recordings) == len(shown.find_elements("css selector", ".player")) > 0
-        seen = {shown.execute_script(state)["step"] for _ in range(60) if not time.sleep(0.1)}
+    with opened(browser, events_page) as driver:
+        recordings = driver.execute_script("return report.recordings")
+        assert len(recordings) == len(driver.find_elements("css selector", ".player")) > 0
+        seen = {driver.execute_script(state)["step"] for _ in range(60) if not time.sleep(0.1)}
         assert seen == {0, 1, 2}
 
-        player = shown.find_element("css selector", ".player")
+        player = driver.find_element("css selector", ".player")
         button = player.find_element("css selector", "button")
         button.click()
         assert button.get_attribute("aria-label") == "play"
-        held = shown.execute_script(state)["step"]
+        paused_at = driver.execute_script(state)["step"]
         time.sleep(1.5)
-        assert shown.execute_script(state)["step"] == held
+        assert driver.execute_script(state)["step"] == paused_at
 
         first = recordings[0]
         for step, running in enumerate(first["running"]):
-            shown.execute_script(
+            driver.execute_script(
                 "const s = document.querySelector('.player input'); s.value = arguments[0];"
                 "s.dispatchEvent(new Event('input'))",
                 step,
             )
-            now = shown.execute_script(state)
-            assert (now["said"], now["place"]) == (f"{step + 1} / 3", f"{50 * step}%")
-            assert now["label"] == first["names"][first["label"]]
-            for name, share in zip(now["names"], now["shares"], strict=True):
+            current = driver.execute_script(state)
+            assert (current["text"], current["position"]) == (f"{step + 1} / 3", f"{50 * step}%")
+            assert current["label"] == first["names"][first["label"]]
+            for name, share in zip(current["names"], current["shares"], strict=True):
                 expected = 100 * running[first["names"].index(name)]
                 assert abs(int(re.sub(r"\D", "", share)) - expected) <= 0.5 + 1e-9
         assert sum(first["running"][0]) == pytest.approx(1.0, abs=1e-2)

@@ -1,4 +1,4 @@
-"""The page: whole without a network, safe whoever wrote the run."""
+"""The report page: one file that loads nothing, and safe for run folders with malicious contents."""
 
 import base64
 import hashlib
@@ -10,13 +10,13 @@ import pytest
 
 from multifire.cli import main
 from multifire.report import write_report
-from tests.report.conftest import EVIL
+from tests.report.conftest import HOSTILE_TEXT
 
 MB = 2**20
 
 
 class Elements(HTMLParser):
-    """The elements and attributes of a page, and the text of its scripts."""
+    """Collects the elements and attributes of a page, and the text of its scripts."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -50,7 +50,7 @@ def page(runs, tmp_path_factory):
     return out
 
 
-def test_it_is_one_file_below_8_mb_that_loads_nothing(page):
+def test_page_is_one_file_below_8_mb_that_loads_nothing(page):
     assert page.stat().st_size < 8 * MB
     elements = Elements(page.read_text(encoding="utf-8"))
     for tag, attrs in elements.found:
@@ -60,7 +60,7 @@ def test_it_is_one_file_below_8_mb_that_loads_nothing(page):
         assert not any(name.startswith("on") for name in attrs), (tag, attrs)
 
 
-def test_only_its_own_scripts_may_run(page):
+def test_policy_allows_only_the_scripts_of_the_page(page):
     elements = Elements(page.read_text(encoding="utf-8"))
     (policy,) = [
         attrs["content"] for tag, attrs in elements.found if attrs.get("http-equiv") == "Content-Security-Policy"
@@ -69,10 +69,10 @@ def test_only_its_own_scripts_may_run(page):
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in elements.scripts[1:]]
     assert re.findall(r"'sha256-([^']+)'", policy) == hashes
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
-    assert "connect-src" not in policy  # so that default-src forbids it
+    assert "connect-src" not in policy  # so that default-src forbids connections
 
 
-def test_its_numbers_are_those_of_metrics_jsonl(page, runs):
+def test_numbers_in_the_page_equal_metrics_jsonl(page, runs):
     report = payload(Elements(page.read_text(encoding="utf-8")))
     (chart,) = [chart for chart in report["charts"] if chart["key"] == "accuracy"]
     shown = {
@@ -84,7 +84,7 @@ def test_its_numbers_are_those_of_metrics_jsonl(page, runs):
         assert shown[index, "training"] == pytest.approx([record["train_accuracy"] for record in records], rel=1e-6)
 
 
-def test_samples_are_pictures_of_what_went_wrong(page):
+def test_samples_are_shown_as_png_images(page):
     elements = Elements(page.read_text(encoding="utf-8"))
     pictures = [attrs["src"] for tag, attrs in elements.found if tag == "img"]
     assert pictures
@@ -92,25 +92,25 @@ def test_samples_are_pictures_of_what_went_wrong(page):
         assert base64.b64decode(picture.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
 
 
-def test_a_strangers_run_is_shown_as_text(stranger, tmp_path, runs):
-    for folders in ([stranger], [stranger, *runs]):
+def test_markup_of_a_hostile_run_is_shown_as_text(hostile_run, tmp_path, runs):
+    for folders in ([hostile_run], [hostile_run, *runs]):
         out = tmp_path / "report.html"
         write_report(folders, out, tmp_path / "figures")
         text = out.read_text(encoding="utf-8")
         elements = Elements(text)
         assert len(elements.scripts) == 3
         assert not any(name.startswith("on") for _, attrs in elements.found for name in attrs)
-        assert EVIL not in text
+        assert HOSTILE_TEXT not in text
         images = [attrs["src"] for tag, attrs in elements.found if tag == "img"]
         assert all(source.startswith("data:image/png") for source in images)
         for chart in payload(elements)["charts"]:
             shown = json.dumps(chart["facets"])
-            assert "<img" not in shown  # plotly takes some markup in labels for markup
+            assert "<img" not in shown  # plotly interprets some markup in labels
             assert "<b onmouseover" not in shown
     assert any((tmp_path / "figures").glob("accuracy.*"))
 
 
-def test_a_run_without_an_analysis_is_measured_once(runs, tmp_path):
+def test_run_without_an_analysis_is_analysed_and_the_analysis_is_stored(runs, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     for file in runs[0].iterdir():
@@ -128,8 +128,8 @@ def test_a_run_without_an_analysis_is_measured_once(runs, tmp_path):
     assert stored["checkpoint"] == original["checkpoint"] == "last"
 
 
-def test_a_checkpoint_larger_than_its_file_is_not_built(runs, tmp_path):
-    """A stranger's file may claim a network that no memory holds."""
+def test_checkpoint_whose_network_is_larger_than_its_file_is_refused(runs, tmp_path):
+    """A checkpoint from an unknown source may describe a network that is too large for any memory."""
     import safetensors.torch
 
     from multifire.training.checkpoint import load_checkpoint, load_model, save_checkpoint
@@ -139,11 +139,11 @@ def test_a_checkpoint_larger_than_its_file_is_not_built(runs, tmp_path):
     large = override(checkpoint.config, model={"width": 10**6, "levels": 1})
     save_checkpoint(tmp_path / "large.safetensors", type(checkpoint)(large, checkpoint.position, checkpoint.model, {}))
     assert safetensors.torch.load_file(tmp_path / "large.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit the network: .* parameters, found"):
+    with pytest.raises(ValueError, match=r"does not fit the network: found .* values, expected .* parameters"):
         load_model(tmp_path / "large.safetensors")
 
 
-def test_the_command(runs, tmp_path, monkeypatch, capsys):
+def test_report_command_writes_its_files_and_prints_errors_in_one_line(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report", *map(str, runs), "--figures", "figs", "--no-measure"]) == 0
     assert "written to report.html, figures to figs" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A run's folder: what is there is read, and what is not is said."""
+"""Reading a run's folder: what is present is read, and what is missing or damaged is reported."""
 
 import json
 
@@ -10,7 +10,7 @@ from multifire.report.run_files import MAX_FILE_BYTES
 from multifire.report.values import clean, number, plain
 
 
-def test_a_run_is_read(runs):
+def test_run_is_read(runs):
     run = mf.Run(runs[1])
     assert run.config.model.levels == 3
     assert run.summary["test_accuracy"] == json.loads((runs[1] / "summary.json").read_text())["test_accuracy"]
@@ -26,7 +26,7 @@ def test_a_run_is_read(runs):
 @pytest.mark.parametrize(
     "content", [None, b"", b"[]", b"{}", b"\xff\xfe", b"null", b"[" * 100_000, b'{"epoch": "x"}\n']
 )
-def test_what_is_missing_or_damaged_is_said(runs, tmp_path, name, content):
+def test_missing_file_is_reported_and_damaged_file_raises_no_error(runs, tmp_path, name, content):
     for file in runs[0].glob("*.json*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / name).unlink()
@@ -38,7 +38,7 @@ def test_what_is_missing_or_damaged_is_said(runs, tmp_path, name, content):
     assert repr(run)
 
 
-def test_no_run_is_an_error(tmp_path):
+def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such run folder"):
         Run(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no run in this folder: expected config"):
@@ -48,7 +48,7 @@ def test_no_run_is_an_error(tmp_path):
         Run(tmp_path)
 
 
-def test_a_file_that_is_too_large_is_left_out(tmp_path):
+def test_file_that_is_too_large_is_skipped_and_reported(tmp_path):
     (tmp_path / "config.json").write_text('{"recipe": "digits"}')
     with (tmp_path / "metrics.jsonl").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
@@ -57,18 +57,18 @@ def test_a_file_that_is_too_large_is_left_out(tmp_path):
     assert any(note.startswith("metrics.jsonl has more than 64 MB") for note in run.notes)
 
 
-def test_a_stranger_is_read_with_suspicion(stranger):
-    run = Run(stranger)
+def test_invalid_values_of_a_hostile_run_are_dropped(hostile_run):
+    run = Run(hostile_run)
     assert run.config is None
     assert len(run.metrics) == 3002
-    assert "test_accuracy" not in run.metrics[-2]  # it is NaN
+    assert "test_accuracy" not in run.metrics[-2]  # its value is NaN, which is dropped
     assert run.summary["machine"]
     assert run.analysis["neuron"]["windows"] == []
     assert any("damaged lines of metrics.jsonl" in note for note in run.notes)
     assert "<b" not in run._repr_html_().replace("<b style", "")
 
 
-def test_values_take_the_shape_that_is_asked_for():
+def test_clean_returns_values_of_the_requested_types():
     spec = {"a": float, "b": [[float]], "c": str, "d": bool}
     assert clean({"a": True, "b": [[1, "x"], 2], "c": 5}, spec) == {
         "a": None,

@@ -1,8 +1,8 @@
-"""Refactoring changes no number: twelve training steps and an evaluation of five runs, beside a stored record.
+"""Compare twelve training steps and an evaluation of five configurations with a stored record.
 
-On the processor and torch that the record names, every figure is equal to the last bit. On other processors, which add
-in another order, float64 agrees to 1e-9 (1e-6 where evaluation has rounded the logits to float32).
-`python -m tests.training.test_golden_record` writes the record.
+A refactoring must not change a number. On the processor and torch version that the record names, every figure must be
+equal to the last bit. Other processors add in another order: there, float64 must agree to 1e-9 (1e-6 for the
+evaluation, which rounds the logits to float32). `python -m tests.training.test_golden_record` writes the record.
 """
 
 import json
@@ -47,7 +47,7 @@ DTYPES = {"cpu": torch.float32, "reference": torch.float64}
 
 
 def record(name: str, backend: str) -> dict[str, list[float]]:
-    """Loss and accuracy of each step, then of the evaluation of the network that a run would score."""
+    """Return loss and accuracy of each step, and last those of the evaluation of the trained network."""
     cfg, dtype = CASES[name], DTYPES[backend]
     torch.manual_seed(0)
     model = model_from_config(cfg.model, backend).to(dtype)
@@ -72,7 +72,7 @@ def record(name: str, backend: str) -> dict[str, list[float]]:
 
 
 def batches_of(cfg: RunConfig) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """Batches of the embedded digits or, for events, of what a simulated camera sees of them."""
+    """Return training and test batches of the embedded digits or, for events, of their simulated recordings."""
     digits = datasets.load("digits")
     train, test = datasets.take(digits.train, STEPS * BATCH, 0), datasets.take(digits.test, SCORED, 0)
     info, device = datasets.get_info(cfg.data.name), torch.device("cpu")
@@ -84,7 +84,7 @@ def batches_of(cfg: RunConfig) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[
 
 
 def as_events(split: datasets.Split, cfg: RunConfig) -> datasets.EventSplit:
-    """Frames of simulated recordings of the images."""
+    """Return the frames of simulated recordings of the images."""
     from multifire.datasets.cache import frame_options
     from multifire.events import Recording
     from multifire.events.recording import pack
@@ -93,23 +93,23 @@ def as_events(split: datasets.Split, cfg: RunConfig) -> datasets.EventSplit:
     for number, events in enumerate(simulate_events(split.images[:, 0], None, 0, 0)):
         t, x, y, p = (events[field].astype(np.int64) for field in ("t", "x", "y", "p"))
 
-        def opened(number=number, t=t, x=x, y=y, p=p) -> Recording:
+        def open_recording(number=number, t=t, x=x, y=y, p=p) -> Recording:
             return Recording(str(number), "simulated", size, iter((pack(str(number), size, 0, t, x, y, p),)))
 
-        frames.append(frames_of_windows(opened, [(None, None)], frame_options(cfg.data))[0].counts)
+        frames.append(frames_of_windows(open_recording, [(None, None)], frame_options(cfg.data))[0].counts)
     rows = np.arange(len(split), dtype=np.int64)
     return datasets.EventSplit(np.stack(frames), split.labels, rows.astype(str), rows)
 
 
 def to_dtype(x_TNCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in another type; a still image stays one time step, expanded."""
+    """Return x in another type; a static image stays one expanded time step."""
     if x_TNCHW.stride(0) == 0:
         return x_TNCHW[:1].to(dtype).expand(x_TNCHW.shape)
     return x_TNCHW.to(dtype)
 
 
 def machine() -> dict[str, str]:
-    """What decides the order in which sums are added."""
+    """Return what determines the order in which sums are added."""
     from multifire.ops import cpu
     from multifire.utils.device import processor
 
@@ -131,18 +131,20 @@ def one_thread():
 
 @pytest.mark.parametrize("backend", DTYPES)
 @pytest.mark.parametrize("name", CASES)
-def test_training_is_what_it_was(name, backend, one_thread):
+def test_training_reproduces_the_record(name, backend, one_thread):
     stored = json.loads(RECORD.read_text())
     same_machine = stored["machine"] == machine()
     if backend == "cpu" and not same_machine:
-        pytest.skip(f"fp32 is recorded on {stored['machine']}; another processor rounds otherwise, and spikes flip")
-    found = record(name, backend)
+        pytest.skip(
+            f"fp32 is recorded on {stored['machine']}; another processor rounds differently, so that spikes flip"
+        )
+    figures = record(name, backend)
     for figure, expected in stored[backend][name].items():
         if same_machine:
-            assert found[figure] == expected
+            assert figures[figure] == expected
         else:
-            assert found[figure][:STEPS] == pytest.approx(expected[:STEPS], rel=1e-9)
-            assert found[figure][STEPS:] == pytest.approx(expected[STEPS:], rel=1e-6)
+            assert figures[figure][:STEPS] == pytest.approx(expected[:STEPS], rel=1e-9)
+            assert figures[figure][STEPS:] == pytest.approx(expected[STEPS:], rel=1e-6)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Loss, gradients, schedules, decay and averages of the trainer, beside values computed by hand."""
+"""Compare loss, gradients, schedules, weight decay and averages of the trainer with values computed by hand."""
 
 import math
 from dataclasses import replace
@@ -18,26 +18,27 @@ from multifire.training.loop import train
 from multifire.training.optim import learning_rate, make_optimizer
 from multifire.training.signals import Requests
 from multifire.training.state import set_up
-from multifire.training.step import add_gradients, sum_of_losses, train_step
+from multifire.training.step import forward_backward, sum_of_losses, train_step
 from tests.test_train import TINY, override
 
 STEPS = 10
-"""Steps of an epoch in the schedules below."""
+"""Steps per epoch in the schedules below."""
 
 
 def rates(**optim) -> list[float]:
+    """Return the learning rates of four epochs with a highest rate of 1."""
     cfg = OptimConfig(epochs=4, lr=1.0, **optim)
     return [learning_rate(cfg, step, STEPS) for step in range(4 * STEPS)]
 
 
-def test_cosine_falls_from_lr_to_0():
+def test_the_cosine_schedule_falls_from_lr_to_0():
     found = rates(schedule="cosine")
     assert found == pytest.approx([(1 + math.cos(math.pi * step / 40)) / 2 for step in range(40)])
     assert found[-1] < 0.002
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])
-def test_one_cycle_peaks_after_its_warm_up_share(share):
+def test_the_one_cycle_schedule_peaks_after_warmup_share(share):
     found = rates(schedule="one-cycle", warmup_share=share)
     assert found.index(max(found)) == 40 * share
     assert max(found) == 1.0
@@ -45,14 +46,14 @@ def test_one_cycle_peaks_after_its_warm_up_share(share):
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
-def test_warm_up_rises_in_equal_steps(schedule):
+def test_the_warm_up_rises_in_equal_steps(schedule):
     plain, warmed = rates(schedule=schedule), rates(schedule=schedule, warmup_epochs=0.5)
     factors = [b / a for a, b in zip(plain, warmed, strict=True)]
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8] + [1.0] * 36)
 
 
 @pytest.mark.parametrize("decay_norms", [True, False])
-def test_weight_decay_shrinks_what_the_configuration_says(decay_norms):
+def test_weight_decay_applies_to_the_configured_parameters(decay_norms):
     """With a gradient of 0 a step of SGD is w ← w - lr·decay·w."""
     model = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.BatchNorm2d(3))
     optimizer = make_optimizer(model, OptimConfig(lr=0.5, momentum=0.0, weight_decay=0.1, decay_norms=decay_norms))
@@ -65,15 +66,15 @@ def test_weight_decay_shrinks_what_the_configuration_says(decay_norms):
         torch.testing.assert_close(p.detach(), old * (0.95 if decays else 1.0))
 
 
-def test_label_smoothing_mixes_in_the_uniform_distribution():
-    logits_TNK, y, smoothing = torch.randn(2, 3, 5), torch.tensor([0, 3, 4]), 0.2
-    log_p = logits_TNK.mean(0).log_softmax(1)
+def test_label_smoothing_mixes_labels_with_the_uniform_distribution():
+    logits_TNL, y, smoothing = torch.randn(2, 3, 5), torch.tensor([0, 3, 4]), 0.2
+    log_p = logits_TNL.mean(0).log_softmax(1)
     by_hand = -((1 - smoothing) * log_p[range(3), y] + smoothing * log_p.mean(1)).sum()
-    torch.testing.assert_close(sum_of_losses(logits_TNK, y, OptimConfig(label_smoothing=smoothing)), by_hand)
+    torch.testing.assert_close(sum_of_losses(logits_TNL, y, OptimConfig(label_smoothing=smoothing)), by_hand)
 
 
 class Linear(nn.Module):
-    """Logits [T, N, 10] from a linear layer alone, without norms: gradients of parts add up to those of the batch."""
+    """A linear layer with logits [T, N, 10]. Without norms, the gradients of parts add up to those of the batch."""
 
     def __init__(self):
         super().__init__()
@@ -83,7 +84,7 @@ class Linear(nn.Module):
         return self.layer(x_TNCHW.flatten(2))
 
 
-def test_a_step_follows_the_mean_gradient_of_the_batch_in_any_number_of_parts():
+def test_a_step_uses_the_mean_gradient_of_the_batch_for_any_number_of_parts():
     torch.manual_seed(0)
     x, y = torch.randn(3, 7, 1, 3, 3), torch.randint(0, 10, (7,))
     model = Linear()
@@ -96,20 +97,20 @@ def test_a_step_follows_the_mean_gradient_of_the_batch_in_any_number_of_parts():
             torch.testing.assert_close(parameter.grad, grad)
 
 
-def test_training_accuracy_is_that_of_the_mean_logits():
-    class Given(nn.Module):
+def test_training_accuracy_uses_the_time_averaged_logits():
+    class FixedLogits(nn.Module):
         def forward(self, x_TNCHW: Tensor, *, per_step: bool) -> Tensor:
             return torch.tensor([[[9.0, 0.0]], [[0.0, 3.0]]], requires_grad=True)  # T = 2; the mean predicts class 0
 
-    totals = add_gradients(Given(), torch.zeros(2, 1, 1, 1, 1), torch.tensor([0]), TINY, 1.0)
+    totals = forward_backward(FixedLogits(), torch.zeros(2, 1, 1, 1, 1), torch.tensor([0]), TINY, 1.0)
     assert totals[1:].tolist() == [1.0, 1.0]
 
 
-def test_the_moving_average_keeps_its_decay_of_weights_and_buffers(tmp_path):
+def test_the_moving_average_averages_weights_and_buffers(tmp_path):
     cfg = override(TINY, optim={"ema_decay": 0.9})
     training = set_up(cfg, tmp_path, TrainOptions(), ALONE, Requests())
     assert training.average
-    training.average.update_parameters(training.model)  # the first one copies
+    training.average.update_parameters(training.model)  # the first update copies
     before = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
     with torch.no_grad():
         for tensor in training.model.state_dict().values():
@@ -119,26 +120,26 @@ def test_the_moving_average_keeps_its_decay_of_weights_and_buffers(tmp_path):
         torch.testing.assert_close(tensor, before[name] + 0.1)
 
 
-def test_the_best_checkpoint_holds_the_scored_average(tmp_path):
+def test_the_best_checkpoint_holds_the_moving_average(tmp_path):
     train(override(TINY, optim={"ema_decay": 0.5, "epochs": 1}), tmp_path / "run")
     best, last = (load_checkpoint(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "last"))
     assert all(torch.equal(best.model[name], tensor) for name, tensor in last.average.items())
     assert any(not torch.equal(best.model[name], tensor) for name, tensor in last.model.items())
 
 
-def test_of_equal_epochs_the_first_is_the_best(tmp_path, monkeypatch):
+def test_the_first_of_equally_good_epochs_is_the_best(tmp_path, monkeypatch):
     evaluate = loop.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda *args, **options: replace(evaluate(*args, **options), accuracy=0.5))
     assert train(TINY, tmp_path / "run")["best"]["epoch"] == 0
 
 
-def test_an_epoch_adds_its_samples_and_seconds_to_the_run():
+def test_finishing_an_epoch_adds_its_samples_and_seconds_to_the_run():
     position = Position(epoch=2, step=7, seen=100, images=250, epoch_seconds=3.0, train_seconds=10.0, correct=9)
     position.finish_epoch()
     assert position == Position(epoch=3, images=350, train_seconds=13.0)
 
 
-def test_every_image_of_a_batch_is_cropped_at_a_place_of_its_own():
+def test_every_image_of_a_batch_is_cropped_at_its_own_position():
     images = np.zeros((64, 1, 5, 5), np.uint8)
     images[:, :, 2, 2] = 255
     batches = Batches(

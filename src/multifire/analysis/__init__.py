@@ -1,42 +1,47 @@
-"""Measure a network: dormant units, firing rates, gradient norms, energy.
+"""Measure a network: dormant units, firing rates, membrane potentials, gradient norms, operations, energy and scores.
 
-`analyze` runs all measures on a few batches and gives one record of plain values. Training writes a record every
-`--analyze-every` epochs as a line of `analysis.jsonl` in the run's folder; at the run's end `analysis.json` holds the
-record of the model that the summary's accuracy is of, on test samples. Shares are between 0 and 1; lists are nested as
-their brackets say, the outermost first; K levels, T time steps, B bins.
+`analyze` makes all measurements on a few batches. `Analysis.record()` returns them as one JSON object, which this text
+defines. Training writes two files to the run folder:
 
-    {"epoch": int,                     from 0; only in analysis.jsonl
-     "split": "test" | "validation",   whose samples were analysed; in both files
+- analysis.jsonl: one line with a record every `--analyze-every` epochs;
+- analysis.json: the record of the finished network on test samples. It describes the checkpoint whose accuracy
+  summary.json reports.
+
+Fractions are between 0 and 1. Lists are nested as the brackets show, the outermost dimension first. K levels, T time
+steps, B bins.
+
+    {"epoch": int,                     counted from 0; only in analysis.jsonl
+     "split": "test" | "validation",   the split of the analysed samples; in both files
      "checkpoint": "last" | "best by validation",     only in analysis.json
      "seconds": float,                 duration of the analysis
-     "samples": int,                   on which layers, gradient and energy are measured
+     "samples": int,                   number of samples for layers, gradient and energy
      "timesteps": int,
      "neuron": {"thresholds": [K], "decay": float, "surrogate": str, "width": float,
-                "windows": [[from, to] × K]},    where the surrogate derivative is not 0; null: everywhere
-     "dormant": float,                 share over all layers
-     "layers": [                       layers of neurons, as they are computed; a DS block's firing shortcut is one
+                "windows": [[from, to] × K]},    range of u in which the surrogate derivative is not 0; null: everywhere
+     "dormant": float,                 fraction of dormant units in all layers
+     "layers": [                       layers of neurons in order of computation, including MLF shortcuts of DS blocks
         {"name": str, "shape": [C, H, W],
          "dormant": float,
-         "rate": [[T] × K],            share of (sample, neuron) that fire, for each level and time step
-         "membrane": {"low": float, "high": float,          B equal bins between them; of every 7th neuron
+         "rate": [[T] × K],            fraction of (sample, neuron) pairs that fire
+         "membrane": {"low": float, "high": float,          B equal bins from low to high; every 7th neuron is counted
                       "counts": [[B] × K], "below": [K], "above": [K]},
-         "weight_grad_norm": float,    of the convolution's weights
-         "activation_grad_norm": float}],   with respect to the layer's output
-     "gradient": {"loss": float,       of the same samples in training mode
-                  "weight_ratio": float | null, "activation_ratio": float | null,   last layer's norm over the first's
+         "weight_grad_norm": float,    for the weights of the layer's convolution
+         "activation_grad_norm": float}],   for the layer's output
+     "gradient": {"loss": float,       loss of the same samples in training mode
+                  "weight_ratio": float | null, "activation_ratio": float | null,   norm of the last layer / first layer
                   "voting_grad_norm": float},
-     "per_step": {"samples": int, "accuracy": [T], "loss": [T]},   of the mean logits of the first t steps
-     "confusion": [[classes] × classes],    samples; rows are true classes, columns predicted ones
-     "energy": {"ac_pj": float, "mac_pj": float,            prices of an accumulate and of a multiply-accumulate
-                "macs": float, "synops": float,             of an inference of the spiking network
+     "per_step": {"samples": int, "accuracy": [T], "loss": [T]},   for the mean logits of the first t steps
+     "confusion": [[classes] × classes],    numbers of samples; rows: true class, columns: predicted class
+     "energy": {"ac_pj": float, "mac_pj": float,            energy of one accumulate and of one multiply-accumulate
+                "macs": float, "synops": float,             operations of one inference of the spiking network
                 "snn_pj": float,
-                "ann_macs": int, "ann_pj": float,           the same network without time, every product a MAC
-                "quantised_bits": int, "quantised_pj": float,    with K+1 levels of activation
+                "ann_macs": int, "ann_pj": float,           the same network as an ANN: one pass, every product a MAC
+                "quantised_bits": int, "quantised_pj": float,    the same as an ANN with K+1 activation levels
                 "connections": [{"name": str, "kind": "conv" | "linear" | "identity", "shape": [C, H, W] | [classes],
                                  "ann_macs": int, "macs": float, "synops": float}]}}
 
-Training writes `per_step` and `confusion` of the whole split, which it scores anyway. A gradient or a loss that is not
-finite is null.
+In the records that training writes, `per_step` and `confusion` cover the whole split, because training scores it
+anyway. A gradient norm or a loss that is not finite is null.
 """
 
 from multifire.analysis.activity import Activity, LayerActivity, Membranes, measure_activity

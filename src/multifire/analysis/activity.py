@@ -1,6 +1,6 @@
-"""Dormant units, firing rates and membrane potentials of each layer.
+"""Measure dormant units, firing rates and membrane potentials of each layer.
 
-Shapes: T time steps, K levels, N samples, C channels, H rows, W columns, B bins, M neurons of some samples.
+Shapes: T time steps, K levels, N samples, C channels, H height, W width, B bins, M neurons of one or several samples.
 """
 
 import contextlib
@@ -14,51 +14,59 @@ import torch
 from torch import Tensor, nn
 
 from multifire import ops
-from multifire.analysis.probe import Pairs, run, undisturbed
+from multifire.analysis.probe import LabelledBatches, preserve_state, run_batches
 from multifire.nn import MLF, ConvFire
 from multifire.ops.reference import SURROGATES
 
-BIN = 0.1
-"""Width of a bin; with the paper's thresholds, the surrogate's windows end at edges of bins."""
-LOW = -2.0
-AT_ONCE = 2**15
-"""Neurons computed at once on a CPU, so that their membranes stay in the cache."""
+BIN_WIDTH = 0.1
+"""Width of a histogram bin. With the paper's thresholds, the surrogate windows begin and end at bin edges."""
+HISTOGRAM_LOW = -2.0
+"""Lower edge of the first bin."""
+CHUNK_NEURONS = 2**15
+"""Number of neurons that a CPU simulates together; their membranes fit in its cache."""
 
 
 @dataclass(frozen=True)
 class Membranes:
-    """Histogram of membrane potentials over samples, neurons and time steps: B equal bins from `low` to `high`."""
+    """Histogram of membrane potentials over samples, neurons and time steps, with B equal bins from `low` to `high`."""
 
     low: float
     high: float
     counts: np.ndarray
-    """[K, B]."""
+    """[K, B]: values in each bin."""
     below: np.ndarray
+    """[K]: values below `low`."""
     above: np.ndarray
-    """[K]: values outside the bins."""
+    """[K]: values above `high`."""
 
 
 @dataclass(frozen=True)
 class LayerActivity:
+    """Activity of one layer of neurons."""
+
     name: str
     shape: tuple[int, int, int]
     """C, H, W of the layer's neurons."""
     dormant: float
-    """Fraction of (sample, neuron) with surrogate derivative 0 at every level and time step."""
+    """Fraction of (sample, neuron) pairs whose surrogate derivative is 0 at every level and time step."""
     rate: np.ndarray
-    """[K, T]: fraction of (sample, neuron) that fire."""
+    """[K, T]: fraction of (sample, neuron) pairs that fire."""
     membranes: Membranes
 
     @property
     def neurons(self) -> int:
+        """Number of neurons: C·H·W."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Activity:
+    """Activity of all layers of neurons."""
+
     samples: int
+    """Number of samples on which the activity is measured."""
     layers: list[LayerActivity]
-    """In order of computation."""
+    """The layers in order of computation."""
 
     @property
     def dormant(self) -> float:
@@ -67,141 +75,146 @@ class Activity:
         return sum(layer.dormant * layer.neurons for layer in self.layers) / neurons
 
 
-def measure_activity(model: nn.Module, batches: Pairs, *, precision: str = "fp32", every: int = 1) -> Activity:
-    """Measure dormant units, firing rates and membrane potentials of every layer of neurons, in the model's mode.
+def measure_activity(
+    model: nn.Module, batches: LabelledBatches, *, precision: str = "fp32", every: int = 1
+) -> Activity:
+    """Measure dormant units, firing rates and membrane potentials of every layer of neurons.
 
         dormant:  ∂s_k/∂u_k = 0 at every level k and every time step t
 
-    In training mode norms use the statistics of each batch, and running statistics do not change. Membranes are
-    computed again from each layer's input, since no backend keeps them; a membrane within rounding error of its
-    threshold may count as fired although it did not fire.
+    The model keeps its mode. In training mode norms use the statistics of each batch; running statistics do not
+    change. No backend stores membranes, so they are computed again from the input of each layer. If a membrane is
+    within rounding error of its threshold, it may count as fired although the neuron did not fire.
 
     Args:
-        model: any network of ConvFire layers.
-        batches: x [T, N, C, H, W], all of the same T, and y [N], which is not used.
-        precision: "bf16" convolves under autocast.
-        every: use the membranes of every `every`-th neuron for the histograms, the slowest part.
+        model: a network with ConvFire layers.
+        batches: x [T, N, C, H, W], all with the same T, and labels y [N]; the labels are not used.
+        precision: "bf16" runs convolutions under autocast.
+        every: only every `every`-th neuron enters the histograms, which take most of the time.
 
     Raises:
-        ValueError: no sample.
+        ValueError: there is no sample.
         FloatingPointError: a membrane is NaN.
 
-    Source of the definition: Feng et al., IJCAI 2022.
+    Source: Feng et al., IJCAI 2022 (definition of a dormant unit).
     """
-    with undisturbed(model), observed(model, every) as observation:
-        run(model, batches, precision)
-    return observation.result()
+    with preserve_state(model), record_activity(model, every) as recorder:
+        run_batches(model, batches, precision)
+    return recorder.result()
 
 
 @contextlib.contextmanager
-def observed(model: nn.Module, every: int) -> Iterator["Observation"]:
-    """Observe every layer of neurons while the model runs."""
-    observation = Observation(every)
+def record_activity(model: nn.Module, every: int) -> Iterator["ActivityRecorder"]:
+    """Record the activity of every layer of neurons while the model runs inside the context."""
+    recorder = ActivityRecorder(every)
     with contextlib.ExitStack() as stack:
         for name, layer in model.named_modules():
             if isinstance(layer, ConvFire):
-                watch = _Watch(name, observation)
-                stack.enter_context(layer.conv.register_forward_hook(watch.convolved))
-                stack.enter_context(layer.register_forward_hook(watch.fired, with_kwargs=True))
-        yield observation
+                hooks = _LayerHooks(name, recorder)
+                stack.enter_context(layer.conv.register_forward_hook(hooks.after_conv))
+                stack.enter_context(layer.register_forward_hook(hooks.after_layer, with_kwargs=True))
+        yield recorder
 
 
-class Observation:
-    """Counts by layer."""
+class ActivityRecorder:
+    """Collect the counts of all layers."""
 
     def __init__(self, every: int):
         self._every = every
-        self._layers: dict[str, _Counts] = {}
+        self._layers: dict[str, _LayerCounts] = {}
 
     def add(self, name: str, y_TNCHW: Tensor, neuron: MLF) -> None:
+        """Add a batch, given the input current y of the layer's neurons."""
         if name not in self._layers:
-            self._layers[name] = _Counts(y_TNCHW, neuron, self._every)
+            self._layers[name] = _LayerCounts(y_TNCHW, neuron, self._every)
         self._layers[name].add(y_TNCHW)
 
     def result(self) -> Activity:
+        """Return the activity of all batches."""
         layers = [counts.result(name) for name, counts in self._layers.items()]
         return Activity(next(iter(self._layers.values())).samples, layers)
 
 
-class _Watch:
-    """Recomputes the input current of a layer's neurons: convolution, norm, and the sum before firing."""
+class _LayerHooks:
+    """Forward hooks that compute the input current of a layer's neurons: tdBN(convolution) + shortcut."""
 
-    def __init__(self, name: str, observation: Observation):
-        self._name, self._observation = name, observation
-        self._current: Tensor | None = None
+    def __init__(self, name: str, recorder: ActivityRecorder):
+        self._name, self._recorder = name, recorder
+        self._conv_out: Tensor | None = None
 
-    def convolved(self, _conv: nn.Module, _inputs: tuple, out: Tensor) -> None:
-        self._current = out.detach()
+    def after_conv(self, _conv: nn.Module, _inputs: tuple, out: Tensor) -> None:
+        self._conv_out = out.detach()
 
     @torch.no_grad()
-    def fired(self, layer: ConvFire, inputs: tuple[Tensor], kwargs: dict[str, Any], out: Tensor) -> None:
-        assert self._current is not None
-        current_TNCHW = self._current.unflatten(0, (-1, out.shape[1]))  # T, or 1 for a static image
-        self._current = None
+    def after_layer(self, layer: ConvFire, inputs: tuple[Tensor], kwargs: dict[str, Any], out: Tensor) -> None:
+        assert self._conv_out is not None
+        conv_TNCHW = self._conv_out.unflatten(0, (-1, out.shape[1]))  # T is 1 for a static image
+        self._conv_out = None
         weight, bias, mean, var = layer.norm.tensors()
         options = {**layer.norm.options(), "backend": layer.neuron.backend}
-        y_TNCHW = ops.tdbn(current_TNCHW, weight, bias, mean.clone(), var.clone(), **options).expand(out.shape)
+        y_TNCHW = ops.tdbn(conv_TNCHW, weight, bias, mean.clone(), var.clone(), **options).expand(out.shape)
         if (add_before := kwargs.get("add_before")) is not None:
             y_TNCHW = y_TNCHW + add_before
         if torch.isnan(y_TNCHW).any():
             raise FloatingPointError(f"the input of {self._name}'s neurons is NaN; the network has diverged")
-        self._observation.add(self._name, y_TNCHW, layer.neuron)
+        self._recorder.add(self._name, y_TNCHW, layer.neuron)
 
 
-class _Counts:
-    """One layer's counts."""
+class _LayerCounts:
+    """Counts of dormant units, spikes and membrane potentials in one layer."""
 
     def __init__(self, y_TNCHW: Tensor, neuron: MLF, every: int):
         self._neuron, self._every, self._shape = neuron, every, y_TNCHW.shape[2:]
         self.samples, self._dormant = 0, 0
-        self._bins = round((max(4.0, neuron.thresholds[-1] + 1.4) - LOW) / BIN)
+        self._bins = round((max(4.0, neuron.thresholds[-1] + 1.4) - HISTOGRAM_LOW) / BIN_WIDTH)
         levels, like = len(neuron.thresholds), {"dtype": torch.int64, "device": y_TNCHW.device}
         self._fired_KT = torch.zeros(levels, len(y_TNCHW), **like)
-        self._places_KB = torch.zeros(levels, 1 + self._bins + 1, **like)
+        self._histogram_KB = torch.zeros(levels, 1 + self._bins + 1, **like)  # bin 0: below; last bin: above
 
     def add(self, y_TNCHW: Tensor) -> None:
         self.samples += y_TNCHW.shape[1]
         y_TNM = y_TNCHW.permute(0, 1, 3, 4, 2).flatten(2)  # channels last, as in memory
-        at_once = max(1, AT_ONCE // y_TNM.shape[2]) if y_TNM.device.type == "cpu" else y_TNM.shape[1]
-        for part_TNM in y_TNM.split(at_once, dim=1):
-            self._follow(part_TNM.flatten(1))
+        chunk = max(1, CHUNK_NEURONS // y_TNM.shape[2]) if y_TNM.device.type == "cpu" else y_TNM.shape[1]
+        for part_TNM in y_TNM.split(chunk, dim=1):
+            self._simulate(part_TNM.flatten(1))
 
-    def _follow(self, y_TM: Tensor) -> None:
+    def _simulate(self, y_TM: Tensor) -> None:
         """u_k[t] = decay · u_k[t-1] · (1 - s_k[t-1]) + y[t]; see `multifire.ops.reference.mlf`."""
         neuron = self._neuron
-        nearest_M = torch.full_like(y_TM[0], torch.inf)  # to a threshold, over levels and time steps
+        min_distance_M = torch.full_like(y_TM[0], torch.inf)  # to a threshold, over levels and time steps
         for k, threshold in enumerate(neuron.thresholds):
             u_M = torch.zeros_like(y_TM[0])
             for t, y_M in enumerate(y_TM):
                 u_M.mul_(neuron.decay).add_(y_M)
-                self._place(k, u_M[:: self._every])
+                self._add_to_histogram(k, u_M[:: self._every])
                 above_M = u_M - threshold
                 fired_M = above_M > 0
                 self._fired_KT[k, t] += fired_M.count_nonzero()
-                torch.minimum(nearest_M, above_M.abs_(), out=nearest_M)
+                torch.minimum(min_distance_M, above_M.abs_(), out=min_distance_M)
                 u_M.masked_fill_(fired_M, 0)
-        # Surrogate derivatives fall with the distance from the threshold, so the nearest membrane decides.
-        derivative_M = SURROGATES[neuron.surrogate](nearest_M, neuron.width)
+        # Surrogate derivatives do not increase with the distance from the threshold. If the derivative is 0 at the
+        # smallest distance, it is 0 everywhere.
+        derivative_M = SURROGATES[neuron.surrogate](min_distance_M, neuron.width)
         self._dormant += len(derivative_M) - int(derivative_M.count_nonzero())
 
-    def _place(self, k: int, u_M: Tensor) -> None:
-        places_M = (u_M - LOW).div_(BIN).add_(1).clamp_(0, self._bins + 1)  # 0 is below, the last one above
-        self._places_KB[k] += places_M.long().bincount(minlength=self._bins + 2)
+    def _add_to_histogram(self, k: int, u_M: Tensor) -> None:
+        bin_M = (u_M - HISTOGRAM_LOW).div_(BIN_WIDTH).add_(1).clamp_(0, self._bins + 1)
+        self._histogram_KB[k] += bin_M.long().bincount(minlength=self._bins + 2)
 
     def result(self, name: str) -> LayerActivity:
         channels, height, width = self._shape
         units = self.samples * self._shape.numel()
-        places_KB = self._places_KB.cpu().numpy()
+        histogram_KB = self._histogram_KB.cpu().numpy()
         return LayerActivity(
             name=name,
             shape=(channels, height, width),
             dormant=self._dormant / units,
             rate=self._fired_KT.cpu().numpy() / units,
             membranes=Membranes(
-                low=LOW,
-                high=LOW + self._bins * BIN,
-                counts=places_KB[:, 1:-1],
-                below=places_KB[:, 0],
-                above=places_KB[:, -1],
+                low=HISTOGRAM_LOW,
+                high=HISTOGRAM_LOW + self._bins * BIN_WIDTH,
+                counts=histogram_KB[:, 1:-1],
+                below=histogram_KB[:, 0],
+                above=histogram_KB[:, -1],
             ),
         )

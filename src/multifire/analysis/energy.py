@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from multifire.analysis.probe import Pairs, run, undisturbed
+from multifire.analysis.probe import LabelledBatches, preserve_state, run_batches
 from multifire.nn import PlainBlock, SpikingResNet
 from multifire.nn.block import is_static_input
 
@@ -51,13 +51,15 @@ class Connection:
     name: str
     kind: Literal["conv", "linear", "identity"]
     shape: tuple[int, ...]
-    """Shape of the output of one sample and time step."""
+    """Shape of the output for one sample and time step."""
     ann_macs: int
-    """Products of one pass."""
+    """MACs of one pass of the same network as an ANN."""
     real: bool
-    """True if a quantised network reads real numbers here too."""
+    """True if the connection reads real numbers in a quantised network too."""
     macs: float = 0.0
+    """Multiply-accumulates."""
     synops: float = 0.0
+    """Synaptic operations: accumulates that spikes cause."""
 
 
 @dataclass
@@ -65,40 +67,50 @@ class Energy:
     """Operations and energy of one inference, averaged over samples."""
 
     ac_pj: float
+    """Energy of an accumulate in picojoules."""
     mac_pj: float
+    """Energy of a multiply-accumulate in picojoules."""
     bits: int = 0
-    """Bits of a quantised activation with K+1 levels."""
+    """Number of bits of a quantised activation with K+1 levels."""
     samples: int = 0
+    """Number of samples on which the operations are counted."""
     connections: list[Connection] = field(default_factory=list)
+    """The connections in order of computation."""
 
     @property
     def macs(self) -> float:
+        """Multiply-accumulates of an inference."""
         return sum(each.macs for each in self.connections)
 
     @property
     def synops(self) -> float:
+        """Synaptic operations of an inference."""
         return sum(each.synops for each in self.connections)
 
     @property
     def snn_pj(self) -> float:
+        """Energy of an inference of the spiking network in picojoules."""
         return self.macs * self.mac_pj + self.synops * self.ac_pj
 
     @property
     def ann_macs(self) -> int:
+        """Multiply-accumulates of one pass of the same network as an ANN."""
         return sum(each.ann_macs for each in self.connections)
 
     @property
     def ann_pj(self) -> float:
+        """Energy of one pass of the same network as an ANN in picojoules."""
         return self.ann_macs * self.mac_pj
 
     @property
     def quantised_pj(self) -> float:
+        """Energy of one pass of the same network as a quantised ANN in picojoules."""
         return sum(each.ann_macs * (self.mac_pj if each.real else self.bits * self.ac_pj) for each in self.connections)
 
 
 def measure_energy(
     model: SpikingResNet,
-    batches: Pairs,
+    batches: LabelledBatches,
     *,
     ac_pj: float = AC_PJ,
     mac_pj: float = MAC_PJ,
@@ -108,47 +120,47 @@ def measure_energy(
 
     Args:
         model: the network.
-        batches: x [T, N, C, H, W] and y [N], which is not used.
-        ac_pj: picojoules of an accumulate.
-        mac_pj: picojoules of a multiply-accumulate.
-        precision: "bf16" convolves under autocast.
+        batches: x [T, N, C, H, W] and labels y [N]; the labels are not used.
+        ac_pj: energy of an accumulate in picojoules.
+        mac_pj: energy of a multiply-accumulate in picojoules.
+        precision: "bf16" runs convolutions under autocast.
 
     Raises:
-        ValueError: no sample, or a price that is not above 0.
+        ValueError: there is no sample, or a price that is not above 0.
     """
-    with undisturbed(model), counted(model, ac_pj, mac_pj) as count:
-        run(model, batches, precision)
-    return count.result()
+    with preserve_state(model), count_operations(model, ac_pj, mac_pj) as counter:
+        run_batches(model, batches, precision)
+    return counter.result()
 
 
 @contextlib.contextmanager
-def counted(model: SpikingResNet, ac_pj: float, mac_pj: float) -> Iterator["Count"]:
-    """Count operations while the model runs."""
+def count_operations(model: SpikingResNet, ac_pj: float, mac_pj: float) -> Iterator["OperationCounter"]:
+    """Count the operations of the model while it runs inside the context."""
     for name, price in (("ac_pj", ac_pj), ("mac_pj", mac_pj)):
         if not 0 < price < math.inf:
             raise ValueError(f"{name} is {price}, expected picojoules above 0")
-    count = Count(model, ac_pj, mac_pj)
+    counter = OperationCounter(model, ac_pj, mac_pj)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(model.register_forward_pre_hook(count.begin))
+        stack.enter_context(model.register_forward_pre_hook(counter.before_network))
         for name, module in model.named_modules():
             hook = None
             if isinstance(module, nn.Conv2d):
-                hook = count.first if module is model.stem.conv else count.convolution
+                hook = counter.after_first_conv if module is model.stem.conv else counter.after_conv
             elif isinstance(module, nn.Linear):
-                hook = count.linear
+                hook = counter.after_linear
             elif isinstance(module, PlainBlock) and module.shortcut is None:
-                name, hook = f"{name}.shortcut", count.identity
+                name, hook = f"{name}.shortcut", counter.after_identity
             if hook is not None:
                 stack.enter_context(module.register_forward_hook(_named(name, hook)))
-        yield count
+        yield counter
 
 
 def _named(name: str, hook):
     return lambda module, inputs, out: hook(name, module, inputs[0].detach(), out)
 
 
-class Count:
-    """Counts of each connection over all samples."""
+class OperationCounter:
+    """Forward hooks that count the operations of each connection over all samples."""
 
     def __init__(self, model: SpikingResNet, ac_pj: float, mac_pj: float):
         levels = len(model.stem.neuron.thresholds)
@@ -156,31 +168,31 @@ class Count:
         self._connections: dict[str, Connection] = {}
         self._input: Tensor | None = None
 
-    def begin(self, _model: nn.Module, inputs: tuple[Tensor]) -> None:
+    def before_network(self, _model: nn.Module, inputs: tuple[Tensor]) -> None:
         self._input = inputs[0]
         self._energy.samples += inputs[0].shape[1]
 
-    def first(self, name: str, conv: nn.Conv2d, x: Tensor, out: Tensor) -> None:
+    def after_first_conv(self, name: str, conv: nn.Conv2d, x: Tensor, out: Tensor) -> None:
         assert self._input is not None
         connection = self._convolution(name, conv, out, real=True)
         timesteps, samples = self._input.shape[:2]
         if is_static_input(self._input):
             connection.macs += samples * connection.ann_macs
         elif are_counts(self._input):
-            connection.synops += arriving(conv, self._input.flatten(0, 1), out)
+            connection.synops += accumulates(conv, self._input.flatten(0, 1), out)
         else:
             connection.macs += timesteps * samples * connection.ann_macs
 
-    def convolution(self, name: str, conv: nn.Conv2d, x: Tensor, out: Tensor) -> None:
-        self._convolution(name, conv, out, real=False).synops += arriving(conv, x, out)
+    def after_conv(self, name: str, conv: nn.Conv2d, x: Tensor, out: Tensor) -> None:
+        self._convolution(name, conv, out, real=False).synops += accumulates(conv, x, out)
 
-    def linear(self, name: str, linear: nn.Linear, x: Tensor, out: Tensor) -> None:
+    def after_linear(self, name: str, linear: nn.Linear, x: Tensor, out: Tensor) -> None:
         shape, macs = (linear.out_features,), linear.in_features * linear.out_features
-        connection = self._at(Connection(name, "linear", shape, macs, real=True))
+        connection = self._get_or_add(Connection(name, "linear", shape, macs, real=True))
         connection.macs += macs * out.numel() // linear.out_features
 
-    def identity(self, name: str, _block: nn.Module, x: Tensor, out: Tensor) -> None:
-        connection = self._at(Connection(name, "identity", tuple(x.shape[2:]), 0, real=False))
+    def after_identity(self, name: str, _block: nn.Module, x: Tensor, out: Tensor) -> None:
+        connection = self._get_or_add(Connection(name, "identity", tuple(x.shape[2:]), 0, real=False))
         connection.synops += x.sum(dtype=torch.float64).item()
 
     def result(self) -> Energy:
@@ -193,9 +205,9 @@ class Count:
 
     def _convolution(self, name: str, conv: nn.Conv2d, out: Tensor, real: bool) -> Connection:
         macs = out[0].numel() * conv.weight[0].numel()
-        return self._at(Connection(name, "conv", tuple(out.shape[1:]), macs, real))
+        return self._get_or_add(Connection(name, "conv", tuple(out.shape[1:]), macs, real))
 
-    def _at(self, connection: Connection) -> Connection:
+    def _get_or_add(self, connection: Connection) -> Connection:
         return self._connections.setdefault(connection.name, connection)
 
 
@@ -204,9 +216,9 @@ def are_counts(x: Tensor) -> bool:
     return bool(((x >= 0) & (x == x.floor())).all())
 
 
-def arriving(conv: nn.Conv2d, x_NCHW: Tensor, out_NCHW: Tensor) -> float:
-    """Return Σ input · fan-out, the accumulates that the integers x cause in a convolution."""
+def accumulates(conv: nn.Conv2d, x_NCHW: Tensor, out_NCHW: Tensor) -> float:
+    """Return Σ input · fan-out: the number of accumulates that integers x cost in a convolution."""
     ones = x_NCHW.new_ones((1, 1, *conv.kernel_size), dtype=torch.float64)
-    reached = x_NCHW.new_ones((1, 1, *out_NCHW.shape[2:]), dtype=torch.float64)
-    fan_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, reached, conv.stride, conv.padding)[0, 0]  # pyright: ignore[reportArgumentType]
-    return conv.out_channels * (x_NCHW.sum((0, 1), dtype=torch.float64) * fan_HW).sum().item()
+    outputs = x_NCHW.new_ones((1, 1, *out_NCHW.shape[2:]), dtype=torch.float64)
+    fan_out_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, outputs, conv.stride, conv.padding)[0, 0]  # pyright: ignore[reportArgumentType]
+    return conv.out_channels * (x_NCHW.sum((0, 1), dtype=torch.float64) * fan_out_HW).sum().item()

@@ -1,6 +1,6 @@
 """Score a network: loss and accuracy, at the end and after each time step, and the confusion matrix.
 
-Shapes: T time steps, N samples, K classes.
+Shapes: T time steps, N samples, L classes.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from multifire.utils.memory import is_out_of_memory
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Accuracy and time steps if each sample stops once its margin exceeds a threshold."""
+    """Accuracy and mean number of time steps if each sample stops when its margin exceeds a threshold."""
 
     margin: float
     accuracy: float
@@ -28,7 +28,7 @@ class EarlyStop:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on a split. Accuracies are between 0 and 1; that of a class without samples is None."""
+    """Scores on a split. Accuracies are between 0 and 1; the accuracy of a class without samples is None."""
 
     count: int
     loss: float
@@ -37,7 +37,7 @@ class Evaluation:
     per_step: list[float]
     """Accuracy of the mean logits of the first t steps, for t = 1..T."""
     loss_per_step: list[float]
-    """Loss of those mean logits."""
+    """Loss of the mean logits of the first t steps, for t = 1..T."""
     confusion: list[list[int]]
     """Samples of each true class (row) by predicted class (column)."""
     early: list[EarlyStop]
@@ -58,14 +58,14 @@ def evaluate(
     Args:
         model: [T, N, C, H, W] -> per-step logits [T, N, K].
         batches: x [T, N, C, H, W] and labels y [N].
-        precision: "bf16" convolves under autocast.
+        precision: "bf16" runs convolutions under autocast.
         on_batch: called after each batch.
-        total: sums a tensor over the processes that share the samples, so that each gets the figures of all.
+        total: returns the sum of a tensor over all processes that share the samples.
         stop_margins: thresholds of `EarlyStop`.
 
     Raises:
-        ValueError: no sample.
-        MemoryError: a batch does not fit.
+        ValueError: there is no sample.
+        MemoryError: a batch does not fit into memory.
     """
     was_training = model.training
     model.eval()
@@ -74,11 +74,11 @@ def evaluate(
     stopped = torch.zeros(len(stop_margins), 2, dtype=torch.float64)
     for x_TNCHW, y in batches.epoch(0) if isinstance(batches, Batches | EventBatches) else batches:
         with explain_out_of_memory(len(y)), autocast(x_TNCHW.device, precision):
-            logits_TNK = model(x_TNCHW, per_step=True).float()
-        losses_T = losses_T + running_losses(logits_TNK, y).double().cpu()
-        predictions.append(running_predictions(logits_TNK).cpu())
+            logits_TNL = model(x_TNCHW, per_step=True).float()
+        losses_T = losses_T + running_losses(logits_TNL, y).double().cpu()
+        predictions.append(running_predictions(logits_TNL).cpu())
         for row, margin in zip(stopped, stop_margins, strict=True):
-            row += _stop_early(logits_TNK, predictions[-1].eq(y.cpu()), margin)
+            row += _stop_early(logits_TNL, predictions[-1].eq(y.cpu()), margin)
         labels.append(y.cpu())
         if on_batch:
             on_batch()
@@ -104,21 +104,21 @@ def explain_out_of_memory(samples: int) -> Iterator[None]:
     )
 
 
-def running_predictions(logits_TNK: Tensor) -> Tensor:
+def running_predictions(logits_TNL: Tensor) -> Tensor:
     """Return the class [T, N] predicted from the mean logits of the first t steps, for t = 1..T."""
     # argmax of the sum: the factor 1/t changes no order.
-    return logits_TNK.cumsum(0).argmax(2)
+    return logits_TNL.cumsum(0).argmax(2)
 
 
-def running_losses(logits_TNK: Tensor, y: Tensor) -> Tensor:
+def running_losses(logits_TNL: Tensor, y: Tensor) -> Tensor:
     """Return the cross entropy of the mean logits of the first t steps, summed over samples, [T] for t = 1..T."""
-    steps = range(1, len(logits_TNK) + 1)
-    return torch.stack([F.cross_entropy(logits_TNK[:t].mean(0), y, reduction="sum") for t in steps])
+    steps = range(1, len(logits_TNL) + 1)
+    return torch.stack([F.cross_entropy(logits_TNL[:t].mean(0), y, reduction="sum") for t in steps])
 
 
-def margins(logits_NK: Tensor) -> Tensor:
+def margins(logits_NL: Tensor) -> Tensor:
     """Return the margin [N]: the largest class probability (softmax) minus the second largest."""
-    first, second = logits_NK.softmax(-1).topk(2).values.unbind(-1)
+    first, second = logits_NL.softmax(-1).topk(2).values.unbind(-1)
     return first - second
 
 
@@ -128,12 +128,12 @@ def check_margin(margin: float) -> None:
         raise ValueError(f"margin is {margin}, expected a difference of probabilities, 0 <= margin < 1")
 
 
-def _stop_early(logits_TNK: Tensor, hits_TN: Tensor, margin: float) -> Tensor:
-    """Return the number of correct samples and their total time steps if each stops once its margin exceeds this."""
-    steps = torch.arange(1, len(logits_TNK) + 1, device=logits_TNK.device)
-    sure_TN = (margins(logits_TNK.cumsum(0) / steps[:, None, None]) > margin).cpu()
-    sure_TN[-1] = True
-    step_N = sure_TN.byte().argmax(0)  # the first
+def _stop_early(logits_TNL: Tensor, hits_TN: Tensor, margin: float) -> Tensor:
+    """Return the number of correct samples and the sum of time steps if each stops when it exceeds the margin."""
+    steps = torch.arange(1, len(logits_TNL) + 1, device=logits_TNL.device)
+    stops_TN = (margins(logits_TNL.cumsum(0) / steps[:, None, None]) > margin).cpu()
+    stops_TN[-1] = True
+    step_N = stops_TN.byte().argmax(0)  # the first step at which the sample stops
     return torch.stack([hits_TN.gather(0, step_N[None]).sum(), (step_N + 1).sum()]).double()
 
 
@@ -146,22 +146,22 @@ def _score(
     total: Callable[[Tensor], Tensor],
     stop_margins: Sequence[float],
 ) -> Evaluation:
-    """Compute the scores of all processes' samples from this process's."""
+    """Compute the scores over all processes from the sums of this process."""
     confusion = torch.bincount(labels * num_classes + predicted_TN[-1], minlength=num_classes**2)
     own = [losses_T, predicted_TN.eq(labels).sum(1), confusion, stopped.flatten()]
     sums = total(torch.cat([part.double() for part in own]))
     losses_T, right_T, confusion, early = sums.split([len(part) for part in own])
-    confusion_KK = confusion.view(num_classes, num_classes)
-    right_K, count_K = confusion_KK.diagonal(), confusion_KK.sum(1)
-    count = count_K.sum()
+    confusion_LL = confusion.view(num_classes, num_classes)
+    right_L, count_L = confusion_LL.diagonal(), confusion_LL.sum(1)
+    count = count_L.sum()
     return Evaluation(
         count=int(count),
         loss=(losses_T[-1] / count).item(),
         accuracy=(right_T[-1] / count).item(),
-        per_class=[(r / n).item() if n else None for r, n in zip(right_K, count_K, strict=True)],
+        per_class=[(r / n).item() if n else None for r, n in zip(right_L, count_L, strict=True)],
         per_step=(right_T / count).tolist(),
         loss_per_step=(losses_T / count).tolist(),
-        confusion=confusion_KK.long().tolist(),
+        confusion=confusion_LL.long().tolist(),
         early=[
             EarlyStop(margin, *figures)
             for margin, figures in zip(stop_margins, (early / count).view(-1, 2).tolist(), strict=True)

@@ -1,6 +1,6 @@
-"""Norm of the gradient at each layer.
+"""Measure the gradient norm at each layer.
 
-Shapes: T time steps, N samples, K classes.
+Shapes: T time steps, N samples, C channels, H height, W width, L classes.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multifire.analysis.probe import Pairs, require_samples, undisturbed
+from multifire.analysis.probe import LabelledBatches, preserve_state, require_samples
 from multifire.nn import ConvFire, SpikingResNet
 from multifire.utils.device import autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Sum of the samples' losses, from logits [T, N, K] and labels [N]; see `multifire.training.step.sum_of_losses`."""
+"""Function of logits [T, N, K] and labels [N] that returns the loss summed over samples, as
+`multifire.training.step.sum_of_losses` does."""
 
 
 @dataclass(frozen=True)
@@ -26,98 +27,102 @@ class Gradients:
     """Norms of the gradient of the mean loss, for each layer in order of computation."""
 
     loss: float
+    """Mean loss L over the samples."""
     names: list[str]
+    """Names of the layers."""
     weights: np.ndarray
-    """‖∂L/∂w‖ of each layer's convolution."""
+    """‖∂L/∂w‖ for the weights of each layer's convolution."""
     activations: np.ndarray
-    """‖∂L/∂o‖ of each layer's output, over all samples and time steps."""
+    """‖∂L/∂o‖ for the output of each layer, over all samples and time steps."""
     voting: float
-    """‖∂L/∂w‖ of the voting layer."""
+    """‖∂L/∂w‖ for the weights of the voting layer."""
 
     @property
     def weight_ratio(self) -> float:
-        """Norm of the last layer divided by that of the first; infinite or NaN if no gradient reaches the first."""
+        """Weight gradient norm of the last layer / first layer; infinite or NaN if the first one is 0."""
         return _ratio(self.weights)
 
     @property
     def activation_ratio(self) -> float:
+        """Activation gradient norm of the last layer / first layer; infinite or NaN if the first one is 0."""
         return _ratio(self.activations)
 
 
-def mean_cross_entropy(logits_TNK: Tensor, y: Tensor) -> Tensor:
-    """Return the cross entropy of the time-averaged logits, summed over samples: the paper's loss."""
-    return F.cross_entropy(logits_TNK.mean(0), y, reduction="sum")
+def mean_cross_entropy(logits_TNL: Tensor, y: Tensor) -> Tensor:
+    """Return the paper's loss, summed over samples: the cross entropy of the time-averaged logits."""
+    return F.cross_entropy(logits_TNL.mean(0), y, reduction="sum")
 
 
 def measure_gradients(
-    model: SpikingResNet, batches: Pairs, *, loss: Loss = mean_cross_entropy, precision: str = "fp32"
+    model: SpikingResNet, batches: LabelledBatches, *, loss: Loss = mean_cross_entropy, precision: str = "fp32"
 ) -> Gradients:
     """Measure the norm of the mean loss's gradient at each layer, in training mode.
 
-    The parameters' gradients and the running statistics do not change.
+    Parameters, their `.grad` and running statistics do not change.
 
     Args:
         model: the network.
-        batches: x [T, N, C, H, W] and y [N].
-        loss: sum of the samples' losses.
-        precision: "bf16" convolves under autocast.
+        batches: x [T, N, C, H, W] and labels y [N].
+        loss: returns the loss summed over samples.
+        precision: "bf16" runs convolutions under autocast.
 
     Raises:
-        ValueError: no sample.
+        ValueError: there is no sample.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, ConvFire)}
     weights = {**{name: layer.conv.weight for name, layer in layers.items()}, "voting": model.voting.weight}
-    total, samples = 0.0, 0
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    squares: dict[str, float] = {}
-    with undisturbed(model, training=True), torch.enable_grad(), _learning(weights.values()):
+    loss_sum, samples = 0.0, 0
+    weight_grads = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    squared_norms: dict[str, float] = {}
+    with preserve_state(model, training=True), torch.enable_grad(), _requiring_grad(weights.values()):
         for x_TNCHW, y in batches:
-            with _outputs(layers) as outputs, autocast(x_TNCHW.device, precision):
-                logits_TNK = model(x_TNCHW, per_step=True)
-            summed = loss(logits_TNK.to(torch.promote_types(logits_TNK.dtype, torch.float32)), y)
-            found = torch.autograd.grad(summed, [*weights.values(), *outputs.values()])
-            for name, grad in zip(weights, found, strict=False):
-                sums[name] += grad
-            for name, grad in zip(outputs, found[len(weights) :], strict=True):
-                squares[name] = squares.get(name, 0.0) + _norm(grad) ** 2
-            total, samples = total + summed.item(), samples + len(y)
+            with _layer_outputs(layers) as outputs, autocast(x_TNCHW.device, precision):
+                logits_TNL = model(x_TNCHW, per_step=True)
+            batch_loss = loss(logits_TNL.to(torch.promote_types(logits_TNL.dtype, torch.float32)), y)
+            grads = torch.autograd.grad(batch_loss, [*weights.values(), *outputs.values()])
+            for name, grad in zip(weights, grads, strict=False):
+                weight_grads[name] += grad
+            for name, grad in zip(outputs, grads[len(weights) :], strict=True):
+                squared_norms[name] = squared_norms.get(name, 0.0) + _norm(grad) ** 2
+            loss_sum, samples = loss_sum + batch_loss.item(), samples + len(y)
     require_samples(samples)
     return Gradients(
-        loss=total / samples,
-        names=list(squares),
-        weights=np.array([_norm(sums[name]) / samples for name in squares]),
-        activations=np.array([math.sqrt(square) / samples for square in squares.values()]),
-        voting=_norm(sums["voting"]) / samples,
+        loss=loss_sum / samples,
+        names=list(squared_norms),
+        weights=np.array([_norm(weight_grads[name]) / samples for name in squared_norms]),
+        activations=np.array([math.sqrt(squared_norm) / samples for squared_norm in squared_norms.values()]),
+        voting=_norm(weight_grads["voting"]) / samples,
     )
 
 
 @contextlib.contextmanager
-def _learning(weights: Iterable[nn.Parameter | Tensor]) -> Iterator[None]:
-    """Compute gradients of frozen weights too."""
-    before = [(weight, weight.requires_grad) for weight in weights]
+def _requiring_grad(weights: Iterable[nn.Parameter | Tensor]) -> Iterator[None]:
+    """Set requires_grad on all weights, so that frozen weights have a gradient too; restore it on exit."""
+    saved_flags = [(weight, weight.requires_grad) for weight in weights]
     try:
-        for weight, _ in before:
+        for weight, _ in saved_flags:
             weight.requires_grad_(True)
         yield
     finally:
-        for weight, learns in before:
-            weight.requires_grad_(learns)
+        for weight, requires_grad in saved_flags:
+            weight.requires_grad_(requires_grad)
 
 
 @contextlib.contextmanager
-def _outputs(layers: dict[str, ConvFire]) -> Iterator[dict[str, Tensor]]:
-    """Collect the layers' outputs of the forward pass, not those that a checkpointed stage computes again."""
+def _layer_outputs(layers: dict[str, ConvFire]) -> Iterator[dict[str, Tensor]]:
+    """Collect the output of each layer, by name, while the model runs inside the context."""
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def note(_layer: nn.Module, _inputs: tuple, out: Tensor) -> None:
+    def save_as(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def save(_layer: nn.Module, _inputs: tuple, out: Tensor) -> None:
+            # A checkpointed stage runs again in the backward pass; only the output of its first run is in the graph.
             outputs.setdefault(name, out)
 
-        return note
+        return save
 
     with contextlib.ExitStack() as stack:
         for name, layer in layers.items():
-            stack.enter_context(layer.register_forward_hook(keep(name)))
+            stack.enter_context(layer.register_forward_hook(save_as(name)))
         yield outputs
 
 

@@ -1,4 +1,7 @@
-"""Run a network for a measurement without changing it."""
+"""Run a network for a measurement and restore its state afterwards.
+
+Shapes: T time steps, N samples, C channels, H height, W width.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -9,41 +12,50 @@ from torch import Tensor, nn
 from multifire.nn import TdBatchNorm2d
 from multifire.utils.device import autocast
 
-Pairs = Iterable[tuple[Tensor, Tensor]]
-"""Batches x [T, N, C, H, W] and labels y [N]."""
+LabelledBatches = Iterable[tuple[Tensor, Tensor]]
+"""Batches (x [T, N, C, H, W], labels y [N])."""
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module, training: bool | None = None) -> Iterator[None]:
-    """Set training or evaluation mode (None: unchanged), and restore modes and running statistics afterwards.
+def preserve_state(model: nn.Module, training: bool | None = None) -> Iterator[None]:
+    """Restore the model's modes and buffers on exit, and switch off the synchronisation of its norms until then.
 
-    Norms use the statistics of this process's samples only, since the other processes do not take part.
+    The norms are not synchronised, because the other processes do not take part in the measurement.
+
+    Args:
+        model: any network.
+        training: mode inside the context; None: keep the mode of each module.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    norms = [(norm, norm.sync) for norm in model.modules() if isinstance(norm, TdBatchNorm2d)]
+    saved_modes = [(module, module.training) for module in model.modules()]
+    saved_buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    saved_syncs = [(norm, norm.sync) for norm in model.modules() if isinstance(norm, TdBatchNorm2d)]
     try:
-        for norm, _ in norms:
+        for norm, _ in saved_syncs:
             norm.sync = False
         if training is not None:
             model.train(training)
         yield
     finally:
-        for module, mode in modes:
+        for module, mode in saved_modes:
             module.training = mode
-        for norm, sync in norms:
+        for norm, sync in saved_syncs:
             norm.sync = sync
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for buffer, saved in saved_buffers:
+                buffer.copy_(saved)
 
 
 @torch.no_grad()
-def run(model: nn.Module, batches: Pairs, precision: str) -> int:
-    """Run the model on the batches and return the number of samples.
+def run_batches(model: nn.Module, batches: LabelledBatches, precision: str) -> int:
+    """Run the model on all batches and return the number of samples.
+
+    Args:
+        model: any network.
+        batches: the labels are not used.
+        precision: "bf16" runs convolutions under autocast.
 
     Raises:
-        ValueError: no sample.
+        ValueError: there is no sample.
     """
     samples = 0
     for x_TNCHW, _ in batches:
@@ -55,5 +67,6 @@ def run(model: nn.Module, batches: Pairs, precision: str) -> int:
 
 
 def require_samples(samples: int) -> None:
+    """Raise a ValueError if the number of samples is 0."""
     if samples == 0:
         raise ValueError("there is no sample to measure on; pass at least one batch (x [T, N, C, H, W], y [N])")

@@ -1,4 +1,4 @@
-"""All measurements of a network as one record of plain values."""
+"""Make all measurements of a network and return them as one JSON object."""
 
 import math
 import time
@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from multifire.analysis.activity import Activity, observed
-from multifire.analysis.energy import AC_PJ, MAC_PJ, Energy, counted
+from multifire.analysis.activity import Activity, record_activity
+from multifire.analysis.energy import AC_PJ, MAC_PJ, Energy, count_operations
 from multifire.analysis.evaluate import Evaluation, evaluate
 from multifire.analysis.gradients import Gradients, Loss, mean_cross_entropy, measure_gradients
-from multifire.analysis.probe import require_samples, undisturbed
+from multifire.analysis.probe import preserve_state, require_samples
 from multifire.nn import MLF, SpikingResNet
 
 EVERY = 7
-"""Every 7th neuron is in the histograms: a prime, so that all channels are covered."""
+"""Every 7th neuron enters the histograms: a prime number, so that all channels are covered."""
 
 
 @dataclass(frozen=True)
@@ -102,28 +102,32 @@ def analyze(
 
     Args:
         model: the network.
-        batches: x [T, N, C, H, W] and y [N].
-        loss: sum of the samples' losses, whose gradient is measured.
-        precision: "bf16" convolves under autocast.
-        scored: the model's scores on more samples, if they are known; by default those on `batches`.
-        ac_pj: picojoules of an accumulate.
-        mac_pj: picojoules of a multiply-accumulate.
+        batches: x [T, N, C, H, W] and labels y [N].
+        loss: returns the loss summed over samples, whose gradient is measured.
+        precision: "bf16" runs convolutions under autocast.
+        scored: scores of the model on more samples (default: its scores on `batches`).
+        ac_pj: energy of an accumulate in picojoules.
+        mac_pj: energy of a multiply-accumulate in picojoules.
 
     Raises:
-        ValueError: no sample, or a price that is not above 0.
+        ValueError: there is no sample, or a price that is not above 0.
         FloatingPointError: a membrane is NaN.
     """
     start = time.monotonic()
     batches = list(batches)
     require_samples(sum(len(y) for _, y in batches))
-    with undisturbed(model), observed(model, EVERY) as observation, counted(model, ac_pj, mac_pj) as count:
-        own = evaluate(model, batches, precision)
+    with (
+        preserve_state(model),
+        record_activity(model, EVERY) as recorder,
+        count_operations(model, ac_pj, mac_pj) as counter,
+    ):
+        own_scores = evaluate(model, batches, precision)
     gradients = measure_gradients(model, batches, loss=loss, precision=precision)
     return Analysis(
-        activity=observation.result(),
+        activity=recorder.result(),
         gradients=gradients,
-        energy=count.result(),
-        scored=scored or own,
+        energy=counter.result(),
+        scored=scored or own_scores,
         neuron=model.stem.neuron,
         seconds=time.monotonic() - start,
     )

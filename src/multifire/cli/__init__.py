@@ -1,6 +1,6 @@
-"""The command line: one file for each command, which holds its options and what it prints.
+"""The command line: one file for each command, with its options and its output.
 
-Torch is imported only by the commands that compute, so that help and tables appear at once.
+Only commands that compute import torch, so that help and tables appear at once.
 """
 
 import argparse
@@ -34,13 +34,16 @@ USER_ERROR = 2
 INTERRUPTED = 130
 
 COMMANDS = (demo, train, sweep, bench, evaluate, run, compare, report, summary, export, inspect, recipes, data)
-"""Modules with `add_parser(commands)`, in the order of the help text."""
+"""The modules of the commands, in the order of the help text; each has `add_parser(commands)`."""
 OVERRIDING = {"train": train.main, "sweep": sweep.main, "bench": bench.main}
-"""Commands whose overrides of a recipe are parsed by tyro."""
+"""Commands that take overrides of a recipe, which tyro parses instead of argparse."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0 on success, 2 after one line on standard error for anything that the user can fix."""
+    """Run one command and return its exit code.
+
+    An error that the user can fix prints one line on standard error and returns 2, without a traceback.
+    """
     _set_up_log()
     argv = sys.argv[1:] if argv is None else list(argv)
     _let_threads_sleep()
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv or ["--help"])
         return args.run(args)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the output has closed it
+        sys.stderr.close()  # the reader of our output has ended; this keeps Python from printing a warning at exit
         return 0
     except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         print(f"multifire: error: {_one_line(error)}", file=sys.stderr)
@@ -75,7 +78,7 @@ def _parser() -> "_Parser":
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, which name the nearest command for a misspelt one."""
+    """argparse with one-line errors, which suggest the nearest known name for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
@@ -88,8 +91,9 @@ class _Parser(argparse.ArgumentParser):
 def _let_threads_sleep() -> None:
     """Let OpenMP's threads sleep while they wait, unless the user has set how they wait.
 
-    A spinning thread keeps the thread that it waits for from running if another process is busy: a training step
-    beside one busy process took 1.6 s spinning and 0.28 s sleeping (two cores). Torch reads this when it is imported.
+    By default they spin. If another process is busy, a spinning thread takes the core that the thread it waits for
+    needs: a training step beside one busy process takes 1.6 s with spinning and 0.28 s with sleeping threads (two
+    cores). Torch reads this setting when it is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -1,4 +1,4 @@
-"""multifire compare: finished runs as a table."""
+"""multifire compare: print finished runs as a table."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from multifire.cli.output import print_table
 
 
 def add_parser(commands) -> None:
-    """Add the command's options."""
-    parser = commands.add_parser("compare", help="finished runs as a table: their differences and their results")
+    """Add the command and its options to the parser."""
+    parser = commands.add_parser("compare", help="print finished runs as a table: their differences and their results")
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument("--csv", type=Path, help="write the table to this file too")
     parser.set_defaults(run=compare)

@@ -15,7 +15,7 @@ FRAME_FIELDS = ("timesteps", "frame_size", "bin_factor", "slicing", "duration_us
 
 
 def add_parser(commands) -> None:
-    """Add the command's subcommands and their options."""
+    """Add the command, its subcommands and their options to the parser."""
     parser = commands.add_parser("data", help="list, download, prepare and show data sets")
     subcommands = parser.add_subparsers(metavar="command", required=True)
     subcommands.add_parser("list", help="list the data sets").set_defaults(run=list_data)
@@ -26,10 +26,10 @@ def add_parser(commands) -> None:
     preparing = subcommands.add_parser("prepare", help="cut event recordings into frames; resumes where it stopped")
     _add_frame_options(preparing)
     preparing.add_argument("--source", type=Path, help="archive or folder with the recordings (default: ROOT/NAME)")
-    preparing.add_argument("--rebuild", action="store_true", help="delete the prepared frames, and start anew")
-    preparing.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    preparing.add_argument("--rebuild", action="store_true", help="delete the prepared frames, and prepare them again")
+    preparing.add_argument("--workers", type=int, help="number of processes (default: one for each core)")
     preparing.set_defaults(run=prepare)
-    info = subcommands.add_parser("info", help="counts and event rates of prepared frames, and a picture of them")
+    info = subcommands.add_parser("info", help="print counts and event rates of prepared frames, and draw some")
     _add_frame_options(info)
     info.set_defaults(run=show_info)
     showing = subcommands.add_parser("show", help="save a prepared sample as an animated picture")
@@ -41,18 +41,20 @@ def add_parser(commands) -> None:
 
 
 def _add_frame_options(parser: argparse.ArgumentParser) -> None:
-    """Add the data set's name, its root, and the options that decide how frames are cut."""
+    """Add the name of the data set, its root, and the options that decide how frames are cut."""
     parser.add_argument("name", help="data set of events; see `multifire data list`")
     add_data_root(parser)
     frames = parser.add_argument_group("frames", "default: the values of the recipe of the same name")
     frames.add_argument("--timesteps", type=int, help="frames of a sample")
     frames.add_argument("--frame-size", type=int, help="height and width of a frame")
-    frames.add_argument("--bin-factor", type=float, help="pixels to a cell (default: sensor's size over the frame's)")
-    frames.add_argument("--slicing", choices=("duration", "time", "count"), metavar="slicing",
-                        help="duration (from the first event on), or equal shares of time or count")  # fmt: skip
+    frames.add_argument("--bin-factor", type=float, help="sensor pixels per cell (default: sensor size / frame size)")
+    slicing_help = (
+        "duration: frames of --duration-us from the first event on; time, count: frames of equal time or count"
+    )
+    frames.add_argument("--slicing", choices=("duration", "time", "count"), metavar="slicing", help=slicing_help)
     frames.add_argument("--duration-us", type=int, help="length of a frame in µs, for slicing by duration")
-    frames.add_argument("--binary", action="store_const", const=True, help="store 0 or 1 instead of counts of events")
-    frames.add_argument("--split-seed", type=int, help="cifar10-dvs: draw the training recordings by this seed")
+    frames.add_argument("--binary", action="store_const", const=True, help="store 0 or 1 instead of event counts")
+    frames.add_argument("--split-seed", type=int, help="cifar10-dvs: draw the training recordings with this seed")
 
 
 def list_data(args: argparse.Namespace) -> int:
@@ -73,7 +75,7 @@ def list_data(args: argparse.Namespace) -> int:
 
 
 def download(args: argparse.Namespace) -> int:
-    """Download a data set, with a bar for each file."""
+    """Download a data set; show a progress bar for each file."""
     from multifire.datasets.download import download
 
     with contextlib.ExitStack() as stack:
@@ -90,14 +92,14 @@ def download(args: argparse.Namespace) -> int:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Cut the recordings into frames, and print what there is."""
+    """Cut the recordings into frames, and print their counts and event rates."""
     cfg = _data_config(args)
     folder = prepare_with_bar(cfg, source=args.source, rebuild=args.rebuild, workers=args.workers)
     return _print_info(cfg, folder)
 
 
 def prepare_with_bar(cfg: DataConfig, **options: Any) -> Path:
-    """Return the cache of these frames; make it, with a bar, if it is missing."""
+    """Return the folder of the prepared frames; if they are missing, prepare them and show a progress bar."""
     from multifire.datasets.prepare import prepare
 
     with contextlib.ExitStack() as stack:
@@ -130,12 +132,12 @@ def _print_info(cfg: DataConfig, folder: Path) -> int:
     print_table(["class", "train", "test", "events", "events/s"], rows, title=title)
     print_lines(figures.lines)
     print(f"{cfg.name}: {figures.train:,} training and {figures.test:,} test samples in {folder}")
-    print(f"picture of them: {contact_sheet(cfg, folder)}")
+    print(f"picture: {contact_sheet(cfg, folder)}")
     return 0
 
 
 def show(args: argparse.Namespace) -> int:
-    """Save a prepared sample as an animation."""
+    """Save a prepared sample as an animated picture."""
     from multifire.datasets.look import animate
 
     cfg = _data_config(args)
@@ -145,7 +147,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def _data_config(args: argparse.Namespace) -> DataConfig:
-    """Return the recipe's DataConfig with the command line's values."""
+    """Return the recipe's DataConfig, with the values from the command line."""
     from multifire.datasets import DATASETS, get_info
 
     if not get_info(args.name).events:
@@ -154,4 +156,4 @@ def _data_config(args: argparse.Namespace) -> DataConfig:
     given = {name: getattr(args, name) for name in FRAME_FIELDS if getattr(args, name) is not None}
     recipe = get_recipe(args.name)
     cfg = dataclasses.replace(recipe.data, root=str(args.root), **given)
-    return dataclasses.replace(recipe, data=cfg).data  # which checks the values
+    return dataclasses.replace(recipe, data=cfg).data  # RunConfig checks the values

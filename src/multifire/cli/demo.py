@@ -9,7 +9,7 @@ from multifire.config import TrainOptions, get_recipe
 
 
 def add_parser(commands) -> None:
-    """Add the command's options."""
+    """Add the command and its options to the parser."""
     parser = commands.add_parser("demo", help="train on the embedded digits; nothing to download, a few minutes")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/demo-DATE-TIME)")
     parser.add_argument("--events", action="store_true", help="train on simulated event recordings of the digits")
@@ -17,7 +17,7 @@ def add_parser(commands) -> None:
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Train the demo's recipe."""
+    """Train the recipe `digits` or `digits-dvs`."""
     out = args.out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     cfg = get_recipe("digits-dvs" if args.events else "digits")
     return until_stopped(lambda: run_training(cfg, out, TrainOptions()))

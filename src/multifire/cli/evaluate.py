@@ -8,20 +8,20 @@ from multifire.cli.output import print_lines, print_table
 
 
 def add_parser(commands) -> None:
-    """Add the command's options."""
+    """Add the command and its options to the parser."""
     parser = commands.add_parser("eval", help="score a run's checkpoint on the test set")
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     add_checkpoint(parser)
     add_root(parser)
     add_device(parser)
-    parser.add_argument("--batch-size", type=int, help="images in one step (default: the run's)")
+    parser.add_argument("--batch-size", type=int, help="samples in one step (default: the run's)")
     parser.add_argument("--margin", type=float, nargs="+", default=[], metavar="M",
-                        help="accuracy and time steps if samples stop at these margins, as in `run`")  # fmt: skip
+                        help="print accuracy and time steps if samples stop at these margins, as in `run`")  # fmt: skip
     parser.set_defaults(run=evaluate)
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Score the run and print accuracy by class and by time step."""
+    """Score the run, and print the accuracy of each class and after each time step."""
     from multifire.experiments.score import evaluate_run
 
     scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size, args.margin)

@@ -1,4 +1,4 @@
-"""multifire export: write a run's network as a file for use outside the trainer."""
+"""multifire export: write a run's network to a file for use outside multifire's trainer."""
 
 import argparse
 from pathlib import Path
@@ -9,16 +9,16 @@ FORMATS = ("int8", "onnx", "onnx-int8", "nir", "pretrained")
 
 
 def add_parser(commands) -> None:
-    """Add the command's options."""
-    parser = commands.add_parser("export", help="write a run's network as a file for use outside the trainer")
+    """Add the command and its options to the parser."""
+    parser = commands.add_parser("export", help="write a run's network to a file for use outside the trainer")
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--to", choices=FORMATS, metavar="format", required=True,
                         help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; "
                         "onnx, onnx-int8: for any ONNX runtime; nir: for neuromorphic simulators and hardware; "
                         "pretrained: a folder to share, for `mf.from_pretrained` and `mf.push_to_hub`")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT and the format's ending)")
+    parser.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT with the format's ending)")
     parser.add_argument("--step", action="store_true",
-                        help="onnx, onnx-int8: one time step with state in and out, not a sequence")  # fmt: skip
+                        help="onnx, onnx-int8: export one time step with its state, not a whole sequence")  # fmt: skip
     add_checkpoint(parser)
     parser.add_argument("--measure", action="store_true",
                         help="int8: score the exported network, and store its accuracy in the file")  # fmt: skip
@@ -27,7 +27,7 @@ def add_parser(commands) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the file and print its size and place."""
+    """Write the file, and print its size and path."""
     if args.step and args.to not in ("onnx", "onnx-int8"):
         raise ValueError(f"--step is for --to onnx and onnx-int8, not {args.to}")
     return _export_int8(args) if args.to == "int8" else _export_other(args)
@@ -37,7 +37,7 @@ def _export_int8(args: argparse.Namespace) -> int:
     from multifire.export.int8 import export_run
 
     exported = export_run(args.folder, args.out, args.checkpoint, args.measure, args.root)
-    size = f"{exported.size / 1e6:,.2f} MB, {100 * exported.share:.1f} % of the size of the float32 weights"
+    size = f"{exported.size / 1e6:,.2f} MB, {100 * exported.size_ratio:.1f} % of the size of the float32 weights"
     accuracy = "" if exported.accuracy is None else f"accuracy {100 * exported.accuracy:.2f} %; "
     print(f"{args.to}: {size}; {accuracy}written to {exported.path}")
     return 0

@@ -1,4 +1,4 @@
-"""multifire inspect: check a file, and say where it came from."""
+"""multifire inspect: check a file, and print its provenance."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from multifire.cli.output import printable
 
 
 def add_parser(commands) -> None:
-    """Add the command's options."""
+    """Add the command and its options to the parser."""
     parser = commands.add_parser("inspect", help="check a checkpoint or exported file, and print where it came from")
     parser.add_argument("file", type=Path, metavar="FILE",
                         help="a run's checkpoint, an exported file or a `--to pretrained` folder")  # fmt: skip
@@ -15,7 +15,7 @@ def add_parser(commands) -> None:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Print what the file holds, and its provenance."""
+    """Print what the file contains, and its provenance."""
     from multifire.export.inspection import inspect
     from multifire.export.provenance import describe
 

@@ -17,7 +17,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_root(parser: argparse.ArgumentParser) -> None:
     """Add --root for a command that reads the data of a run."""
-    parser.add_argument("--root", help="folder of the data sets (default: the one that the run was trained from)")
+    parser.add_argument("--root", help="folder of the data sets (default: the run's)")
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Printing that commands share: tables that fit the terminal, plain lines, text from files."""
+"""Print tables that fit the terminal, plain lines, and text from files."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,14 +22,14 @@ def print_lines(lines: Iterable[str]) -> None:
 def print_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", text_columns: int = 1, total: bool = False
 ) -> None:
-    """Print a table that fits the terminal, or one row below another if it is too wide for that.
+    """Print a table; if it is wider than the terminal, print each cell on a line of its own.
 
     Args:
         head: names of the columns.
         rows: cells as text.
         title: line above the table.
-        text_columns: how many of the first columns hold text, aligned to the left; the others hold numbers.
-        total: whether the last row is a total, set apart by a line.
+        text_columns: number of leading columns that hold text and are aligned to the left; the others hold numbers.
+        total: True if the last row is a total, which a line separates from the others.
     """
     rows = [list(row) for row in rows]
     if title:
@@ -48,13 +48,13 @@ def print_table(
 
 
 def _width(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Return how many columns of the terminal the table takes."""
+    """Return the width of the table in characters."""
     longest = [max(cell_len(row[index]) for row in [head, *rows]) for index in range(len(head))]
     return sum(longest) + COLUMN_GAP * (len(head) - 1)
 
 
 def _print_blocks(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print each row as lines of `name value`, for a terminal that is too narrow for a table."""
+    """Print each row as lines of name and value, for a terminal that is too narrow for the table."""
     widest = max(map(len, head))
     for row in rows:
         print_lines(f"{name:<{widest}}  {cell}" for name, cell in zip(head, row, strict=True))
@@ -62,5 +62,5 @@ def _print_blocks(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def printable(text: str) -> str:
-    """Return text from a file with its control characters escaped: a terminal would obey them."""
+    """Return text from a file with its control characters escaped, since a terminal would execute them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""Overrides of a recipe on the command line, for the commands train, sweep and bench."""
+"""Parse overrides of a recipe on the command line, for the commands train, sweep and bench."""
 
 import contextlib
 import dataclasses
@@ -16,19 +16,19 @@ Arguments = TypeVar("Arguments", bound=RunConfig)
 def parse_overrides(
     cfg: RunConfig, args: Sequence[str], command: str, arguments: type[Arguments]
 ) -> tuple[RunConfig, Arguments]:
-    """Apply the command line's overrides to `cfg`.
+    """Apply the overrides on the command line to `cfg`.
 
     Args:
         cfg: the recipe's configuration.
         args: the command line after the recipe's name.
         command: name of the command, for its help.
-        arguments: a RunConfig with the command's own options as further fields.
+        arguments: a subclass of RunConfig, whose further fields are the command's own options.
 
     Returns:
-        The configuration with overrides, and all arguments.
+        The configuration with the overrides, and an instance of `arguments` with all values.
 
     Raises:
-        ValueError: an unknown override (names the nearest) or a value that its field cannot hold.
+        ValueError: an override is unknown (the message suggests the nearest), or its value is not valid.
     """
     import tyro
 
@@ -38,14 +38,14 @@ def parse_overrides(
             parsed, unrecognised = tyro.cli(
                 arguments,
                 default=arguments(**vars(cfg)),
-                args=_spell_out_resume(args),
+                args=_complete_resume(args),
                 return_unknown_args=True,
                 prog=f"multifire {command} {cfg.recipe}",
                 description=RECIPES[cfg.recipe].about,
             )
     except SystemExit as stop:
         if not stop.code:
-            raise  # --help
+            raise  # --help, which is no error
         raise ValueError(_one_line(message.getvalue(), arguments.__name__)) from None
     if unrecognised:
         options = [f"--{name}" for name in _option_names(arguments(**vars(cfg)))]
@@ -58,7 +58,7 @@ def parse_overrides(
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Return True for no arguments or --help in the place of the recipe."""
+    """Return True if there are no arguments, or if --help stands in the place of the recipe."""
     return not argv or argv[0] in ("-h", "--help")
 
 
@@ -66,7 +66,7 @@ def recipe_of(argv: Sequence[str], command: str) -> RunConfig:
     """Return the configuration of the recipe that the first argument names.
 
     Raises:
-        ValueError: unknown recipe, or an option in its place.
+        ValueError: the recipe is unknown, or an option stands in its place.
     """
     if argv[0].startswith("-"):
         usage = f"multifire {command} RECIPE [--overrides]"
@@ -75,10 +75,10 @@ def recipe_of(argv: Sequence[str], command: str) -> RunConfig:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the numbers of a list such as 0,1,2.
+    """Return the numbers in a text such as 0,1,2.
 
     Raises:
-        ValueError: not numbers, or one of them twice.
+        ValueError: the text holds something else, or a number twice.
     """
     numbers = [number.strip() for number in text.split(",")]
     if not all(number.isdecimal() for number in numbers) or len(set(map(int, numbers))) < len(numbers):
@@ -86,12 +86,12 @@ def parse_seeds(text: str) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def _spell_out_resume(args: Sequence[str]) -> list[str]:
-    """Replace `--resume` alone by `--resume yes`."""
-    spelt = []
+def _complete_resume(args: Sequence[str]) -> list[str]:
+    """Replace `--resume` without a value by `--resume yes`."""
+    completed = []
     for arg, following in itertools.zip_longest(args, args[1:], fillvalue=""):
-        spelt += [arg, "yes"] if arg == "--resume" and following not in ("no", "yes", "auto") else [arg]
-    return spelt
+        completed += [arg, "yes"] if arg == "--resume" and following not in ("no", "yes", "auto") else [arg]
+    return completed
 
 
 def _option_names(value: Any, prefix: str = "") -> list[str]:
@@ -103,7 +103,7 @@ def _option_names(value: Any, prefix: str = "") -> list[str]:
 
 
 def _one_line(box: str, title: str) -> str:
-    """Return the message in tyro's box, up to its first rule, as one line."""
+    """Return the message in tyro's box, up to the first horizontal line in it, as one line."""
     lines = []
     for line in box.splitlines():
         inner = line.strip("│ ")

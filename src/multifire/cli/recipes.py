@@ -9,7 +9,7 @@ from multifire.config.parameters import count_parameters
 
 
 def add_parser(commands) -> None:
-    """Add the command."""
+    """Add the command to the parser."""
     commands.add_parser("recipes", help="list the recipes").set_defaults(run=recipes)
 
 

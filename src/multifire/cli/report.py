@@ -1,4 +1,4 @@
-"""multifire report: one HTML page about runs."""
+"""multifire report: write an HTML page about runs."""
 
 import argparse
 from pathlib import Path
@@ -9,19 +9,23 @@ from multifire.utils.progress import Bar
 
 
 def add_parser(commands) -> None:
-    """Add the command's options."""
-    parser = commands.add_parser("report", help="one HTML page about runs, and every chart as a picture and as CSV")
+    """Add the command and its options to the parser."""
+    parser = commands.add_parser(
+        "report", help="write an HTML page about runs, and every chart as a picture and as CSV"
+    )
     parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
-    parser.add_argument("--out", type=Path, help="file of the page (default: RUN/report.html; of several: report.html)")
+    parser.add_argument(
+        "--out", type=Path, help="file of the page (default: RUN/report.html; several runs: report.html)"
+    )
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write each chart as PNG, SVG and CSV too")
     add_root(parser)
     parser.add_argument("--no-measure", action="store_true",
-                        help="show recorded figures only; read neither checkpoints nor data")  # fmt: skip
+                        help="show recorded figures only; do not read checkpoints or data")  # fmt: skip
     parser.set_defaults(run=report)
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write the page and print what is missing in it."""
+    """Write the page, and print what is missing in it."""
     from multifire.report import write_report
 
     out = args.out or (args.folders[0] if len(args.folders) == 1 else Path()) / "report.html"

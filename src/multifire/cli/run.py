@@ -8,18 +8,18 @@ from multifire.cli.options import add_checkpoint, add_device
 
 
 def add_parser(commands) -> None:
-    """Add the command's options."""
+    """Add the command and its options to the parser."""
     parser = commands.add_parser("run", help="play a recording, or follow a camera, through a run's network")
     parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("source", type=Path, nargs="?", metavar="RECORDING",
-                        help="recording of any known format; .npy of frames [T, C, H, W]; folder of .npy")  # fmt: skip
+                        help="recording in any known format; .npy of frames [T, C, H, W]; folder of .npy")  # fmt: skip
     parser.add_argument("--follow", action="store_true",
-                        help="read events from standard input as they come: records of 13 bytes, little-endian, "
+                        help="read events from standard input as they arrive: records of 13 bytes, little-endian, "
                         "t [us, int64], x, y [int16], p [int8]")  # fmt: skip
     parser.add_argument("--udp", type=int, metavar="PORT",
-                        help="with --follow: read packets of such records from this port of 127.0.0.1")  # fmt: skip
+                        help="with --follow: read UDP packets of such records from this port of 127.0.0.1")  # fmt: skip
     parser.add_argument("--margin", type=float, metavar="M",
-                        help="decide once the first class leads the second by this probability")  # fmt: skip
+                        help="end a sample once its first class leads the second by this probability")  # fmt: skip
     add_checkpoint(parser)
     add_device(parser)
     parser.set_defaults(run=run)
@@ -28,7 +28,7 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the prediction after each frame, and the latencies at the end."""
     if args.follow == (args.source is not None) or (args.udp is not None and not args.follow):
-        raise ValueError("give either a recording to play, or --follow with or without --udp PORT")
+        raise ValueError("give either a recording to play, or --follow (and --udp PORT to read from a port)")
     from multifire.engine.stream import Player
 
     player = Player(args.folder, args.checkpoint, args.device, args.margin)

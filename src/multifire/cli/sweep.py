@@ -20,11 +20,11 @@ USAGE_ERROR = 2
 
 HELP = """usage: multifire sweep KIND RECIPE [--overrides] [--vary FIELD=V1,V2] [--seeds 0,1,2] [--jobs N]
 
-Train a recipe many times, side by side, and write a table and a report of all. Finished runs are kept: the same
-command continues a sweep that was stopped.
+Train a recipe many times, side by side, and write a table and a report of all runs. The same command continues a
+sweep that was stopped, and keeps its finished runs.
   ablation  plain and DS blocks, each with K = 1, 2, 3 firing levels
   depth     plain and DS blocks, each at depth 14, 20, 32, 44, 68
-  grid      the values that --vary names, in every combination
+  grid      every combination of the values that --vary lists
 Recipes: {recipes}.
 
 `multifire sweep KIND RECIPE --help` lists every override and option, for example
@@ -38,31 +38,31 @@ class SweepArguments(RunConfig):
 
     recipe: Annotated[str, tyro.conf.Suppress] = ""
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A field and its values, such as model.levels=1,2,3; may be given several times."""
+    """A field and its values, such as model.levels=1,2,3. You can give this option several times."""
     seeds: str = "0"
-    """Every combination is trained with each of these seeds, such as 0,1,2."""
+    """Train every combination with each of these seeds, such as 0,1,2."""
     jobs: int = 1
-    """How many runs at a time; they share the cores."""
+    """Number of runs at a time, which share the cores."""
     budget: str | None = None
-    """Scale the epochs to a total time (30m, 4h), or to a number of epochs for each run ('5 epochs')."""
+    """Train fewer epochs: so many that all runs fit a time (30m, 4h), or a number per run ('5 epochs')."""
     out: Path | None = None
-    """Folder of the runs (default: runs/KIND-RECIPE)."""
+    """Folder of the runs; None: runs/KIND-RECIPE."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """List the runs, and write nothing."""
 
 
 def add_parser(commands) -> None:
-    """Add the command to the list; its options are parsed by `main`."""
+    """Add the command to the help text; `main` parses its options."""
     commands.add_parser("sweep", help="train a recipe many times with varied fields, and make a table", add_help=False)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Carry out the sweep that the first two arguments, kind and recipe, name."""
+    """Carry out the sweep of the kind and the recipe that the first two arguments name."""
     if len(argv) < 2 or asks_for_help(argv):
         print(HELP.format(recipes=", ".join(RECIPES)))
         return 0 if asks_for_help(argv) else USAGE_ERROR
     from multifire.experiments.sweep import sweep
-    from multifire.experiments.sweep_cells import KINDS, cells_of, variations
+    from multifire.experiments.sweep_cells import KINDS, make_cells, variations
 
     kind, args = argv[0], argv[1:]
     if kind not in KINDS:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"jobs is {options.jobs}, expected at least 1")
     out = options.out or Path("runs") / f"{kind}-{cfg.recipe}"
     fields = variations(kind, cfg, options.vary)
-    cells = cells_of(cfg, fields, parse_seeds(options.seeds), out, _override)
+    cells = make_cells(cfg, fields, parse_seeds(options.seeds), out, _override)
     if options.dry_run:
         for cell in cells:
             print(cell.name)
@@ -88,7 +88,7 @@ def _override(cfg: RunConfig, args: Sequence[str]) -> RunConfig:
 
 
 def _prepare_data(cells: Sequence) -> None:
-    """Prepare each data set once, before several runs would prepare it at the same time."""
+    """Prepare each data set now, so that several runs do not prepare it at the same time."""
     from multifire.datasets import get_info
 
     for data in {repr(cell.cfg.data): cell.cfg.data for cell in cells}.values():
@@ -99,22 +99,22 @@ def _prepare_data(cells: Sequence) -> None:
 def _cost(cfg: RunConfig) -> tuple[float, float]:
     from multifire.experiments.plan import plan
 
-    found = plan(cfg)
-    return found.start_seconds, found.epoch_seconds
+    estimate = plan(cfg)
+    return estimate.start_seconds, estimate.epoch_seconds
 
 
 def _print_outcomes(outcomes: Sequence, stopped: int, out: Path) -> int:
     """Print the table of the finished runs and the errors of the failed ones; return the exit code."""
-    from multifire.experiments.sweep_table import finish
+    from multifire.experiments.sweep_table import write_tables
 
     count = sum(outcome.error is None for outcome in outcomes)
     if count:
-        head, rows = finish(outcomes, out, with_report=not stopped)
+        head, rows = write_tables(outcomes, out, with_report=not stopped)
         print_table(head, rows, text_columns=len(outcomes[0].cell.values))
         files = f"table.md, table.csv, table.tex{', report.html, figures' * (not stopped)}"
         print_line(f"runs finished: {count}; {files} in {out}")
     if stopped:
-        print(f"multifire: stopped; the same command goes on in {out}", file=sys.stderr)
+        print(f"multifire: stopped; the same command continues it in {out}", file=sys.stderr)
         return 128 + stopped
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:

@@ -1,11 +1,11 @@
-"""multifire train: train a recipe, with overrides."""
+"""multifire train: train a recipe, with overrides of its values."""
 
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -27,32 +27,24 @@ Train a recipe: {recipes}.
 
 
 @dataclass(frozen=True)
-class TrainArguments(RunConfig):
+class TrainArguments(TrainOptions, RunConfig):
     """Overrides of the recipe, and the options of the command."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = ""
     out: Path | None = None
-    """Run folder (default: runs/RECIPE)."""
-    resume: Literal["no", "yes", "auto"] = TrainOptions.resume
-    """Continue the run in the folder (--resume); auto: if there is one."""
-    checkpoint_every: str = TrainOptions.checkpoint_every
-    """Interval of checkpoints within an epoch: steps (500), seconds (90s), minutes (10m) or hours (1h)."""
-    keep: int = TrainOptions.keep
-    """Number of checkpoints to keep, the newest ones."""
-    max_time: str | None = None
-    """Write a checkpoint and stop after this time, such as 90s, 30m or 4h; --resume continues."""
-    track: tuple[str, ...] | None = None
-    """Trackers: tensorboard, mlflow, wandb (default: TensorBoard, if it is installed)."""
-    analyze_every: int = TrainOptions.analyze_every
-    """Analyse the network every this many epochs and at the end (analysis.jsonl, analysis.json); 0: never."""
+    """Run folder; None: runs/RECIPE."""
     seeds: str | None = None
-    """Train one run for each of these seeds, such as 0,1,2, and print their mean and standard deviation."""
+    """Train one run with each of these seeds, such as 0,1,2; print mean and standard deviation of the accuracy."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Measure a few real steps, print the time, memory and disk space of the whole run, and write nothing."""
+    """Measure a few training steps and print the time, memory and disk space of the run, but write nothing."""
+
+    def __post_init__(self):
+        RunConfig.__post_init__(self)
+        TrainOptions.__post_init__(self)
 
 
 def add_parser(commands) -> None:
-    """Add the command to the list; its options are parsed by `main`."""
+    """Add the command to the help text; `main` parses its options."""
     commands.add_parser("train", help="train a recipe, with overrides", add_help=False)
 
 
@@ -79,13 +71,13 @@ def until_stopped(run: Callable[[], int]) -> int:
     try:
         return run()
     except Interrupted as stopped:
-        if not CONSOLE.quiet:  # one process prints for all
+        if not CONSOLE.quiet:  # of several processes, only one prints
             print(f"multifire: {stopped}", file=sys.stderr)
         return stopped.exit_code
 
 
 def run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
-    """Prepare the data, train, and print the result and the next command."""
+    """Prepare the data, train, print the result, and suggest the next command."""
     from multifire.datasets import get_info
     from multifire.training.loop import train
 
@@ -102,14 +94,14 @@ def run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
         f"trained in {seconds}, {rate:,.0f} {'samples' if info.events else 'images'}/s"
     )
     if info.simulated:
-        print("the events were simulated from images: no camera saw them")
+        print("the events were simulated from images, not recorded with a camera")
     print(f"next: multifire report {out}")
     return 0
 
 
 def _train_seeds(cfg: RunConfig, out: Path, options: TrainOptions, seeds: Sequence[int]) -> int:
-    """Train one run for each seed in a folder of its own, and print their table."""
-    if options.resume == "yes":  # the seeds after the one that was stopped have no run yet
+    """Train one run for each seed, each in its own folder, and print their table."""
+    if options.resume == "yes":  # runs of later seeds do not exist yet
         options = dataclasses.replace(options, resume="auto")
     folders = [out / f"seed-{seed}" for seed in seeds]
     for seed, folder in zip(seeds, folders, strict=True):
@@ -120,15 +112,15 @@ def _train_seeds(cfg: RunConfig, out: Path, options: TrainOptions, seeds: Sequen
 def _print_plan(cfg: RunConfig) -> int:
     from multifire.experiments.plan import plan
 
-    found = plan(cfg)
-    peak = "unknown" if found.peak_bytes is None else f"{found.peak_bytes / 1e6:,.0f} MB"
+    estimate = plan(cfg)
+    peak = "unknown" if estimate.peak_bytes is None else f"{estimate.peak_bytes / 1e6:,.0f} MB"
     print_lines([
-        f"{cfg.model.name}, {found.parameters:,} parameters; {cfg.data.name}, batches of {cfg.optim.batch_size}",
-        f"training step: {1e3 * found.step_seconds:,.0f} ms; peak memory {peak} beside the interpreter's, "
-        f"of which {found.kept_bytes / 1e6:,.0f} MB are kept for the backward pass",
-        f"epoch: {found.steps_per_epoch:,} steps, about {format_seconds(found.epoch_seconds)} with its evaluation",
-        f"run: {cfg.optim.epochs} epochs, about {format_seconds(found.run_seconds)}",
-        f"checkpoint: {found.checkpoint_bytes / 1e6:,.1f} MB",
+        f"{cfg.model.name}, {estimate.parameters:,} parameters; {cfg.data.name}, batches of {cfg.optim.batch_size}",
+        f"training step: {1e3 * estimate.step_seconds:,.0f} ms; peak memory {peak} without the interpreter's, "
+        f"of which {estimate.kept_bytes / 1e6:,.0f} MB are kept for the backward pass",
+        f"epoch: {estimate.steps_per_epoch:,} steps, about {format_seconds(estimate.epoch_seconds)} with evaluation",
+        f"run: {cfg.optim.epochs} epochs, about {format_seconds(estimate.run_seconds)}",
+        f"checkpoint: {estimate.checkpoint_bytes / 1e6:,.1f} MB",
         "nothing was written",
     ])  # fmt: skip
     return 0

@@ -1,4 +1,4 @@
-"""Configurations and recipes. Imports neither torch nor NumPy, so that help and tables appear at once."""
+"""Configurations and recipes. This package imports neither torch nor NumPy, so that help and tables appear at once."""
 
 from multifire.config.recipes import RECIPES, Recipe, get_recipe
 from multifire.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainOptions

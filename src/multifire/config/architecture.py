@@ -1,11 +1,11 @@
-"""The name of a network: kind of block and depth."""
+"""Parse the name of a network: kind of block and depth."""
 
 
 def parse_model_name(name: str) -> tuple[str, int]:
-    """Return the kind of block and the number of blocks in a stage: `ds_resnet20` -> ("ds", 3).
+    """Return the kind of block and the number of blocks per stage: `ds_resnet20` -> ("ds", 3).
 
     Raises:
-        ValueError: not of the form ds_resnet{6n+2} or plain_resnet{6n+2}.
+        ValueError: the name is not ds_resnet{6n+2} or plain_resnet{6n+2}.
     """
     kind, separator, depth = name.partition("_resnet")
     if kind in ("ds", "plain") and separator and depth.isascii() and depth.isdigit():

@@ -1,4 +1,4 @@
-"""A configuration as JSON, in a run's folder and in exported files."""
+"""Write a configuration as JSON and read it back: for a run's folder and for exported files."""
 
 import dataclasses
 import json
@@ -12,6 +12,7 @@ CONFIG_VERSION = 1
 
 
 def to_json(cfg: RunConfig) -> str:
+    """Return the configuration as indented JSON, with the version of the format."""
     return json.dumps({"version": CONFIG_VERSION, **dataclasses.asdict(cfg)}, indent=2) + "\n"
 
 
@@ -19,7 +20,7 @@ def from_json(text: str, source: str) -> RunConfig:
     """Return the configuration that `to_json` wrote; `source` names the file in errors.
 
     Raises:
-        ValueError: not JSON, another version, or an unknown or mistyped field.
+        ValueError: not JSON, another version, an unknown field, or a value of the wrong type.
     """
     try:
         values = json.loads(text)
@@ -31,13 +32,13 @@ def from_json(text: str, source: str) -> RunConfig:
     if version != CONFIG_VERSION:
         raise ValueError(
             f"{source}: config version is {version}, this multifire reads version {CONFIG_VERSION}; "
-            "use the multifire that wrote it, or train anew"
+            "use the multifire that wrote it, or train again"
         )
     return _build(RunConfig, values, source, prefix="")
 
 
 def flatten_config(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a configuration's fields by their full names, such as optim.lr."""
+    """Flatten a nested configuration into full names: {"optim": {"lr": 0.1}} -> {"optim.lr": 0.1}."""
     fields = {}
     for key, value in tree.items():
         fields |= flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -45,14 +46,14 @@ def flatten_config(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def model_config(values: Any, source: str) -> ModelConfig:
-    """Return the ModelConfig of a JSON object; `source` names the file in errors.
+    """Return the ModelConfig that a JSON object describes; `source` names the file in errors.
 
     Raises:
-        ValueError: not an object, an unknown or mistyped field, or a value out of range.
+        ValueError: not an object, an unknown field, or a value of the wrong type or out of range.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{source}: not a model: found {type(values).__name__}, expected an object")
-    return RunConfig(model=_build(ModelConfig, values, source, prefix="model.")).model  # which checks the values
+    return RunConfig(model=_build(ModelConfig, values, source, prefix="model.")).model  # RunConfig checks the values
 
 
 def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
@@ -69,7 +70,7 @@ def _build(cls: type, values: dict[str, Any], source: str, prefix: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Return `value` as the annotated type: JSON has no tuples and does not distinguish 1 from 1.0."""
+    """Convert `value` to the annotated type: JSON has no tuples and does not distinguish 1 from 1.0."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and type(None) in args:

@@ -1,4 +1,8 @@
-"""Named configurations: those of the paper, the demo, and small ones for a laptop."""
+"""Named configurations: the experiments of Feng et al. (IJCAI 2022), the same with more augmentation, and smaller ones.
+
+`DataConfig.name` is a data set of `datasets/registry.py`, `ModelConfig.name` a block of `nn/block.py` with a depth.
+`DataConfig`, `ModelConfig` and `OptimConfig` in schema.py say what each option means, with its unit.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -8,7 +12,7 @@ from multifire.utils.errors import unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """A configuration, its purpose, and the published accuracy in percent."""
+    """A configuration, what it is for, and the accuracy in percent that the paper reports."""
 
     config: RunConfig
     about: str
@@ -61,10 +65,10 @@ DIGITS_DVS = replace(
     optim=replace(NMNIST.optim, epochs=6),
 )
 
-MODERN = OptimConfig(lr=0.1, schedule="one-cycle", label_smoothing=0.1, loss="tet")
+TET_ONE_CYCLE = OptimConfig(lr=0.1, schedule="one-cycle", label_smoothing=0.1, loss="tet")
 
 RECIPES: dict[str, Recipe] = {
-    "digits": Recipe(DIGITS, "the demo: 4,000 embedded MNIST digits"),
+    "digits": Recipe(DIGITS, "the demo: 4,000 MNIST digits that the package contains"),
     "cifar10": Recipe(CIFAR10, "CIFAR-10 as in the paper", published=94.25),
     "cifar10-small": Recipe(
         replace(
@@ -90,9 +94,9 @@ RECIPES: dict[str, Recipe] = {
             DVS_GESTURE,
             recipe="dvs-gesture-modern",
             data=replace(DVS_GESTURE.data, flip=True, roll=3, rotation=10.0, cutout=8, time_jitter=3),
-            optim=replace(MODERN, epochs=120, batch_size=28),
+            optim=replace(TET_ONE_CYCLE, epochs=120, batch_size=28),
         ),
-        "DVS128 Gesture, augmented",
+        "DVS128 Gesture: augmentation, TET loss, one-cycle schedule",
     ),
     "cifar10-dvs": Recipe(CIFAR10_DVS, "CIFAR10-DVS as in the paper", published=67.07),
     "cifar10-dvs-modern": Recipe(
@@ -101,12 +105,12 @@ RECIPES: dict[str, Recipe] = {
             recipe="cifar10-dvs-modern",
             data=replace(CIFAR10_DVS.data, flip=True, roll=5, rotation=15.0, cutout=8, swap_polarity=0.1),
             model=replace(CIFAR10_DVS.model, norm_input=True),
-            optim=replace(MODERN, epochs=100, batch_size=32, weight_decay=1e-3),
+            optim=replace(TET_ONE_CYCLE, epochs=100, batch_size=32, weight_decay=1e-3),
         ),
-        "CIFAR10-DVS, augmented",
+        "CIFAR10-DVS: augmentation, TET loss, one-cycle schedule",
     ),
     "nmnist": Recipe(NMNIST, "N-MNIST for a laptop"),
-    "digits-dvs": Recipe(DIGITS_DVS, "the demo with events, simulated from the embedded digits"),
+    "digits-dvs": Recipe(DIGITS_DVS, "the demo with events, simulated from those digits"),
 }
 
 
@@ -114,7 +118,7 @@ def get_recipe(name: str) -> RunConfig:
     """Return the configuration of the recipe `name`.
 
     Raises:
-        ValueError: unknown recipe; suggests the nearest one.
+        ValueError: unknown recipe; the message suggests the nearest one.
     """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)

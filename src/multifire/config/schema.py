@@ -9,46 +9,50 @@ from multifire.config.architecture import parse_model_name
 
 @dataclass(frozen=True)
 class DataConfig:
+    """The data set, how a sample becomes time steps, and augmentation."""
+
     name: str = "digits"
     """Data set; see `multifire data list`."""
     root: str = "data"
-    """Folder of the data sets; each lies in a subfolder of its name."""
+    """Folder of the data sets, each in a subfolder with its name."""
     timesteps: int = 4
     """T: time steps. An image is shown T times; a recording is cut into T frames."""
     validation: float = 0.0
     """Fraction of the training set held out to choose the best checkpoint, 0 <= fraction < 1."""
     crop_padding: int = 0
-    """Images: random crop after padding with this many black pixels on every side; 0: off."""
+    """Images: pad every side with this many black pixels, then crop at random; 0: off."""
     flip: bool = False
-    """Random horizontal flip; the label changes if the mirror image belongs to another class (left and right hand)."""
+    """Flip horizontally at random; the label changes if the mirror image shows another class (left or right hand)."""
     limit: int | None = None
-    """Train on this many samples only, drawn by the seed; for quick trials."""
+    """Train on only this many samples, drawn with the seed; for quick trials."""
     frame_size: int = 32
-    """Events: height and width of a frame; the sensor's pixels are binned to it."""
+    """Events: height and width of a frame; several sensor pixels are binned into one cell."""
     bin_factor: float | None = None
-    """Events: pixels for each cell of a frame, may be fractional (default: sensor size / frame size)."""
+    """Events: sensor pixels per cell along x and along y, may be fractional; None: sensor size / frame size."""
     slicing: Literal["duration", "time", "count"] = "duration"
-    """Events: frames of duration_us from the first event on, of equal time, or of equal event counts."""
+    """Events: frames of duration_us from the first event on (duration), of equal time, or of equal event count."""
     duration_us: int = 30_000
     """Events: length of a frame in µs, for slicing by duration."""
     binary: bool = False
     """Events: store 0 or 1 in a cell instead of the number of events."""
     split_seed: int | None = None
-    """CIFAR10-DVS: draw each class's 900 training recordings by this seed (default: the first 900)."""
+    """CIFAR10-DVS: draw 900 training recordings of each class with this seed; None: take the first 900."""
     roll: int = 0
-    """Events: random cyclic shift by up to this many pixels in both directions."""
+    """Events: random cyclic shift by up to this many pixels along x and along y."""
     rotation: float = 0.0
     """Events: random rotation by up to this many degrees in either direction."""
     cutout: int = 0
-    """Events: set a random square with sides of up to this many pixels to zero, in every frame of a sample."""
+    """Events: set a random square, up to this many pixels wide, to zero in every frame of a sample."""
     swap_polarity: float = 0.0
-    """Events: probability that ON and OFF events of a sample are exchanged."""
+    """Events: probability that the ON and OFF events of a sample are swapped."""
     time_jitter: int = 0
-    """Events: random shift in time by up to this many frames in either direction; gaps are empty frames."""
+    """Events: random shift in time by up to this many frames, earlier or later; empty frames fill the gap."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The network: its architecture and its neurons."""
+
     name: str = "ds_resnet20"
     """ds_resnet{6n+2} or plain_resnet{6n+2}."""
     in_channels: int = 3
@@ -60,23 +64,25 @@ class ModelConfig:
     levels: int = 3
     """K: firing levels of a neuron. K = 1 is the ordinary LIF neuron."""
     thresholds: tuple[float, ...] | None = None
-    """Firing threshold of each level (default: 0.6, 1.6, 2.6, ...)."""
+    """Firing threshold of each level; None: 0.6, 1.6, 2.6 and so on."""
     decay: float = 0.25
-    """Factor of the membrane potential from one time step to the next."""
+    """Factor by which the membrane potential is multiplied in each time step."""
     surrogate: Literal["rect", "triangle", "atan"] = "rect"
     """Shape of the surrogate derivative."""
     surrogate_width: float = 1.0
     """Width a of the surrogate derivative."""
     detach_reset: bool = False
-    """Stop the gradient at the reset gate (the paper lets it through)."""
+    """Stop the gradient at the reset gate (the paper does not)."""
     norm_input: bool = False
     """Normalise the input by a tdBN without γ and β, as in the paper's Gesture network."""
     checkpoint_stages: bool = False
-    """In training keep only the inputs of the stages and compute the rest twice: less memory, a third more time."""
+    """Recompute the stages in the backward pass instead of keeping them: less memory, a third more time."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
+    """Training: optimiser, learning-rate schedule and loss."""
+
     epochs: int = 110
     """Passes over the training set."""
     batch_size: int = 64
@@ -86,39 +92,41 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
-    """L2 decay, on every parameter as in the paper."""
+    """L2 weight decay of every parameter, as in the paper."""
     schedule: Literal["step", "cosine", "one-cycle"] = "step"
-    """step: lr × gamma every step_epochs; cosine: falls to 0; one-cycle: rises for warmup_share, then falls."""
+    """step: lr × gamma every step_epochs; cosine: lr falls to 0; one-cycle: lr rises for warmup_share, then falls."""
     step_epochs: int = 40
     """Epochs between two drops of the step schedule."""
     gamma: float = 0.1
     """Factor of one drop of the step schedule."""
     warmup_share: float = 0.25
-    """Fraction of the one-cycle schedule in which the rate rises, 0 < fraction < 1."""
+    """Fraction of the one-cycle schedule in which the learning rate rises, 0 < fraction < 1."""
     loss: Literal["mean", "tet"] = "mean"
-    """mean: cross entropy of the time-averaged logits; tet: mean cross entropy of each time step's logits."""
+    """mean: cross entropy of the time-averaged logits; tet: cross entropy of each time step's logits, averaged."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy, 0 <= s < 1."""
     clip_norm: float | None = None
-    """Clip the gradient to this total norm (default: no clipping)."""
+    """Clip the gradient to this total norm; None: no clipping."""
     warmup_epochs: float = 0.0
-    """step, cosine: epochs in which the rate first rises from 0."""
+    """step, cosine: number of epochs at the start in which the learning rate rises from 0."""
     accumulate: int = 1
-    """Compute a batch in this many parts and add up their gradients; norms use the statistics of a part."""
+    """Split a batch into this many parts and add up their gradients; norms use the statistics of one part."""
     decay_norms: bool = True
-    """Apply weight decay to norm weights and biases too, as in the paper."""
+    """Apply weight decay to the weights and biases of norms too, as in the paper."""
     ema_decay: float | None = None
-    """Keep and score a moving average of the weights: w' ← d·w' + (1 - d)·w after each step (default: none)."""
+    """Keep and score a moving average of the weights: w' ← d·w' + (1 - d)·w after each step; None: none."""
     patience: int | None = None
     """Stop after this many epochs without a better validation accuracy; needs data.validation."""
     skip_nonfinite: int = 0
     """Skip up to this many steps whose gradient is NaN or infinite; the next such step stops the run."""
     scaling: Literal["none", "linear"] = "none"
-    """Several processes share a batch (none), or each has its own and lr grows with their number (linear)."""
+    """Several processes: share one batch (none), or multiply batch size and lr by their number (linear)."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
+    """Everything that decides what a run computes. Options that only decide how it is run are in TrainOptions."""
+
     recipe: str = "digits"
     """Recipe that the run started from."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -133,7 +141,7 @@ class RunConfig:
     backend: str = "auto"
     """Implementation of the neuron: auto, cpu, triton or reference."""
     sync_norm: bool = False
-    """Norms use statistics over the samples of all processes, so that several processes compute the same as one."""
+    """Compute batch statistics over all processes, so that several processes compute the same as one."""
     eval_batch_size: int = 128
     """Images in one evaluation step."""
 
@@ -141,7 +149,7 @@ class RunConfig:
         """Check every field.
 
         Raises:
-            ValueError: a field is out of range; names it, its value and the range.
+            ValueError: a field is out of range; the message names it, its value and the range.
         """
         data, model, optim = self.data, self.model, self.optim
         for part, values in {"data": data, "model": model, "optim": optim}.items():
@@ -149,7 +157,7 @@ class RunConfig:
                 if isinstance(value, float):
                     _require(math.isfinite(value), f"{part}.{name}", value, "a finite number")
         _require(data.timesteps >= 1, "data.timesteps", data.timesteps, "at least 1")
-        _require(0 <= data.validation < 1, "data.validation", data.validation, "0 <= share < 1")
+        _require(0 <= data.validation < 1, "data.validation", data.validation, "0 <= fraction < 1")
         _require(data.crop_padding >= 0, "data.crop_padding", data.crop_padding, "at least 0")
         _require(data.limit is None or data.limit >= 1, "data.limit", data.limit, "at least 1")
         _require(data.frame_size >= 1, "data.frame_size", data.frame_size, "at least 1")
@@ -159,20 +167,20 @@ class RunConfig:
         for name in ("roll", "rotation", "cutout", "time_jitter"):
             _require(getattr(data, name) >= 0, f"data.{name}", getattr(data, name), "at least 0")
         _require(data.rotation <= 180, "data.rotation", data.rotation, "at most 180 degrees")
-        _require(0 <= data.swap_polarity <= 1, "data.swap_polarity", data.swap_polarity, "0 <= share <= 1")
+        _require(0 <= data.swap_polarity <= 1, "data.swap_polarity", data.swap_polarity, "0 <= probability <= 1")
         parse_model_name(model.name)
         _require(model.levels >= 1, "model.levels", model.levels, "at least 1")
         _require(model.width >= 1, "model.width", model.width, "at least 1")
         _require(model.surrogate_width > 0, "model.surrogate_width", model.surrogate_width, "above 0")
-        fits = model.thresholds is None or len(model.thresholds) == model.levels
-        _require(fits, "model.thresholds", model.thresholds, f"one for each of the {model.levels} levels")
+        one_each = model.thresholds is None or len(model.thresholds) == model.levels
+        _require(one_each, "model.thresholds", model.thresholds, f"one for each of the {model.levels} levels")
         _require(optim.epochs >= 1, "optim.epochs", optim.epochs, "at least 1")
         _require(optim.batch_size >= 1, "optim.batch_size", optim.batch_size, "at least 1")
         _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
         _require(optim.momentum >= 0, "optim.momentum", optim.momentum, "at least 0")
         _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "at least 0")
         _require(optim.step_epochs >= 1, "optim.step_epochs", optim.step_epochs, "at least 1")
-        _require(0 < optim.warmup_share < 1, "optim.warmup_share", optim.warmup_share, "0 < share < 1")
+        _require(0 < optim.warmup_share < 1, "optim.warmup_share", optim.warmup_share, "0 < fraction < 1")
         _require(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "0 <= s < 1")
         _require(optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
         _require(optim.warmup_epochs >= 0, "optim.warmup_epochs", optim.warmup_epochs, "at least 0")
@@ -180,8 +188,9 @@ class RunConfig:
         ema = optim.ema_decay
         _require(ema is None or 0 <= ema < 1, "optim.ema_decay", ema, "0 <= decay < 1")
         _require(optim.patience is None or optim.patience >= 1, "optim.patience", optim.patience, "at least 1")
-        held_out = optim.patience is None or data.validation > 0
-        _require(held_out, "optim.patience", optim.patience, "data.validation above 0: the test set must not decide")
+        may_stop_early = optim.patience is None or data.validation > 0
+        needed = "data.validation above 0: the test set must not decide when to stop"
+        _require(may_stop_early, "optim.patience", optim.patience, needed)
         _require(optim.skip_nonfinite >= 0, "optim.skip_nonfinite", optim.skip_nonfinite, "at least 0")
         _require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "at least 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2**63")
@@ -189,18 +198,18 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options that do not change what a run computes, and may change when it is resumed."""
+    """How a run is carried out. These options do not change what it computes, and may differ when it is resumed."""
 
     resume: Literal["no", "yes", "auto"] = "no"
-    """Continue the run in the folder; auto: if there is one."""
+    """Continue the run in the folder (--resume); auto: continue if there is one, else start."""
     checkpoint_every: str = "10m"
     """Interval of checkpoints within an epoch: steps (500), seconds (90s), minutes (10m) or hours (1h)."""
     keep: int = 3
-    """Number of checkpoints to keep, the newest ones."""
+    """Number of checkpoints to keep: the newest ones."""
     max_time: str | None = None
-    """Write a checkpoint and stop after that time, such as 90s, 30m or 4h; --resume goes on."""
+    """Write a checkpoint and stop after this time, such as 90s, 30m or 4h; --resume continues the run."""
     track: tuple[str, ...] | None = None
-    """Trackers: tensorboard, mlflow, wandb (default: TensorBoard, if it is installed)."""
+    """Trackers: tensorboard, mlflow, wandb; None: TensorBoard, if it is installed."""
     analyze_every: int = 1
     """Analyse the network every this many epochs and at the end (analysis.jsonl, analysis.json); 0: never."""
 
@@ -208,7 +217,7 @@ class TrainOptions:
         """Check every option.
 
         Raises:
-            ValueError: an option is out of range; names it, its value and the range.
+            ValueError: an option is out of range; the message names it, its value and the range.
         """
         _require(self.keep >= 1, "keep", self.keep, "at least 1")
         _require(self.analyze_every >= 0, "analyze_every", self.analyze_every, "at least 0")
@@ -221,10 +230,10 @@ class TrainOptions:
 
 
 def parse_duration(text: str, name: str) -> float:
-    """Return a time such as 90s, 30m or 4h in seconds.
+    """Return a time such as 90s, 30m or 4h in seconds; `name` names the option in errors.
 
     Raises:
-        ValueError: not such a time.
+        ValueError: `text` is not such a time.
     """
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
     try:

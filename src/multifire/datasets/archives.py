@@ -1,4 +1,4 @@
-"""Read archives from strangers in location, without unpacking them.
+"""Read the files in an archive without unpacking it. The archive may come from a stranger.
 
 Members are refused before any byte is inflated if their name leads out of the archive's folder, or if they claim more
 bytes than a valid file has, overlap, are encrypted or use a rare compression.

@@ -67,7 +67,7 @@ def describe(cfg: DataConfig, folder: Path) -> Figures:
         f"made from {', '.join(record.source_names)}; cells that saw more than 255 events: {clipped.sum():,}",
     ]
     if info.simulated:
-        lines.append("simulated: no camera saw these events")
+        lines.append("these events are simulated")
     frames = f"{cfg.timesteps} frames of {cfg.frame_size}×{cfg.frame_size}"
     return Figures(info.simulated, frames, len(train.labels), len(test.labels), rows, lines)
 

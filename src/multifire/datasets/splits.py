@@ -67,7 +67,7 @@ def hold_out(split: AnySplit, share: float, seed: int) -> tuple[AnySplit, AnySpl
     import numpy as np
 
     if not 0 < share < 1:
-        raise ValueError(f"validation share is {share}, expected 0 < share < 1")
+        raise ValueError(f"validation is {share}, expected 0 < share < 1")
     rng = np.random.default_rng(_entropy(seed, 0))
     held = np.zeros(len(split), dtype=bool)
     for label in np.unique(split.labels):

@@ -1,1 +1,1 @@
-"""Networks on streams of frames: recordings and cameras."""
+"""Run networks on streams of frames from recordings and cameras."""

@@ -1,6 +1,6 @@
-"""Run a trained network on a stream of frames, with a prediction after each frame.
+"""Run a trained network on a stream of frames and print a prediction after each frame.
 
-Shapes: T time steps, N samples, C channels, H height, W width, K classes.
+Shapes: T time steps, N samples, C channels, H height, W width, L classes.
 """
 
 import contextlib
@@ -28,23 +28,24 @@ from multifire.utils.device import autocast, pick_device
 from multifire.utils.log import log
 from multifire.utils.progress import CONSOLE
 
-KEPT_LATENCIES = 10_000
+MAX_LATENCIES = 10_000
+"""Number of latencies that are kept for quantiles."""
 
 
-class Seen(NamedTuple):
-    """Prediction from the frames of a sample so far."""
+class Prediction(NamedTuple):
+    """Prediction from the frames of a sample up to now."""
 
     sample: int
     """Number of the sample; the first is 1."""
     step: int
-    """Number of its frames so far."""
+    """Number of the sample's frames up to now."""
     label: int
     probability: float
     """Softmax of the mean logits for this class."""
     margin: float
-    """Its probability minus that of the second class."""
+    """Probability of this class minus that of the second class."""
     seconds: float
-    """Time from the complete frame to the prediction."""
+    """Time from the complete frame to the prediction, in seconds."""
     final: bool
     """True if the sample is complete or its margin exceeds the threshold; the next frame begins a new sample."""
 
@@ -56,10 +57,15 @@ def classify(
     timesteps: int,
     margin: float | None = None,
     precision: str = "fp32",
-) -> Iterator[Seen]:
-    """Step through `frames` [C, H, W] and yield a prediction after each; every `timesteps` frames are a sample.
+) -> Iterator[Prediction]:
+    """Run the network on `frames` [C, H, W] one by one and yield a prediction after each.
 
-    Membranes start at zero for each sample. With `margin`, a sample ends as soon as its margin exceeds it.
+    Args:
+        model: the network, in evaluation mode.
+        frames: the stream.
+        timesteps: number of frames of a sample; membranes start at zero for each sample.
+        margin: end a sample early, when the margin of its prediction exceeds this value.
+        precision: "fp32" or "bf16".
     """
     device, dtype = model.voting.weight.device, model.voting.weight.dtype
     state, sample, step = None, 1, 0
@@ -67,36 +73,38 @@ def classify(
         seconds = -_now(device)
         x_NCHW = torch.from_numpy(frame)[None].to(device, dtype, memory_format=torch.channels_last)
         with autocast(device, precision):
-            logits_NK, state = model.step(x_NCHW, state)
-        label = int(logits_NK[0].argmax())
-        sure = float(margins(logits_NK.float())[0])
+            logits_NL, state = model.step(x_NCHW, state)
+        label = int(logits_NL[0].argmax())
+        found_margin = float(margins(logits_NL.float())[0])
         seconds += _now(device)
         step += 1
-        final = step == timesteps or (margin is not None and sure > margin)
-        yield Seen(sample, step, label, float(logits_NK.float().softmax(-1)[0, label]), sure, seconds, final)
+        final = step == timesteps or (margin is not None and found_margin > margin)
+        probability = float(logits_NL.float().softmax(-1)[0, label])
+        yield Prediction(sample, step, label, probability, found_margin, seconds, final)
         if final:
             state, sample, step = None, sample + 1, 0
 
 
 def _now(device: torch.device) -> float:
+    """Return the time in seconds, after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Latencies:
-    """Latencies of frames; quantiles are over the newest KEPT_LATENCIES."""
+    """Collects latencies of frames; quantiles are those of the newest MAX_LATENCIES."""
 
     def __init__(self):
         self.frames = 0
-        self._newest: deque[float] = deque(maxlen=KEPT_LATENCIES)
+        self._newest: deque[float] = deque(maxlen=MAX_LATENCIES)
 
     def add(self, seconds: float) -> None:
         self.frames += 1
         self._newest.append(seconds)
 
     def quantiles(self) -> tuple[float, float, float]:
-        """Return median, 99th percentile and maximum in seconds."""
+        """Return median, 99th percentile and maximum, in seconds."""
         median, high, largest = np.quantile(self._newest, (0.5, 0.99, 1.0)).tolist()
         return median, high, largest
 
@@ -104,12 +112,12 @@ class Latencies:
 def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.ndarray]:
     """Return the frames [C, H, W] of a recording, an .npy array or a folder of arrays, prepared as in training.
 
-    Slicing by duration cuts a recording while it is read, in bounded memory, into consecutive samples; the last one is
-    filled with empty frames. Slicing by time or count takes the whole recording as one sample.
+    With slicing by duration, a recording is cut into consecutive samples while it is read, in bounded memory; the last
+    sample is filled up with empty frames. With slicing by time or count, the whole recording is one sample.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unknown format, damaged, or not the network's kind of input.
+        ValueError: unknown format, damaged, or another kind of input than the network's.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -126,7 +134,7 @@ def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.nda
 
 
 def _open(path: Path, info: DatasetInfo) -> Recording:
-    """Open the recording; if its file does not state the sensor size, use that of the run's data set."""
+    """Open a recording; if the file does not contain the sensor size, use that of the run's data set."""
     recording = open_recording(path)
     if recording.sensor_size is not None:
         return recording
@@ -142,39 +150,41 @@ def _frames_of_recording(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iter
 
 
 def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo) -> UdpRecords | Records:
-    """Open a stream of events from a UDP port of this machine, or from an open file.
+    """Open a stream of events from a UDP port of this machine or, if `port` is None, from an open file.
 
     The sensor size is that of the run's data set.
 
     Raises:
-        ValueError: the network was not trained on events, or an impossible port.
-        OSError: the port is taken.
+        ValueError: the network was not trained on events, or there is no such port.
+        OSError: another program uses the port.
     """
     if not info.events:
-        raise ValueError("this run was trained on images, which are not followed; give it .npy or a folder of them")
+        raise ValueError(
+            "this run was trained on images, expected events to follow; play an .npy file or a folder of them"
+        )
     size = (info.size, info.size)
     return Records(file, size, "standard input") if port is None else UdpRecords(port, size)
 
 
 def follow(live: LiveFrames, chunks: Iterable[Packed]) -> Iterator[LiveFrame]:
-    """Yield frames while events arrive, then the incomplete last ones; log the number of late events."""
+    """Yield frames while events arrive, then the remaining incomplete ones; log the number of late events."""
     for chunk in chunks:
         yield from live.push(chunk)
     yield from live.finish()
     if live.late:
-        log.warning("%s events came after their frame was complete, and were skipped", f"{live.late:,}")
+        log.warning("skipped %s events that came after their frame was complete", f"{live.late:,}")
 
 
 def _frames_of_arrays(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.ndarray]:
     if not path.is_dir():
         array = _read_array(path, cfg, info)
-        shown = cfg.timesteps if array.ndim == 3 and not info.events else 1  # a static image, as in training
-        for _ in range(shown):
+        repeats = cfg.timesteps if array.ndim == 3 and not info.events else 1  # a static image, as in training
+        for _ in range(repeats):
             yield from _normalised(array, info, path)
         return
     files = sorted(path.glob("*.npy"))
     if not files:
-        raise ValueError(f"{path}: holds no .npy file, expected one for each frame, in the order of their names")
+        raise ValueError(f"{path}: contains no .npy file, expected one for each frame, in the order of their names")
     for file in files:
         yield from _normalised(_read_array(file, cfg, info), info, file)
 
@@ -184,7 +194,7 @@ def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file}: no .npy array of numbers ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{file}: not an .npy array of numbers ({' '.join(str(error).split())})") from None
     size = cfg.frame_size if info.events else info.size
     shape = (info.channels, size, size)
     if array.dtype.kind not in "uif" or array.ndim not in (3, 4) or array.shape[-3:] != shape:
@@ -196,43 +206,44 @@ def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
 
 
 def _normalised(array: np.ndarray, info: DatasetInfo, file: Path) -> Iterator[np.ndarray]:
-    """Yield frames [C, H, W] in fp32: integer pixels of images are normalised as in training, other values kept."""
+    """Yield frames [C, H, W] in fp32; integer pixels of images are normalised as in training, other values kept."""
     std_C11 = np.array(info.std, np.float32)[:, None, None]
     mean_C11 = np.array(info.mean, np.float32)[:, None, None]
     for frame_CHW in array.reshape(-1, *array.shape[-3:]):
         x_CHW = frame_CHW.astype(np.float32)
         if not np.isfinite(x_CHW).all():
-            raise ValueError(f"{file}: holds NaN or an infinite number, expected finite ones")
+            raise ValueError(f"{file}: contains NaN or infinity, expected finite numbers")
         if not info.events and frame_CHW.dtype.kind != "f":
             x_CHW = x_CHW * (1 / (255 * std_C11)) - mean_C11 / std_C11
         yield x_CHW
 
 
 class Player:
-    """Prints the predictions for a stream: a line for each frame; on a terminal, one line that changes in place."""
+    """Prints the predictions for a stream: one line per frame or, on a terminal, per sample, updated in place."""
 
     def __init__(self, folder: Path, which: str | None, device: str, margin: float | None):
-        """Load a run's network.
+        """Load the network of a run.
 
         Raises:
-            FileNotFoundError, ValueError: no such run, checkpoint or device, or an invalid margin.
+            FileNotFoundError: no such run or checkpoint.
+            ValueError: no such device, or an invalid margin.
         """
         if margin is not None:
             check_margin(margin)
         target = pick_device(device)
         run = load_run(folder, which)
         self.cfg = run.cfg
-        self.model = fold(run.model).to(target)  # computes the same, with less latency
+        self.model = fold(run.model).to(target)  # computes the same in less time
         self.info, self.margin = get_info(self.cfg.data.name), margin
         self.latencies = Latencies()
-        self.verdicts = 0
+        self.decisions = 0
 
     def play(self, source: Path) -> None:
         """Print the predictions for a recording."""
         self._show(frames_of(source, self.cfg.data, self.info))
 
     def follow(self, file: BinaryIO, port: int | None) -> None:
-        """Print the predictions for events from an open file or a UDP port, until they end."""
+        """Print the predictions for events from a UDP port or, if `port` is None, from an open file, until they end."""
         with open_stream(port, file, self.info) as records:
             size = (self.info.size, self.info.size)
             live = LiveFrames(size, frame_options(self.cfg.data), "a stream")
@@ -241,32 +252,33 @@ class Player:
 
     def _show(self, frames: Iterator[np.ndarray]) -> None:
         size = self.cfg.data.frame_size if self.info.events else self.info.size
-        warm = np.zeros((self.info.channels, size, size), np.float32)
-        list(classify(self.model, [warm], 1, None, self.cfg.precision))  # warm-up: the first call is slow
+        blank_CHW = np.zeros((self.info.channels, size, size), np.float32)
+        list(classify(self.model, [blank_CHW], 1, None, self.cfg.precision))  # warm-up: the first call is slow
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Live(console=CONSOLE, transient=True)) if CONSOLE.is_terminal else None
-            for seen in classify(self.model, frames, self.cfg.data.timesteps, self.margin, self.cfg.precision):
-                self.latencies.add(seen.seconds)
-                line = self._line(seen)
-                if screen and not seen.final:
+            for prediction in classify(self.model, frames, self.cfg.data.timesteps, self.margin, self.cfg.precision):
+                self.latencies.add(prediction.seconds)
+                line = self._line(prediction)
+                if screen and not prediction.final:
                     screen.update(line)
                 else:
                     CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
-                self.verdicts += seen.final
+                self.decisions += prediction.final
 
-    def _line(self, seen: Seen) -> str:
+    def _line(self, prediction: Prediction) -> str:
+        sample, step, label, probability, margin, seconds, final = prediction
         return (
-            f"sample {seen.sample}, frame {seen.step}/{self.cfg.data.timesteps}: {self.info.classes[seen.label]} "
-            f"{100 * seen.probability:.1f} %, margin {seen.margin:.3f}, latency {1e3 * seen.seconds:.1f} ms"
-            f"{' - decided' if seen.final else ''}"
+            f"sample {sample}, frame {step}/{self.cfg.data.timesteps}: {self.info.classes[label]} "
+            f"{100 * probability:.1f} %, margin {margin:.3f}, latency {1e3 * seconds:.1f} ms"
+            f"{' - decided' if final else ''}"
         )
 
     def summarise(self) -> None:
-        """Print the number of frames and their latencies."""
+        """Print the numbers of frames and decisions, and the latencies of the frames."""
         if not self.latencies.frames:
             return
         median, high, largest = (1e3 * seconds for seconds in self.latencies.quantiles())
         print(
-            f"{self.latencies.frames:,} frames, {self.verdicts:,} decisions; latency of a frame: "
+            f"{self.latencies.frames:,} frames, {self.decisions:,} decisions; latency of a frame: "
             f"median {median:.1f} ms, 99 % under {high:.1f} ms, at most {largest:.1f} ms"
         )

@@ -1,1 +1,1 @@
-"""Many runs, finished runs, and runs before they are made: sweep, compare, score, bench, plan, summary."""
+"""Work with many runs and with finished runs, and estimate a run: sweep, compare, score, bench, plan, summary."""

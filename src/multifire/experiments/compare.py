@@ -16,7 +16,7 @@ ALWAYS_SHOWN = ("recipe", "seed")
 
 
 def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return a row for each run: its folder, the fields of its configuration that differ between runs, its results.
+    """Return a row for each run: its folder, the configuration fields that differ between the runs, and its results.
 
     Raises:
         FileNotFoundError: a folder holds no finished run.
@@ -43,17 +43,19 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def _read(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     summary, config = folder / "summary.json", folder / "config.json"
     if not summary.is_file() or not config.is_file():
-        raise FileNotFoundError(f"{folder}: no finished run: expected config.json and summary.json in it")
+        raise FileNotFoundError(
+            f"{folder}: no finished run here, expected config.json and summary.json; give the folder of a finished run"
+        )
     try:
         cfg = json_format.from_json(config.read_text(encoding="utf-8"), str(config))
-        found = json.loads(summary.read_text(encoding="utf-8"))
+        figures = json.loads(summary.read_text(encoding="utf-8"))
         results = {
-            "test accuracy %": round(100 * found["test_accuracy"], 2),
-            "of checkpoint": str(found["test_accuracy_of"]),
-            "epochs": int(found["epochs"]),
-            "parameters": int(found["parameters"]),
-            "images/s": round(found["images_per_second"], 1),
+            "test accuracy %": round(100 * figures["test_accuracy"], 2),
+            "of checkpoint": str(figures["test_accuracy_of"]),
+            "epochs": int(figures["epochs"]),
+            "parameters": int(figures["parameters"]),
+            "images/s": round(figures["images_per_second"], 1),
         }
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
-        raise ValueError(f"{summary}: not a run's summary ({error!r}); train anew, or leave the run out") from None
+        raise ValueError(f"{summary}: not a run's summary ({error!r}); train again, or leave the run out") from None
     return cfg, results

@@ -1,4 +1,4 @@
-"""Estimate the time, memory and disk space of a run from a few real steps on random images."""
+"""Estimate the time, memory and disk space of a run from a few training steps on random images."""
 
 import time
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Plan:
     steps_per_epoch: int
     step_seconds: float
     epoch_seconds: float
-    """Training steps and evaluation of one epoch."""
+    """Training steps and the evaluation of one epoch."""
     start_seconds: float
-    """Start of a process, building the network, and its first steps."""
+    """Starting a process, building the network, and doing the first steps."""
     run_seconds: float
     kept_bytes: int
     """Kept by autograd between forward and backward pass."""
@@ -33,11 +33,11 @@ class Plan:
 
 
 def plan(cfg: RunConfig) -> Plan:
-    """Train and evaluate the network on a few random batches of the recipe's shape; extrapolate to the whole run."""
+    """Train and evaluate the network of `cfg` on a few random batches, and extrapolate to the whole run."""
     device = pick_device(cfg.device)
     network = Network(cfg, device)
     timed = alternate({"train": network.step, "evaluate": network.evaluate}, STEPS, device)
-    step, batch = median(timed["train"]), median(timed["evaluate"])
+    step_seconds, evaluation_seconds = median(timed["train"]), median(timed["evaluate"])
     with autocast(device, cfg.precision):
         kept = kept_for_backward(network.model.train(), network.x_TNCHW)
     start = time.perf_counter()
@@ -46,22 +46,23 @@ def plan(cfg: RunConfig) -> Plan:
     train, test = datasets.get_info(cfg.data.name).published_sizes
     held_out = int(train * cfg.data.validation)
     steps = _batches(min(train - held_out, cfg.data.limit or train), cfg)
-    epoch_seconds = steps * step + _batches(held_out or test, cfg) * batch
-    parameters = sum(p.nbytes for p in network.model.parameters())
-    weights = sum(tensor.nbytes for tensor in network.model.state_dict().values())
-    copies = 2 if cfg.optim.ema_decay is not None else 1
+    epoch_seconds = steps * step_seconds + _batches(held_out or test, cfg) * evaluation_seconds
+    momentum_bytes = sum(p.nbytes for p in network.model.parameters())
+    state_bytes = sum(tensor.nbytes for tensor in network.model.state_dict().values())
+    state_copies = 2 if cfg.optim.ema_decay is not None else 1
     return Plan(
         parameters=sum(p.numel() for p in network.model.parameters()),
         steps_per_epoch=steps,
-        step_seconds=step,
+        step_seconds=step_seconds,
         epoch_seconds=epoch_seconds,
         start_seconds=start_seconds,
         run_seconds=start_seconds + cfg.optim.epochs * epoch_seconds,
         kept_bytes=kept.bytes,
         peak_bytes=peak,
-        checkpoint_bytes=parameters + copies * weights,
+        checkpoint_bytes=momentum_bytes + state_copies * state_bytes,
     )
 
 
 def _batches(samples: int, cfg: RunConfig) -> int:
+    """Return the number of batches of the training batch size that hold these samples."""
     return -(-samples // cfg.optim.batch_size)

@@ -27,14 +27,14 @@ def evaluate_run(
 
     Args:
         folder: the run's folder.
-        which: "best" or "last" checkpoint; None is the one that the summary's accuracy is of.
+        which: "best" or "last" checkpoint (default: the one whose accuracy summary.json holds).
         root: folder of the data sets (default: the run's).
         device: auto, cpu, cuda or cuda:N.
         batch_size: samples in one evaluation step (default: the run's).
-        stop_margins: thresholds for which to compute an `EarlyStop`.
+        stop_margins: margins at which samples stop early; the figures hold an `EarlyStop` for each.
 
     Returns:
-        The figures, and the file that holds them.
+        The figures, and the file that they were written to.
 
     Raises:
         FileNotFoundError: no such run, checkpoint or data.

@@ -1,4 +1,4 @@
-"""Summarise a network: layers, shapes, parameters, operations, energy, and the memory of training."""
+"""Summarise a network: its layers, parameters, operations and energy, and the memory that training needs."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from multifire import datasets
 from multifire.analysis import Energy, measure_energy
-from multifire.analysis.probe import undisturbed
+from multifire.analysis.probe import preserve_state
 from multifire.config import RECIPES, RunConfig, get_recipe
 from multifire.nn import SpikingResNet, kept_for_backward, model_from_config
 from multifire.training.data import load_batches
@@ -18,26 +18,30 @@ from multifire.utils.errors import unknown
 
 @dataclass(frozen=True)
 class Row:
+    """A layer of the network."""
+
     name: str
     kind: str
     shape: tuple[int, ...]
     parameters: int
-    macs: int
-    """MACs of one pass of the network without time."""
+    ann_macs: int
+    """MACs of one pass of the same network without time."""
     synops: float | None
-    """SynOps of an inference; None without data to count them on."""
-    real: float
-    """MACs of an inference of the spiking network: inputs that are not integers."""
+    """SynOps of one inference; None if there are no data to count them on."""
+    macs: float
+    """MACs of one inference of the spiking network, spent on inputs that are not integers."""
 
 
 @dataclass(frozen=True)
 class Summary:
+    """A network's layers, operations, energy and memory."""
+
     cfg: RunConfig
-    of: str
-    """The network in words: a run's checkpoint, or a recipe, untrained."""
+    source: str
+    """Where the network comes from: a run and its checkpoint, or a recipe, untrained."""
     rows: list[Row]
     energy: Energy
-    without_data: str
+    missing_data: str
     """Reason why SynOps were not counted; empty if they were."""
     kept_bytes: int
     """Kept by autograd between forward and backward pass, for one batch."""
@@ -46,57 +50,58 @@ class Summary:
 
     @property
     def parameters(self) -> int:
+        """Number of parameters of the network."""
         return sum(row.parameters for row in self.rows)
 
 
-def summarise(what: str, root: str | None = None) -> Summary:
+def summarise(name: str, root: str | None = None) -> Summary:
     """Summarise the network of a run, or the untrained network of a recipe; count operations on a few test samples.
 
     The norms of an untrained network use batch statistics, since it has no meaningful running statistics.
 
     Args:
-        what: name of a recipe, or a run's folder.
+        name: name of a recipe, or a run's folder.
         root: folder of the data sets (default: the recipe's or the run's).
 
     Raises:
-        ValueError: neither a recipe nor a run, or a damaged file.
+        ValueError: `name` is neither a recipe nor a run, or a file is damaged.
         FileNotFoundError: a folder that holds no run, or a run without a checkpoint.
     """
     device = pick_device("auto")
-    trained = what not in RECIPES or (Path(what) / "config.json").is_file()
+    trained = name not in RECIPES or (Path(name) / "config.json").is_file()
     if trained:
-        if not Path(what).exists():
-            raise unknown("recipe or run folder", what, RECIPES)
-        run = load_run(Path(what))
-        model, cfg, of = run.model, run.cfg, f"{what}, {run.which} checkpoint"
+        if not Path(name).exists():
+            raise unknown("recipe or run folder", name, RECIPES)
+        run = load_run(Path(name))
+        model, cfg, source = run.model, run.cfg, f"{name}, {run.which} checkpoint"
     else:
-        cfg = get_recipe(what)
+        cfg = get_recipe(name)
         torch.manual_seed(cfg.seed)
-        model, of = model_from_config(cfg.model, cfg.backend), f"{what}, untrained"
+        model, source = model_from_config(cfg.model, cfg.backend), f"{name}, untrained"
     model.to(device).train(not trained)
     if root is not None:
         cfg = replace(cfg, data=replace(cfg.data, root=root))
     info = datasets.get_info(cfg.data.name)
     size = cfg.data.frame_size if info.events else info.size
     frames = torch.rand(cfg.data.timesteps, 2, cfg.model.in_channels, size, size, device=device)
-    reason = ""
+    missing_data = ""
     try:
         batches = load_batches(cfg, device).test_analysis.epoch(0)
         energy = measure_energy(model, batches, precision=cfg.precision)
-    except FileNotFoundError as missing:
-        reason = str(missing)
+    except FileNotFoundError as error:
+        missing_data = str(error)
         energy = measure_energy(model, [(frames, torch.zeros(2))], precision=cfg.precision)
-    shown = frames if info.events else frames[:1].expand(frames.shape)
-    with undisturbed(model, training=True), autocast(device, cfg.precision):
-        one, two = (kept_for_backward(model, shown[:, :samples]).bytes for samples in (1, 2))
+    x_TNCHW = frames if info.events else frames[:1].expand(frames.shape)
+    with preserve_state(model, training=True), autocast(device, cfg.precision):
+        kept_for_1, kept_for_2 = (kept_for_backward(model, x_TNCHW[:, :samples]).bytes for samples in (1, 2))
+    samples_per_part = -(-cfg.optim.batch_size // cfg.optim.accumulate)
+    kept = kept_for_1 + (samples_per_part - 1) * (kept_for_2 - kept_for_1)
     weights = sum(p.nbytes for p in model.parameters())
-    part = -(-cfg.optim.batch_size // cfg.optim.accumulate)
-    kept = one + (part - 1) * (two - one)
-    return Summary(cfg, of, _rows(model, energy, not reason), energy, reason, kept, 3 * weights)
+    return Summary(cfg, source, _rows(model, energy, not missing_data), energy, missing_data, kept, 3 * weights)
 
 
-def _rows(model: SpikingResNet, energy: Energy, counted: bool) -> list[Row]:
-    """Return a row for each connection, with the parameters of the norm that follows it."""
+def _rows(model: SpikingResNet, energy: Energy, has_data: bool) -> list[Row]:
+    """Return a row for each connection; its parameters include those of the norm that follows it."""
     rows = []
     for connection in energy.connections:
         name = connection.name.removesuffix(".conv")
@@ -104,6 +109,6 @@ def _rows(model: SpikingResNet, energy: Energy, counted: bool) -> list[Row]:
         if connection.kind != "identity":
             parameters = sum(p.numel() for p in model.get_submodule(name).parameters())
         kind = type(model.get_submodule(name)).__name__ if parameters else "identity"
-        synops = connection.synops if counted else None
+        synops = connection.synops if has_data else None
         rows.append(Row(name, kind, connection.shape, parameters, connection.ann_macs, synops, connection.macs))
     return rows

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multifire.config import RunConfig, get_recipe
-from multifire.experiments.sweep_budget import Cost, parse_budget, within_budget
-from multifire.experiments.sweep_cells import Cell, Outcome, overrides
+from multifire.experiments.sweep_budget import Cost, apply_budget, parse_budget
+from multifire.experiments.sweep_cells import Cell, Outcome, overrides_of
 from multifire.report.run_files import RunFiles
 from multifire.training.run_folder import RunFolder
 from multifire.training.signals import catch_signals
@@ -22,14 +22,14 @@ from multifire.utils.progress import Bar
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 60.0
-"""Time for a run that is requests to stop to write its checkpoint."""
+"""Time that a run has to write its checkpoint after it was asked to stop."""
 
 
 def sweep(
     cells: list[Cell], out: Path, *, budget: str | None, jobs: int,
     cost: Callable[[RunConfig], Cost], say: Callable[[str], None],
 ) -> tuple[list[Outcome], int]:  # fmt: skip
-    """Carry out the runs in the folder `out`, and continue those that were stopped.
+    """Train the runs of a sweep in the folder `out`; continue those that were stopped.
 
     A budget is turned into epochs once and stored in sweep.json, so that a continued sweep uses the same epochs.
 
@@ -38,7 +38,7 @@ def sweep(
         out: folder of the runs.
         budget: time for all runs, or epochs of each; None: the epochs of the recipe.
         jobs: number of runs at a time.
-        cost: measures what a configuration costs.
+        cost: measures the time that a configuration takes.
         say: prints a line.
 
     Returns:
@@ -51,8 +51,52 @@ def sweep(
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out):
         if budget is not None:
-            cells = within_budget(cells, out / "sweep.json", parse_budget(budget), cost, say)
-        return carry_out(cells, jobs, out / "logs")
+            cells = apply_budget(cells, out / "sweep.json", parse_budget(budget), cost, say)
+        return train_cells(cells, jobs, out / "logs")
+
+
+def train_cells(cells: Sequence[Cell], jobs: int, logs: Path) -> tuple[list[Outcome], int]:
+    """Train every unfinished cell, `jobs` at a time; a run that fails does not stop the others.
+
+    Returns:
+        The outcome of each cell, and the number of the signal that stopped the sweep, or 0.
+    """
+    outcomes, unfinished = sort_out_finished(cells)
+    logs.mkdir(parents=True, exist_ok=True)
+    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    running: list[Job] = []
+    queue = iter(unfinished)
+    total = sum(cell.cfg.optim.epochs for cell in cells)
+    with catch_signals() as requests, Bar("sweep", total, epochs_done(cells)) as bar, stop_at_exit(running):
+        finished = len(cells) - len(unfinished)
+        bar.say(f"{len(cells)} runs, {finished} of them finished; {jobs} at a time with {threads} threads each")
+        while not requests.stop:
+            running += [start_job(cell, threads, logs) for cell in itertools.islice(queue, jobs - len(running))]
+            if not running:
+                break
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                outcomes.append(job.outcome())
+                bar.say(_outcome_line(outcomes[-1], len(outcomes), len(cells)))
+            bar.update(epochs_done(cells), f"{len(outcomes)} of {len(cells)} runs")
+            time.sleep(POLL_SECONDS)
+    order = [cell.folder for cell in cells]
+    return sorted(outcomes, key=lambda outcome: order.index(outcome.cell.folder)), requests.stop
+
+
+def sort_out_finished(cells: Sequence[Cell]) -> tuple[list[Outcome], list[Cell]]:
+    """Return the outcomes of the cells that are finished or have an unusable folder, and the cells to train."""
+    outcomes: list[Outcome] = []
+    unfinished: list[Cell] = []
+    for cell in cells:
+        try:
+            if is_finished(cell):
+                outcomes.append(Outcome(cell))
+            else:
+                unfinished.append(cell)
+        except (ValueError, OSError) as error:
+            outcomes.append(Outcome(cell, str(error)))
+    return outcomes, unfinished
 
 
 def is_finished(cell: Cell) -> bool:
@@ -67,15 +111,25 @@ def is_finished(cell: Cell) -> bool:
     return run.exists() and (cell.folder / "summary.json").is_file()
 
 
+def epochs_done(cells: Sequence[Cell]) -> int:
+    """Return the number of epochs that the cells' runs have recorded, all together."""
+    epochs = 0
+    for cell in cells:
+        with contextlib.suppress(OSError):
+            epochs += (cell.folder / "metrics.jsonl").read_bytes().count(b"\n")
+    return epochs
+
+
 @dataclass
 class Job:
-    """A run in progress, in a process group of its own, so that Ctrl-C reaches it only through this process."""
+    """A run in progress. Its process group is its own, so that Ctrl-C reaches it only through this process."""
 
     cell: Cell
     process: subprocess.Popen[bytes]
     log: Path
 
     def outcome(self) -> Outcome:
+        """Return the outcome of the process, which has ended."""
         if self.process.returncode == 0 and is_finished(self.cell):
             return Outcome(self.cell)
         lines = self.log.read_text(errors="replace").strip().splitlines()
@@ -83,69 +137,23 @@ class Job:
         return Outcome(self.cell, f"exit code {self.process.returncode}: {message} (see {self.log})")
 
 
-def start(cell: Cell, threads: int, logs: Path) -> Job:
+def start_job(cell: Cell, threads: int, logs: Path) -> Job:
     """Start or continue the cell's run in a process with this number of threads."""
     log = logs / f"{cell.folder.name}.log"
-    args = overrides(cell.cfg, get_recipe(cell.cfg.recipe))
-    command = [sys.executable, "-m", "multifire", "train", cell.cfg.recipe, *args]
+    overrides = overrides_of(cell.cfg, get_recipe(cell.cfg.recipe))
+    command = [sys.executable, "-m", "multifire", "train", cell.cfg.recipe, *overrides]
     command += ["--out", str(cell.folder), "--resume", "auto"]
     with log.open("ab") as file:
-        process = subprocess.Popen(  # noqa: S603 - ourselves, without a shell
+        process = subprocess.Popen(  # noqa: S603 - our own program, without a shell
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
     return Job(cell, process, log)
 
 
-def carry_out(cells: Sequence[Cell], jobs: int, logs: Path) -> tuple[list[Outcome], int]:
-    """Train every unfinished cell, `jobs` at a time; a run that fails does not stop the others.
-
-    Returns:
-        The outcome of each cell, and the number of the signal that stopped the sweep, or 0.
-    """
-    outcomes: list[Outcome] = []
-    waiting: list[Cell] = []
-    for cell in cells:
-        try:
-            if is_finished(cell):
-                outcomes.append(Outcome(cell))
-            else:
-                waiting.append(cell)
-        except (ValueError, OSError) as error:
-            outcomes.append(Outcome(cell, str(error)))
-    logs.mkdir(parents=True, exist_ok=True)
-    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
-    running: list[Job] = []
-    queue = iter(waiting)
-    total = sum(cell.cfg.optim.epochs for cell in cells)
-    with catch_signals() as requests, Bar("sweep", total, epochs_done(cells)) as bar, ended(running):
-        finished = len(cells) - len(waiting)
-        bar.say(f"{len(cells)} runs, {finished} of them finished; {jobs} at a time with {threads} threads each")
-        while not requests.stop:
-            running += [start(cell, threads, logs) for cell in itertools.islice(queue, jobs - len(running))]
-            if not running:
-                break
-            for job in [job for job in running if job.process.poll() is not None]:
-                running.remove(job)
-                outcomes.append(job.outcome())
-                bar.say(_line(outcomes[-1], len(outcomes), len(cells)))
-            bar.update(epochs_done(cells), f"{len(outcomes)} of {len(cells)} runs")
-            time.sleep(POLL_SECONDS)
-    order = [cell.folder for cell in cells]
-    return sorted(outcomes, key=lambda outcome: order.index(outcome.cell.folder)), requests.stop
-
-
-def epochs_done(cells: Sequence[Cell]) -> int:
-    done = 0
-    for cell in cells:
-        with contextlib.suppress(OSError):
-            done += (cell.folder / "metrics.jsonl").read_bytes().count(b"\n")
-    return done
-
-
 @contextlib.contextmanager
-def ended(running: list[Job]) -> Iterator[None]:
-    """At the end of the block, stop every process that still runs: ask for a checkpoint, then kill what hangs."""
+def stop_at_exit(running: list[Job]) -> Iterator[None]:
+    """At the end of the block, ask every running process for a checkpoint and a stop; kill one that does not stop."""
     try:
         yield
     finally:
@@ -160,7 +168,7 @@ def ended(running: list[Job]) -> Iterator[None]:
                 job.process.wait()
 
 
-def _line(outcome: Outcome, done: int, total: int) -> str:
+def _outcome_line(outcome: Outcome, done: int, total: int) -> str:
     if outcome.error:
         return f"{done}/{total}  {outcome.cell.name}: failed, {outcome.error}"
     accuracy = RunFiles(outcome.cell.folder).accuracy

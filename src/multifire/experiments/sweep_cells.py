@@ -1,4 +1,4 @@
-"""The runs of a sweep: every combination of the varied fields, with every seed."""
+"""List the runs of a sweep: every combination of the varied fields, with every seed."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ DEPTHS = (14, 20, 32, 44, 68)
 KINDS = ("ablation", "depth", "grid")
 
 Parse = Callable[[RunConfig, Sequence[str]], RunConfig]
-"""Applies overrides of the command line to a configuration."""
+"""A function that applies command-line overrides to a configuration."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Fields, values and seed, such as "model.levels 2, seed 0"."""
         return ", ".join([*(f"{key} {value}" for key, value in self.values.items()), f"seed {self.cfg.seed}"])
 
 
@@ -38,54 +39,56 @@ class Outcome:
 
     cell: Cell
     error: str | None = None
-    """Last message of a run that failed; None if it is finished."""
+    """Last message of a run that failed; None for a finished run."""
 
 
 def variations(kind: str, cfg: RunConfig, vary: Sequence[str]) -> dict[str, list[str]]:
-    """Return the varied fields and their values: those of the kind of sweep, and those of `FIELD=V1,V2` in `vary`.
+    """Return the varied fields and their values: those of the kind of sweep, and those of each `FIELD=V1,V2` in `vary`.
 
     Raises:
-        ValueError: a malformed text, a field twice, or nothing to vary.
+        ValueError: a text of another form, a field twice, or nothing to vary.
     """
     depth = 6 * parse_model_name(cfg.model.name)[1] + 2
     fields: dict[str, list[str]] = {
-        "ablation": {"model.name": _names([depth]), "model.levels": [str(k) for k in LEVELS]},
-        "depth": {"model.name": _names(DEPTHS)},
+        "ablation": {"model.name": _model_names([depth]), "model.levels": [str(k) for k in LEVELS]},
+        "depth": {"model.name": _model_names(DEPTHS)},
         "grid": {},
     }[kind]
     for text in vary:
-        name, separator, values = text.partition("=")
-        found = [value.strip() for value in values.split(",")]
+        name, separator, listed = text.partition("=")
+        values = [value.strip() for value in listed.split(",")]
         name = name.strip().removeprefix("--").replace("-", "_")
-        if not separator or not name or not all(found) or len(set(found)) < len(found):
+        if not separator or not name or not all(values) or len(set(values)) < len(values):
             raise ValueError(f"--vary {text!r}, expected a field and different values, such as model.levels=1,2,3")
         if name in fields and kind == "grid":
-            raise ValueError(f"--vary names {name} twice")
-        fields[name] = found
+            raise ValueError(f"--vary names {name} twice; give all its values in one --vary")
+        fields[name] = values
     if "seed" in fields:
-        raise ValueError("--vary seed=..., expected --seeds, over which means are taken")
+        raise ValueError("--vary names seed; give --seeds instead, over which means are taken")
     if not fields:
         raise ValueError("nothing to vary: give --vary FIELD=V1,V2, such as --vary optim.lr=0.1,0.05")
     return fields
 
 
-def _names(depths: Sequence[int]) -> list[str]:
+def _model_names(depths: Sequence[int]) -> list[str]:
     return [f"{kind}_resnet{depth}" for kind in ("plain", "ds") for depth in depths]
 
 
-def cells_of(cfg: RunConfig, fields: dict[str, list[str]], seeds: Sequence[int], out: Path, parse: Parse) -> list[Cell]:
-    """Return a cell for every combination of the fields' values and every seed."""
+def make_cells(
+    cfg: RunConfig, fields: dict[str, list[str]], seeds: Sequence[int], out: Path, parse: Parse
+) -> list[Cell]:
+    """Return a cell for every combination of the fields' values with every seed."""
     cells = []
     for combination in itertools.product(*fields.values()):
         values = dict(zip(fields, combination, strict=True))
-        varied = parse(cfg, [arg for name, value in values.items() for arg in spelt(name, value)])
+        varied = parse(cfg, [arg for name, value in values.items() for arg in option_args(name, value)])
         for seed in seeds:
             parts = [*(f"{name.rpartition('.')[2]}-{_safe(value)}" for name, value in values.items()), f"seed-{seed}"]
             cells.append(Cell(values, replace(varied, seed=seed), out / "_".join(parts)))
     return cells
 
 
-def spelt(name: str, value: Any) -> list[str]:
+def option_args(name: str, value: Any) -> list[str]:
     """Return the command-line arguments that set a field; items of a tuple become separate arguments."""
     option = "--" + name.replace("_", "-")
     if value is True or value == "true":
@@ -96,11 +99,12 @@ def spelt(name: str, value: Any) -> list[str]:
     return [option, *(map(str, value) if isinstance(value, tuple) else str(value).split())]
 
 
-def overrides(cfg: RunConfig, recipe: RunConfig) -> list[str]:
-    """Return the overrides with which `multifire train RECIPE` trains `cfg`."""
-    wanted, given = flatten_config(asdict(cfg)), flatten_config(asdict(recipe))
-    return [arg for name, value in wanted.items() if value != given[name] for arg in spelt(name, value)]
+def overrides_of(cfg: RunConfig, recipe: RunConfig) -> list[str]:
+    """Return the command-line overrides that turn the recipe into `cfg`."""
+    values, defaults = flatten_config(asdict(cfg)), flatten_config(asdict(recipe))
+    return [arg for name, value in values.items() if value != defaults[name] for arg in option_args(name, value)]
 
 
 def _safe(value: str) -> str:
+    """Return the value with every character that is unusual in a file name replaced by a hyphen."""
     return "".join(c if c.isalnum() or c in ".-" else "-" for c in value)

@@ -1,4 +1,4 @@
-"""Export trained networks: folded norms, int8, ONNX, NIR, folders to share; the provenance of a file."""
+"""Export trained networks: folded, int8, ONNX, NIR, folders to share; read the provenance of a file."""
 
 from multifire.export.fold import FoldedFire, Shift, fold
 from multifire.export.int8 import Int8Network, load_int8, quantise_network, save_int8

@@ -14,11 +14,18 @@ ENDINGS = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "nir": ".nir", "pretraine
 
 
 def write_run(folder: Path, to: str, out: Path | None = None, which: str | None = None, step: bool = False) -> Path:
-    """Export a run's "best" or "last" checkpoint to one of the formats of ENDINGS; return the file or folder.
+    """Export a run's "best" or "last" checkpoint to a format of ENDINGS; return the path of the file or folder.
+
+    Args:
+        folder: run folder.
+        to: a key of ENDINGS.
+        out: path to write; None is a name in the run folder.
+        which: "best" or "last"; None selects the checkpoint that the summary reports.
+        step: ONNX only: export one time step instead of a sequence.
 
     Raises:
         FileNotFoundError: no such run or checkpoint.
-        ValueError: missing packages, or the format cannot represent the network.
+        ValueError: the format's packages are not installed, or it cannot represent the network.
     """
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
@@ -41,7 +48,7 @@ def write_run(folder: Path, to: str, out: Path | None = None, which: str | None 
 
 
 def import_format(to: str) -> ModuleType:
-    """Import the module of a format whose packages are an extra.
+    """Import the module of a format that needs the packages of an extra.
 
     Raises:
         ValueError: the packages are not installed.

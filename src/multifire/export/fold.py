@@ -1,10 +1,10 @@
 """Fold the norms of a trained network into its convolutions, for evaluation.
 
-With running statistics, tdBN is a scale and a shift per channel, which move into the convolution before it:
+With running statistics, tdBN is a scale and a shift per channel; both move into the convolution before it:
 
     γ·(s·(w∗x - μ)) + β = (γ·s·w)∗x + (β - γ·s·μ),   s = α·V_th / (sqrt(σ²) + ε)
 
-Shapes: x_TNCHW is [time, sample, channel, row, column], w_OIHW a convolution's weight.
+Shapes: T time steps, N samples, C channels, I input channels, O output channels, H rows, W columns.
 """
 
 import copy
@@ -17,7 +17,7 @@ from multifire.nn.block import convolve, is_static_input
 
 
 class FoldedFire(Streaming):
-    """o = MLF(conv(x) + bias + add_before) + add_after: a ConvFire with its norm folded into its convolution."""
+    """A ConvFire whose norm is folded into its convolution: o = MLF(conv(x) + bias + add_before) + add_after."""
 
     def __init__(self, layer: ConvFire):
         super().__init__()
@@ -52,10 +52,9 @@ class FoldedFire(Streaming):
 
 
 class Shift(nn.Module):
-    """y = x - mean per channel: the rest of an input norm, whose scale is folded into the stem's weights.
+    """Subtract the mean of an input norm, y = x - mean per channel; its scale is folded into the stem's weights.
 
-    The stem pads with zeros after the norm, which is the mean before it; a bias instead of the shift would be wrong at
-    the borders.
+    The shift cannot move into a bias: the stem pads with zeros after the norm, so a bias would be wrong at the borders.
     """
 
     def __init__(self, mean: Tensor):
@@ -68,16 +67,16 @@ class Shift(nn.Module):
 
 
 def fold(model: SpikingResNet) -> SpikingResNet:
-    """Return a copy of the network for evaluation whose norms are folded into its convolutions; it computes the same.
+    """Return a copy of the network for evaluation, with its norms folded into its convolutions; it computes the same.
 
-    Every ConvFire becomes a FoldedFire, a plain block's shortcut a convolution with a bias, and an input norm a Shift.
-    Folded weights are computed in float64 and stored in the model's type.
+    Every ConvFire becomes a FoldedFire, a plain block's shortcut becomes a convolution with a bias, and an input norm
+    becomes a Shift. Folded weights are computed in float64 and stored in the network's type.
 
     Raises:
-        ValueError: the model is already folded.
+        ValueError: the network is already folded.
     """
     if not any(isinstance(module, ConvFire) for module in model.modules()):
-        raise ValueError("the network has no norm to fold; expected one that build_model made, not yet folded")
+        raise ValueError("the network has no norm to fold; expected one that is not folded yet")
     folded = copy.deepcopy(model)
     if isinstance(folded.input_norm, TdBatchNorm2d):
         weight = folded.stem.conv.weight
@@ -95,7 +94,7 @@ def fold(model: SpikingResNet) -> SpikingResNet:
 
 
 def fold_norm(conv: nn.Conv2d, norm: TdBatchNorm2d) -> nn.Conv2d:
-    """Return a convolution with a bias that computes norm(conv(x)) in evaluation."""
+    """Return a convolution with a bias that computes what norm(conv(x)) computes in evaluation."""
     assert conv.bias is None
     scale_O, shift_O = scale_and_shift(norm)
     folded = copy.deepcopy(conv)
@@ -105,7 +104,7 @@ def fold_norm(conv: nn.Conv2d, norm: TdBatchNorm2d) -> nn.Conv2d:
 
 
 def scale_and_shift(norm: TdBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return scale and shift per channel of the norm in evaluation, y = scale·x + shift, in float64."""
+    """Return the norm's scale and shift per channel in evaluation, y = scale·x + shift, in float64."""
     scale = ops.reference.norm_factor(norm.running_var.double(), norm.eps, norm.alpha * norm.v_threshold)
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()

@@ -1,7 +1,7 @@
-"""A folded network as a sequence of plain operations, for exchange formats.
+"""Translate a folded network into the few operations of an exchange format.
 
-Exchange formats have neither MLF neurons nor blocks. Each format implements a few operations as a `Target`, and `trace`
-calls them in order of computation.
+Exchange formats have neither MLF neurons nor residual blocks. Each format implements a few operations as a `Target`,
+and `trace` calls them in order of computation.
 """
 
 from typing import Protocol, TypeVar
@@ -15,27 +15,31 @@ Value = TypeVar("Value")
 
 
 class Target(Protocol[Value]):
-    """The operations of a format on one time step [N, C, H, W]; `name` is the module's dotted name."""
+    """The operations of a format on one time step [N, C, H, W]. `name` is the dotted name of the module."""
 
     def shift(self, x: Value, mean: Tensor, name: str) -> Value:
-        """x - mean, per channel."""
+        """Return x - mean, per channel."""
         ...
 
-    def conv(self, x: Value, conv: nn.Conv2d, name: str) -> Value: ...
+    def conv(self, x: Value, conv: nn.Conv2d, name: str) -> Value:
+        """Return the convolution of x, with its bias."""
+        ...
 
     def fire(self, current: Value, neuron: MLF, name: str) -> Value:
-        """The neuron's spikes; the target stores the membranes between time steps."""
+        """Return the neuron's spikes; the target keeps the membranes between time steps."""
         ...
 
-    def add(self, a: Value, b: Value, name: str) -> Value: ...
+    def add(self, a: Value, b: Value, name: str) -> Value:
+        """Return a + b."""
+        ...
 
     def vote(self, x: Value, voting: nn.Linear, name: str) -> Value:
-        """The mean over rows and columns, through the voting layer: logits [N, classes]."""
+        """Return the logits [N, classes]: the voting layer of the mean over rows and columns."""
         ...
 
 
 def trace(model: SpikingResNet, x: Value, to: Target[Value]) -> Value:
-    """Call the target's operations for one time step of a folded network; return its logits."""
+    """Call the operations of a target for one time step of a folded network; return the logits."""
     if isinstance(model.input_norm, Shift):
         x = to.shift(x, model.input_norm.mean, "input_norm")
     x = to.fire(_current(x, model.stem, "stem", to), model.stem.neuron, "stem.neuron")

@@ -1,7 +1,7 @@
-"""Upload and download shared folders on Hugging Face's hub with huggingface_hub, the extra `hub`.
+"""Upload shared folders to Hugging Face's hub and download them, with huggingface_hub (the extra `hub`).
 
-Its ModelHubMixin is not used: networks would have to inherit from it and need the library, and it passes a stranger's
-config.json to the constructor unchecked.
+The library's ModelHubMixin is not used: networks would have to inherit from it, and it passes an untrusted config.json
+to the constructor unchecked.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ def download(name: str, revision: str | None) -> Path:
     """Download a network's files at a branch, tag or commit; return their folder in the library's cache.
 
     Raises:
-        FileNotFoundError: no such network or revision, or the hub cannot be reached and the cache is empty.
-        ValueError: not a name, or huggingface_hub is not installed.
+        FileNotFoundError: no such network or revision, or the hub cannot be reached and the cache lacks it.
+        ValueError: not a name on the hub, or huggingface_hub is not installed.
     """
     hub = _library(name)
     try:
-        with _one_kind_of_error(name):
+        with _as_connection_error(name):
             return Path(hub.snapshot_download(name, revision=revision, allow_patterns=NETWORK))
     except hub.errors.RevisionNotFoundError:
         raise FileNotFoundError(
-            f"{name}: no revision {revision!r} on the hub; expected a branch, a tag or the whole hash of a commit"
+            f"{name}: no revision {revision!r} on the hub; expected a branch, a tag or the full hash of a commit"
         ) from None
     except hub.errors.RepositoryNotFoundError:
         raise FileNotFoundError(
@@ -47,10 +47,10 @@ def upload(folder: Path, name: str, private: bool) -> str:
 
     Raises:
         OSError: the hub refuses or cannot be reached.
-        ValueError: not a name, or huggingface_hub is not installed.
+        ValueError: not a name on the hub, or huggingface_hub is not installed.
     """
     hub = _library(name)
-    with _one_kind_of_error(name):
+    with _as_connection_error(name):
         hub.create_repo(name, private=private, exist_ok=True)
         return hub.upload_folder(
             repo_id=name,
@@ -61,8 +61,8 @@ def upload(folder: Path, name: str, private: bool) -> str:
 
 
 @contextlib.contextmanager
-def _one_kind_of_error(name: str) -> Iterator[None]:
-    """Turn errors of the HTTP client, which differs between releases of the library, into ConnectionError."""
+def _as_connection_error(name: str) -> Iterator[None]:
+    """Turn errors of the HTTP client into ConnectionError; releases of the library use different clients."""
     try:
         yield
     except (OSError, ValueError):
@@ -72,13 +72,14 @@ def _one_kind_of_error(name: str) -> Iterator[None]:
 
 
 def _library(name: str) -> Any:
+    """Check the name and import huggingface_hub."""
     if not is_name(name):
-        raise ValueError(f"{str(name)!r} is no network's name on the hub, expected one such as 'owner/name'")
+        raise ValueError(f"{str(name)!r} is not a network's name on the hub, expected one such as 'owner/name'")
     try:
         importlib.import_module("huggingface_hub.errors")
         return importlib.import_module("huggingface_hub")
     except ImportError:
         raise ValueError(
-            f"{name}: the hub needs the package huggingface_hub: pip install 'multifire[hub]' "
-            "(and if a folder was meant, there is none of that name)"
+            f"{name}: the hub needs the package huggingface_hub: run `pip install 'multifire[hub]'`; "
+            "if you meant a folder, check its path"
         ) from None

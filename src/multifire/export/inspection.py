@@ -6,7 +6,7 @@ from typing import Any
 from multifire.export.export_run import import_format
 from multifire.export.onnx_digest import read_metadata
 from multifire.export.pretrained import inspect_folder
-from multifire.export.provenance import KINDS, measured, provenance_of, read_provenance, stored
+from multifire.export.provenance import KINDS, measurements_of, provenance_of, read_provenance, stored
 from multifire.training.checkpoint import load_checkpoint
 from multifire.utils.tensor_files import kind_of, read_tensors
 
@@ -14,7 +14,7 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def inspect(path: Path) -> tuple[str, dict[str, Any]]:
-    """Return the content, in words, and the provenance of a checkpoint, exported file or folder; check all of it.
+    """Check a checkpoint, exported file or folder completely; return its content, in words, and its provenance.
 
     Raises:
         FileNotFoundError: no such file.
@@ -28,32 +28,32 @@ def inspect(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _format(path: Path) -> str:
-    """Return the format by the first bytes or, for a damaged file, by the ending."""
+    """Return the format by the first bytes, or by the ending if the first bytes are damaged."""
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith(HDF5) or path.suffix == ".nir":
         return "nir"
-    # safetensors: the length of a header in 8 bytes, and its brace; ONNX: its first field is number 1, a number
+    # safetensors starts with the length of its header, 8 bytes, and a brace; ONNX starts with field 1, a number
     return "onnx" if start[8:] != b"{" and (start[:1] == b"\x08" or path.suffix == ".onnx") else "safetensors"
 
 
 def _inspect_nir(path: Path) -> tuple[str, dict[str, Any]]:
-    what, provenance = import_format("nir").read_metadata(path)
-    return what, read_provenance(provenance, str(path))
+    content, provenance = import_format("nir").read_metadata(path)
+    return content, read_provenance(provenance, str(path))
 
 
 def _inspect_onnx(path: Path) -> tuple[str, dict[str, Any]]:
     metadata = read_metadata(path)
     provenance = read_provenance(stored(metadata, "null"), str(path))
-    what = f"ONNX {metadata.get('kind', 'model')}, weights in {metadata.get('weights', 'unknown')}"
-    return f"{what}, {path.stat().st_size:,} bytes", provenance
+    content = f"ONNX {metadata.get('kind', 'model')}, weights in {metadata.get('weights', 'unknown')}"
+    return f"{content}, {path.stat().st_size:,} bytes", provenance
 
 
 def _inspect_safetensors(path: Path) -> tuple[str, dict[str, Any]]:
     header, tensors = read_tensors(path, KINDS)
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    what = f"{kind_of(header)}, {len(tensors)} tensors, {numbers:,} numbers"
+    content = f"{kind_of(header)}, {len(tensors)} tensors, {numbers:,} numbers"
     if kind_of(header) != "checkpoint":
-        return what, read_provenance(stored(header, "null"), str(path))
+        return content, read_provenance(stored(header, "null"), str(path))
     checkpoint = load_checkpoint(path)
-    return what, provenance_of(path, checkpoint) | measured(path, checkpoint)
+    return content, provenance_of(path, checkpoint) | measurements_of(path, checkpoint)

@@ -1,7 +1,7 @@
-"""Int8 DS-ResNets: weights in 8 bits, activations as exact small integers, 32-bit sums.
+"""Export a DS-ResNet with int8 weights, and run it with integer activations and exact integer sums.
 
-A convolution of uint8 activations with int8 weights gives exact integers; one pass scales them, adds the folded norm's
-bias, fires, adds the shortcut and writes uint8. Only the quantisation of the weights is an approximation.
+A convolution of uint8 activations with int8 weights gives exact integers. One kernel scales them, adds the folded
+norm's bias, fires, adds the shortcut and writes uint8. Only the quantisation of the weights is an approximation.
 
 Shapes: T time steps, N samples, O output channels, I input channels, H rows, W columns.
 """
@@ -25,7 +25,10 @@ from multifire.config.architecture import parse_model_name
 from multifire.config.json_format import model_config
 from multifire.datasets.loader import make_batches
 from multifire.export.fold import FoldedFire, Shift, fold
+from multifire.export.int8_conv import COMPARISONS as COMPARISONS
 from multifire.export.int8_conv import LARGEST_ACTIVATION, LARGEST_WEIGHT, CountConv2d, Int8Conv2d
+from multifire.export.int8_conv import LARGEST_SUM as LARGEST_SUM
+from multifire.export.int8_conv import vendor_has_int8 as vendor_has_int8
 from multifire.export.provenance import KEY, KINDS, accuracy_record, make_provenance, read_provenance, stored
 from multifire.nn import MLF, SpikingResNet, Stream, Streaming, StreamState, model_from_config
 from multifire.nn.block import convolve, is_static_input
@@ -35,21 +38,22 @@ from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
 
 INT8_VERSION = KINDS["int8"]
 CANDIDATES = 80
+"""Number of scales that are tried for each channel."""
 SAMPLES_AT_ONCE = 8
-"""Samples of a batch that are computed together, so that their sums stay in the processor's cache."""
+"""Number of samples that are computed together, so that their sums stay in the processor's cache."""
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise a weight per output channel: return int8 integers [O, ...] and scales [O] with weight ≈ scale·integers.
+    """Quantise a weight per output channel; return int8 integers [O, ...] and scales [O]: weight ≈ scale·integers.
 
-    The scale of least squared error is chosen among CANDIDATES from 0.8 to 1 times that of the largest weight: clipping
-    the largest weights makes all others more precise.
+    The scale has the least squared error among CANDIDATES values from 0.8 to 1 times largest weight / 127: a smaller
+    scale clips the largest weights and makes all others more precise.
     """
     weight_OX = weight.detach().double().flatten(1)
     largest_O1 = weight_OX.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     best_O1, error_O1 = largest_O1, torch.full_like(largest_O1, math.inf)
-    for share in torch.linspace(0.8, 1, CANDIDATES).tolist():
-        scale_O1 = (share * largest_O1 / LARGEST_WEIGHT).float().double()
+    for fraction in torch.linspace(0.8, 1, CANDIDATES).tolist():
+        scale_O1 = (fraction * largest_O1 / LARGEST_WEIGHT).float().double()
         error = (_round(weight_OX, scale_O1) * scale_O1 - weight_OX).square().sum(1, keepdim=True)
         best_O1, error_O1 = torch.where(error < error_O1, scale_O1, best_O1), torch.minimum(error, error_O1)
     return _round(weight_OX, best_O1).to(torch.int8).view(weight.shape), best_O1.squeeze(1).float()
@@ -60,10 +64,10 @@ def _round(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 class Int8MLF(Streaming):
-    """o = MLF(scale·conv(x - mean) + bias) + add_after in uint8: a FoldedFire with integer activations.
+    """A FoldedFire with integer activations: o = MLF(scale·conv(x - mean) + bias) + add_after, in uint8.
 
-    Only the stem of a network with an input norm has a mean. Its contribution to the sums differs at the borders, where
-    the window covers padding, and is part of the bias.
+    Only the stem of a network with an input norm has a mean. The mean's part of the sums is added to the bias, which
+    then depends on the pixel: at the borders the window covers padding.
     """
 
     def __init__(self, conv: nn.Conv2d | Int8Conv2d, neuron: MLF, mean: Tensor | None = None):
@@ -78,7 +82,7 @@ class Int8MLF(Streaming):
         self._biases: dict[tuple[int, int], Tensor] = {}
 
     def bias_at(self, rows: int, columns: int) -> Tensor:
-        """Return the bias of scale·sums: [O], or [O, H, W] with a mean."""
+        """Return the bias that is added to scale·sums: [O], or [O, H, W] with a mean."""
         if self.mean is None:
             return self.bias
         if (rows, columns) not in self._biases:
@@ -92,7 +96,7 @@ class Int8MLF(Streaming):
         timesteps = x_TNIHW.shape[0]
         if is_static_input(x_TNIHW):
             x_TNIHW = x_TNIHW[:1]
-        sums = convolve(self.conv, x_TNIHW)  # pyright: ignore[reportArgumentType] - a convolution of bytes is one too
+        sums = convolve(self.conv, x_TNIHW)  # pyright: ignore[reportArgumentType] - Int8Conv2d has the same interface
         spikes, state = ops.mlf_uint8(
             sums,
             self.scale,
@@ -111,9 +115,9 @@ class Int8MLF(Streaming):
 
 
 class Int8Network(nn.Module):
-    """An int8 network, made by `quantise_network` or `load_int8`, with the interface of SpikingResNet, on a CPU.
+    """An int8 network for CPUs with the interface of SpikingResNet; `quantise_network` and `load_int8` return it.
 
-    `counts` is True for event counts, which the stem reads as integers; it reads images as floats.
+    If `counts` is True, inputs are event counts, which the stem convolves as integers; it convolves images as floats.
     """
 
     def __init__(
@@ -128,11 +132,11 @@ class Int8Network(nn.Module):
         """Return logits [N, classes], averaged over time; with `per_step`, of each time step [T, N, classes].
 
         Raises:
-            ValueError: x is not [T, N, in_channels, H, W], or not counts although the network expects them.
+            ValueError: x is not [T, N, in_channels, H, W], or the network expects event counts and x has other values.
         """
         parts = x_TNCHW.split(SAMPLES_AT_ONCE, 1) if x_TNCHW.dim() == 5 else [x_TNCHW]
-        logits_TNK = torch.cat([self.network(part.float(), per_step=True) for part in parts], 1)
-        return logits_TNK if per_step else logits_TNK.mean(0)
+        logits_TNL = torch.cat([self.network(part.float(), per_step=True) for part in parts], 1)
+        return logits_TNL if per_step else logits_TNL.mean(0)
 
     def step(self, frame_NCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Compute one time step of a stream; see `SpikingResNet.step`."""
@@ -140,17 +144,22 @@ class Int8Network(nn.Module):
 
 
 class Widen(nn.Module):
-    """Convert uint8 to float32 after the last stage: pooling and voting are computed in floating point."""
+    """Convert uint8 to float32 after the last stage, because pooling and voting are computed in float32."""
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         return x.float()
 
 
 def quantise_network(trained: SpikingResNet, model: ModelConfig, counts: bool) -> Int8Network:
-    """Return the trained network with folded norms and int8 weights.
+    """Return the int8 network of a trained one: norms folded, weights quantised.
+
+    Args:
+        trained: the network; it is not changed.
+        model: its configuration.
+        counts: True if its inputs are event counts.
 
     Raises:
-        ValueError: activations are not integers, or may be too large for exact sums.
+        ValueError: activations would not be integers, or could be too large for exact sums.
     """
     folded = fold(trained)
     network = _skeleton(folded, model, counts)
@@ -177,11 +186,11 @@ class Exported:
 
     path: Path
     size: int
-    """Bytes of the file."""
-    share: float
-    """Size as a fraction of that of the float32 weights."""
+    """Size of the file in bytes."""
+    size_ratio: float
+    """Size of the file divided by that of the float32 weights."""
     accuracy: float | None
-    """Accuracy on the test set, if it was measured."""
+    """Accuracy on the test set; None if it was not measured."""
 
 
 def export_run(
@@ -190,8 +199,8 @@ def export_run(
     """Export a run's "best" or "last" checkpoint as an int8 network; with `measure`, score it on the test set.
 
     Raises:
-        FileNotFoundError: no such run, checkpoint or data.
-        ValueError: a damaged checkpoint, or a network that int8 cannot represent.
+        FileNotFoundError: no such run or checkpoint, or its data are missing.
+        ValueError: the checkpoint is damaged, or int8 cannot represent its network.
     """
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
@@ -203,43 +212,47 @@ def export_run(
         device = torch.device("cpu")
         batches = make_batches(data.test, info, cfg.data, batch_size=cfg.eval_batch_size, device=device, shuffle=False)
         with Bar("evaluating", len(batches)) as bar:
-            accuracy = evaluate(network, batches, on_batch=bar.advance).accuracy  # pyright: ignore[reportArgumentType] - it is called as one
+            accuracy = evaluate(network, batches, on_batch=bar.advance).accuracy  # pyright: ignore[reportArgumentType] - same interface
         provenance["accuracy"].append(accuracy_record(accuracy, "this int8 network", cfg, "multifire export --measure"))
     path = out or folder / f"{run.which}-int8.safetensors"
     save_int8(path, network, provenance)
-    size, floats = path.stat().st_size, sum(p.numel() for p in model.parameters())
-    return Exported(path, size, size / (4 * floats), accuracy)
+    size, parameters = path.stat().st_size, sum(p.numel() for p in model.parameters())
+    return Exported(path, size, size / (4 * parameters), accuracy)
 
 
 def save_int8(path: Path, network: Int8Network, provenance: dict[str, Any]) -> None:
-    """Write the network and its provenance as one safetensors file."""
-    about = {"model": dataclasses.asdict(network.model), "counts": network.counts}
+    """Save the network and its provenance as one safetensors file."""
+    description = {"model": dataclasses.asdict(network.model), "counts": network.counts}
     header = {
         "multifire": str(INT8_VERSION),
         "kind": "int8",
-        "network": json.dumps(about),
+        "network": json.dumps(description),
         KEY: json.dumps(provenance),
     }
     write_tensors(path, network.network.state_dict(), header)
 
 
 def load_int8(path: str | Path, backend: str = "auto") -> Int8Network:
-    """Load a network that `multifire export RUN --to int8` wrote.
+    """Load an int8 network that `multifire export RUN --to int8` wrote.
+
+    Args:
+        path: the file.
+        backend: "auto" or a name in `multifire.ops.BACKENDS`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, another program's, or tensors that do not fit the network.
+        ValueError: damaged, written by another program, or its tensors do not fit its header.
     """
     path, source = Path(path), str(path)
     header, tensors = read_tensors(path, {"int8": INT8_VERSION})
     provenance = read_provenance(stored(header, "null"), source)
     try:
-        about = json.loads(header["network"])
-        model, counts = model_config(about["model"], source), about["counts"]
+        description = json.loads(header["network"])
+        model, counts = model_config(description["model"], source), description["counts"]
         if type(counts) is not bool:
             raise TypeError(f"counts is {counts!r}")
     except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
-        raise ValueError(f"{source}: its header does not say which network it is ({error})") from None
+        raise ValueError(f"{source}: its header does not describe its network ({error})") from None
     _check_size(model, tensors, source)
     network = _skeleton(fold(model_from_config(model, backend)), model, counts)
     expected = network.state_dict()
@@ -248,17 +261,17 @@ def load_int8(path: str | Path, backend: str = "auto") -> Int8Network:
         if tensor.dtype != expected[name].dtype:
             raise ValueError(f"{source}: {name} is of {tensor.dtype}, expected {expected[name].dtype}")
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{source}: {name} holds values that are not finite")
+            raise ValueError(f"{source}: {name} contains values that are not finite")
     network.load_state_dict(tensors)
     _check_sums(network, model, source)
     return Int8Network(network, model, counts, provenance)
 
 
 def _skeleton(folded: SpikingResNet, model: ModelConfig, counts: bool) -> SpikingResNet:
-    """Return an int8 network of the same shapes whose weights are not filled yet."""
+    """Return an int8 network with the layers and shapes of a folded one, whose weights are still to be filled in."""
     residual, blocks = parse_model_name(model.name)
     if residual != "ds":
-        raise ValueError(f"{model.name} adds before firing, where sums are no integers; int8 is for ds_resnet networks")
+        raise ValueError(f"{model.name} adds before firing, so sums are not integers; int8 is for ds_resnet networks")
     if largest_activation(model) > LARGEST_ACTIVATION:
         raise ValueError(
             f"{model.name} with {model.levels} levels has activations of up to {largest_activation(model)} "
@@ -268,15 +281,15 @@ def _skeleton(folded: SpikingResNet, model: ModelConfig, counts: bool) -> Spikin
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, FoldedFire):
-                setattr(parent, name, Int8MLF(_byte_conv(Int8Conv2d, layer.conv), layer.neuron))
+                setattr(parent, name, Int8MLF(_int8_conv(Int8Conv2d, layer.conv), layer.neuron))
     stem, shift = folded.stem, folded.input_norm
     if not counts:
-        floating = copy.deepcopy(stem.conv)
-        floating.bias = None
-        network.add_module("stem", Int8MLF(floating, stem.neuron))
+        conv = copy.deepcopy(stem.conv)
+        conv.bias = None
+        network.add_module("stem", Int8MLF(conv, stem.neuron))
     else:
         mean = shift.mean.clone() if isinstance(shift, Shift) else None
-        network.add_module("stem", Int8MLF(_byte_conv(CountConv2d, stem.conv), stem.neuron, mean))
+        network.add_module("stem", Int8MLF(_int8_conv(CountConv2d, stem.conv), stem.neuron, mean))
         network.input_norm = None
     last_stage = network.stages[-1]
     assert isinstance(last_stage, nn.ModuleList)
@@ -284,30 +297,31 @@ def _skeleton(folded: SpikingResNet, model: ModelConfig, counts: bool) -> Spikin
     return network.float().eval().requires_grad_(False)
 
 
-def _byte_conv(kind: type[Int8Conv2d], conv: nn.Conv2d) -> Int8Conv2d:
+def _int8_conv(kind: type[Int8Conv2d], conv: nn.Conv2d) -> Int8Conv2d:
     return kind(conv.in_channels, conv.out_channels, conv.kernel_size[0], conv.stride[0])
 
 
 def largest_activation(model: ModelConfig) -> int:
-    """Return the largest possible activation: each block of a stage adds at most K to the stage's input."""
+    """Return the largest possible activation, K·(1 + n): each of a stage's n blocks adds at most K."""
     return model.levels * (1 + parse_model_name(model.name)[1])
 
 
 def _check_sums(network: SpikingResNet, model: ModelConfig, source: str) -> None:
+    """Raise a ValueError if a weight is -128, or if a layer's sums may exceed 2^24."""
     for name, layer in network.named_modules():
         if isinstance(layer, Int8Conv2d):
             if layer.weight.min() < -LARGEST_WEIGHT:
-                raise ValueError(f"{source}: {name}.weight holds -128, expected -127 to 127")
-            if not isinstance(layer, CountConv2d):  # which checks its sums for each input
+                raise ValueError(f"{source}: {name}.weight contains -128, expected -127 to 127")
+            if not isinstance(layer, CountConv2d):  # a CountConv2d checks its sums for each input
                 layer.check_sums(largest_activation(model), f"{source}: {name}")
 
 
 def _check_size(model: ModelConfig, tensors: dict[str, Tensor], source: str) -> None:
-    """Check that the header describes the tensors' network, before memory is allocated for it."""
+    """Raise a ValueError if header and tensors describe different networks, before memory is allocated."""
     shape = tensors["stem.conv.weight"].shape if "stem.conv.weight" in tensors else None
     blocks = len({name.split(".")[2] for name in tensors if name.startswith("stages.0.")})
     classes = len(tensors.get("voting.bias", ()))
     found = (shape, blocks, classes)
     expected = ((model.width, model.in_channels, 3, 3), parse_model_name(model.name)[1], model.num_classes)
     if found != expected:
-        raise ValueError(f"{source}: holds stem, blocks of a stage and classes {found}, its header says {expected}")
+        raise ValueError(f"{source}: contains stem, blocks of a stage and classes {found}, its header says {expected}")

@@ -1,4 +1,4 @@
-"""Convolutions of bytes with 8-bit weights, whose sums are exact integers.
+"""Convolutions with int8 weights and integer inputs, whose sums are exact.
 
 Shapes: N samples, O output channels, I input channels, H rows, W columns.
 """
@@ -13,32 +13,33 @@ from multifire.nn.conv import pick_pixels
 from multifire.utils.log import log
 
 LARGEST_WEIGHT = 127
+"""Largest absolute value of a weight: -128 is not used."""
 LARGEST_ACTIVATION = 129
 """Processors without VNNI add pairs of products in 16 bits: 2·129·127 = 32,766 fits, 2·130·127 does not."""
 LARGEST_SUM = 2**24
 """Integers up to this value are exact in float32, in which oneDNN returns its 32-bit sums."""
 COMPARISONS = 5
-"""Number of comparisons of oneDNN's sums with exact ones, for each layer and shape, before oneDNN is used."""
+"""Number of times that oneDNN's sums are compared with exact ones, for each layer and shape, before they are used."""
 
 
 class Int8Conv2d(nn.Module):
-    """Convolution of uint8 inputs with int8 weights: exact integer sums [N, O, H, W], as float32.
+    """Convolve uint8 inputs [N, I, H, W] with int8 weights: exact integer sums [N, O, H, W], as float32.
 
-    oneDNN computes them after it has been compared with exact sums for this layer and this shape. If it is missing or
-    wrong, a float convolution computes them, in which sums below 2^24 are exact too.
+    oneDNN computes the sums if they equal exact ones for this layer and this shape. If oneDNN's int8 convolution is
+    missing or wrong, a float32 convolution computes them, which is exact up to 2^24 too.
     """
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int):
         super().__init__()
         self.stride, self.padding = [stride, stride], [kernel // 2, kernel // 2]
         self.weight: Tensor
-        self.register_buffer("weight", torch.zeros(after, before, kernel, kernel, dtype=torch.int8))
-        self._picks = kernel == 1 and stride > 1
+        self.register_buffer("weight", torch.zeros(out_channels, in_channels, kernel, kernel, dtype=torch.int8))
+        self._picks_pixels = kernel == 1 and stride > 1
         self._packed: Tensor | None = None
         self._exact: dict[tuple[int, ...], bool] = {}
 
     def forward(self, x_NIHW: Tensor) -> Tensor:
-        if self._picks:  # see multifire.nn.conv.reads_single_pixels
+        if self._picks_pixels:  # see multifire.nn.conv.reads_single_pixels
             x_NIHW = pick_pixels(x_NIHW, self.stride).contiguous(memory_format=torch.channels_last)
         key = (*x_NIHW.shape, torch.get_num_threads())
         if key not in self._exact:
@@ -46,19 +47,19 @@ class Int8Conv2d(nn.Module):
         return self._vendor_sums(x_NIHW) if self._exact[key] else self._float_sums(x_NIHW.float())
 
     def _vendor_sums(self, x_NIHW: Tensor) -> Tensor:
-        stride = [1, 1] if self._picks else self.stride
+        stride = [1, 1] if self._picks_pixels else self.stride
         if self._packed is None:
             self._packed = _pack(self.weight, stride, self.padding)
         return _integer_conv(x_NIHW, self._packed, len(self.weight), stride, self.padding)
 
     def _float_sums(self, x_NIHW: Tensor) -> Tensor:
-        stride = [1, 1] if self._picks else self.stride
+        stride = [1, 1] if self._picks_pixels else self.stride
         return F.conv2d(x_NIHW, self.weight.to(x_NIHW.dtype), None, stride, self.padding)
 
     def _vendor_is_exact(self, shape: torch.Size) -> bool:
-        """Compare oneDNN's sums with exact ones several times, since a race is not wrong in every call.
+        """Return True if oneDNN's sums equal exact ones in several calls; a race gives wrong sums in some calls only.
 
-        The first sample holds the largest activation everywhere, the worst case for saturation; the others are random.
+        The first sample has the largest activation everywhere, the worst case for saturation; the others are random.
         """
         noise = torch.Generator().manual_seed(0)
         x = torch.randint(0, LARGEST_ACTIVATION + 1, shape, generator=noise, dtype=torch.uint8)
@@ -68,8 +69,8 @@ class Int8Conv2d(nn.Module):
         wrong = sum(not torch.equal(self._vendor_sums(x), expected) for _ in range(COMPARISONS))
         if wrong:
             log.warning(
-                "this machine's int8 convolution of %s by %s gave wrong sums in %d of %d calls; a float convolution "
-                "computes them instead, slowly", list(shape), list(self.weight.shape), wrong, COMPARISONS,
+                "this machine's int8 convolution of %s by %s gave wrong sums in %d of %d calls; a slower float "
+                "convolution computes them instead", list(shape), list(self.weight.shape), wrong, COMPARISONS,
             )  # fmt: skip
         return not wrong
 
@@ -81,32 +82,32 @@ class Int8Conv2d(nn.Module):
         """
         largest_sum = largest * int(self.weight.int().abs().flatten(1).sum(1).max())
         if largest_sum > LARGEST_SUM:
-            raise ValueError(f"{source}: sums of up to {largest_sum:,} may occur, expected at most {LARGEST_SUM:,}")
+            raise ValueError(f"{source}: sums may reach {largest_sum:,}, expected at most {LARGEST_SUM:,}")
 
 
 class CountConv2d(Int8Conv2d):
-    """Int8Conv2d for event counts of any size, given as floats: their digits to base 128 are convolved one by one."""
+    """Int8Conv2d for event counts of any size, given as floats.
+
+    The counts' digits to base 128 are convolved one after the other: sums = Σ_i 128^i · conv(digit_i).
+    """
 
     BASE = 128
 
     def forward(self, x_NIHW: Tensor) -> Tensor:
-        digits = x_NIHW.round()
-        largest = int(digits.max()) if digits.numel() else 0
-        if not torch.equal(digits, x_NIHW) or (digits.numel() and digits.min() < 0):
-            raise ValueError("the network takes event counts, found values that are not integers from 0 up")
+        quotient = x_NIHW.round()
+        largest = int(quotient.max()) if quotient.numel() else 0
+        if not torch.equal(quotient, x_NIHW) or (quotient.numel() and quotient.min() < 0):
+            raise ValueError("found values that are not integers >= 0, expected event counts")
         self.check_sums(largest, f"event counts of up to {largest:,}")
-        sums, worth = super().forward(_bytes(digits % self.BASE)), 1
+        sums, power = super().forward(_to_uint8(quotient % self.BASE)), 1
         while largest >= self.BASE:
-            digits, largest, worth = (
-                digits.div(self.BASE, rounding_mode="floor"),
-                largest // self.BASE,
-                worth * self.BASE,
-            )
-            sums = sums + worth * super().forward(_bytes(digits % self.BASE))
+            quotient = quotient.div(self.BASE, rounding_mode="floor")
+            largest, power = largest // self.BASE, power * self.BASE
+            sums = sums + power * super().forward(_to_uint8(quotient % self.BASE))
         return sums
 
 
-def _bytes(x_NIHW: Tensor) -> Tensor:
+def _to_uint8(x_NIHW: Tensor) -> Tensor:
     return x_NIHW.to(torch.uint8, memory_format=torch.channels_last)
 
 
@@ -115,17 +116,18 @@ def vendor_has_int8() -> bool:
     """Return True if this build of torch has oneDNN's int8 convolution."""
     found = hasattr(torch.ops.onednn, "qconv_pointwise")
     if not found:
-        log.info("torch has no int8 convolution here; float convolutions compute the integer sums")
+        log.info("this build of torch has no int8 convolution; float convolutions compute the integer sums")
     return found
 
 
 def _pack(weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    """Return the weight in oneDNN's own layout."""
     ones = torch.ones(len(weight))
     return torch.ops.onednn.qconv_prepack(weight, ones, 1.0, 0, stride, padding, [1, 1], 1, None)
 
 
 def _integer_conv(x: Tensor, packed: Tensor, channels: int, stride: list[int], padding: list[int]) -> Tensor:
-    """Return the sums in float32: all scales are 1, all zero points 0, and no operation follows."""
+    """Return oneDNN's sums in float32: all scales are 1, all zero points are 0, and no operation follows."""
     scales, zeros = torch.ones(channels), torch.zeros(channels, dtype=torch.int32)
     return torch.ops.onednn.qconv_pointwise(
         x, 1.0, 0, packed, scales, zeros, None, stride, padding, [1, 1], 1, 1.0, 0, torch.float32, "none", [], ""

@@ -1,13 +1,14 @@
-"""A network as a graph of NIR, the neuromorphic intermediate representation, and back.
+"""Write a network as a graph of NIR, the neuromorphic intermediate representation, and read it back.
 
-NIR's LIF is τ·dv/dt = v_leak - v + R·x, with a spike where v > v_threshold, after which v is v_reset. Forward Euler
-with dt = 1, τ = R = 1/(1 - decay), v_leak = v_reset = 0, the reset in the step of the spike, makes of it
+NIR's LIF is τ·dv/dt = v_leak - v + R·x; it spikes if v > v_threshold, and v becomes v_reset. With forward Euler,
+dt = 1, τ = R = 1/(1 - decay), v_leak = v_reset = 0 and the reset in the step of the spike, it is a level of an MLF
+neuron:
 
     v[t] = v[t-1] + (R·x[t] - v[t-1]) / τ = decay·v[t-1]·(1 - s[t-1]) + x[t]
 
-which is a level of an MLF neuron. A neuron of K levels is K LIF nodes with the same input, whose spikes are summed; NIR
-sums where several edges end in one node, and residual sums are such edges too. NIR has no time: the mean of the logits
-over the frames is the reader's to take.
+A neuron of K levels is K LIF nodes with the same input, whose spikes are summed: NIR adds the outputs of all edges that
+end in one node. Residual sums are such edges too. A NIR graph has no mean over time: the program that runs it must
+average the logits over the frames.
 
 Source: Pedersen et al., "Neuromorphic intermediate representation", Nature Communications 15 (2024), 8122; nir 1.0.8.
 """
@@ -35,7 +36,7 @@ from multifire.config.parameters import count_parameters
 from multifire.export.fold import fold
 from multifire.export.graph import trace
 from multifire.export.onnx_digest import MAX_TEXT_BYTES
-from multifire.export.provenance import KEY, KEYS
+from multifire.export.provenance import KEY, KEYS, stored
 from multifire.nn import MLF, ConvFire, SpikingResNet, config_of_model, model_from_config
 from multifire.utils.files import write_atomic
 
@@ -44,19 +45,20 @@ DISCRETISATION = (
     "forward Euler, dt = 1: v[t] = v[t-1] + (v_leak - v[t-1] + r*x[t]) * dt/tau; spike where v[t] > v_threshold; "
     "v[t] = v_reset after a spike, in the same step; readout: mean of the output over the time steps"
 )
-MOST_BYTES = 4 << 30
+MAX_BYTES = 4 << 30
 """Maximum size of all arrays of a file; a network of width 64 for 32 × 32 frames has 0.2 GB."""
-MOST_OF_ONE = 1 << 29
+MAX_ARRAY_BYTES = 1 << 29
 """Maximum size of one array."""
-MOST_OBJECTS = 100_000
+MAX_OBJECTS = 100_000
 """Maximum number of arrays or edges; DS-ResNet254 has 7,670 arrays and 9,913 edges."""
-DIGEST = "node/metadata/digest"
-PROVENANCES = tuple(f"node/metadata/{key}" for key in KEYS)
+METADATA = "node/metadata/"
+DIGEST = f"{METADATA}digest"
 KINDS = {"AvgPool2d", "Affine", "Conv2d", "Flatten", "Input", "LIF", "NIRGraph", "Output"}
+"""Kinds of nodes in our graphs."""
 
 
 class NirNodes:
-    """A Target that collects nodes and edges; a value is a list of nodes whose outputs are summed."""
+    """A Target that collects NIR nodes and edges; a value is the names of the nodes whose outputs are summed."""
 
     def __init__(self, size: tuple[int, int]):
         self.nodes: dict[str, nir.NIRNode] = {}
@@ -65,6 +67,7 @@ class NirNodes:
         self._shapes: dict[str, tuple[int, ...]] = {}
 
     def put(self, name: str, node: nir.NIRNode, x: list[str], shape: tuple[int, ...]) -> list[str]:
+        """Add a node with input x and an output of this shape."""
         name = name.replace(".", "_")
         self.nodes[name], self._shapes[name] = node, shape
         self.edges += [(source, name) for source in x]
@@ -112,10 +115,15 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str] | None = None) -> nir.NIRGraph:
-    """Return the network, folded if it is not, as a NIR graph for frames of H × W, in the model's precision.
+    """Return a network as a NIR graph for frames of H × W, in the network's precision.
+
+    Args:
+        model: the network; it is folded first, unless it is folded already.
+        size: H, W of the frames.
+        metadata: further texts for the graph's metadata.
 
     Raises:
-        ValueError: a decay that no leak of NIR's LIF has.
+        ValueError: the decay is not in [0, 1), so no LIF of NIR computes the same.
     """
     decay = model.stem.neuron.decay
     if not 0 <= decay < 1:
@@ -125,13 +133,17 @@ def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str]
     shape = (model.in_channels, *size)
     logits = trace(folded, target.put("input", nir.Input({"input": np.array(shape)}), [], shape), target)
     target.put("output", nir.Output({"output": np.array([model.num_classes])}), logits, (model.num_classes,))
-    own = {"multifire": str(NIR_VERSION), "discretisation": DISCRETISATION, "dt": "1.0"}
-    described = json.dumps(dataclasses.asdict(config_of_model(model)))
-    return nir.NIRGraph(target.nodes, target.edges, metadata={**(metadata or {}), **own, "model": described})
+    described = {
+        "multifire": str(NIR_VERSION),
+        "discretisation": DISCRETISATION,
+        "dt": "1.0",
+        "model": json.dumps(dataclasses.asdict(config_of_model(model))),
+    }
+    return nir.NIRGraph(target.nodes, target.edges, metadata={**(metadata or {}), **described})
 
 
 def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], provenance: dict[str, Any]) -> None:
-    """Write a network with its provenance as a NIR file, after checking that it reads back as the same graph."""
+    """Write a network with its provenance as a NIR file, after checking that `from_nir` reads the same weights back."""
     graph = to_nir(model, size, {KEY: json.dumps(provenance)})
     content = io.BytesIO()
     nir.write(content, graph)  # pyright: ignore[reportArgumentType] - it takes any binary file
@@ -143,11 +155,11 @@ def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], provenanc
 
 
 def from_nir(source: nir.NIRGraph | str | Path) -> SpikingResNet:
-    """Return the folded network of a NIR graph or file that multifire made.
+    """Return the folded network of a NIR graph or file that multifire wrote.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, or not the graph of such a network; names the difference.
+        ValueError: damaged, or not the graph of such a network; the message names the difference.
     """
     name = "graph" if isinstance(source, nir.NIRGraph) else str(source)
     graph = source if isinstance(source, nir.NIRGraph) else read_nir(source, name)
@@ -177,31 +189,31 @@ def _model_config(graph: nir.NIRGraph, name: str) -> ModelConfig:
     try:
         values = json.loads(graph.metadata["model"])
     except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
-        raise ValueError(f"{name}: its metadata do not say its model ({error})") from None
+        raise ValueError(f"{name}: its metadata do not describe its network ({error})") from None
     return model_config(values, name)
 
 
 def _frame_size(graph: nir.NIRGraph, cfg: ModelConfig, name: str) -> tuple[int, int]:
-    """Return H, W of the frames, after checking that the graph's arrays are as large as its metadata claim."""
+    """Return H, W of the frames, after checking that the arrays' sizes fit the network that the metadata describe."""
     first = graph.nodes.get("stem_neuron_level0")
     shape = first.v_threshold.shape if isinstance(first, nir.LIF) else ()
     arrays = [n for n in graph.nodes.values() if isinstance(n, nir.Conv2d | nir.Affine)]
     numbers = sum(node.weight.size + node.bias.size for node in arrays)
     if len(shape) != 3 or shape[0] != cfg.width or not numbers <= count_parameters(cfg) <= 2 * numbers:
-        raise ValueError(f"{name}: its nodes are not those of {cfg.name} with width {cfg.width}, as its metadata say")
+        raise ValueError(f"{name}: its nodes are not those of {cfg.name} of width {cfg.width}, which its metadata name")
     if not isinstance(graph.nodes.get("voting"), nir.Affine):
-        raise ValueError(f"{name}: has no voting layer")
+        raise ValueError(f"{name}: has no node 'voting' of kind Affine, expected the voting layer")
     return shape[1:]
 
 
 def _check_graph(graph: nir.NIRGraph, expected: nir.NIRGraph, name: str) -> None:
-    """Check that all nodes, shapes, constants and edges are those of this network, except weights and biases."""
+    """Raise a ValueError if a node, shape, constant or edge differs from the network's; weights and biases may."""
     if graph.nodes.keys() != expected.nodes.keys():
-        odd = sorted(graph.nodes.keys() ^ expected.nodes.keys())
-        raise ValueError(f"{name}: its nodes are not those of its network: {', '.join(odd[:5])} too many or missing")
+        different = sorted(graph.nodes.keys() ^ expected.nodes.keys())
+        raise ValueError(f"{name}: its nodes are not those of its network: extra or missing {', '.join(different[:5])}")
     if Counter(map(tuple, graph.edges)) != Counter(expected.edges):
-        odd = sorted(set(map(tuple, graph.edges)) ^ set(expected.edges)) or ["an edge twice"]
-        raise ValueError(f"{name}: its edges are not those of its network: {odd[0]} too many or missing")
+        different = sorted(set(map(tuple, graph.edges)) ^ set(expected.edges)) or ["a repeated edge"]
+        raise ValueError(f"{name}: its edges are not those of its network: extra or missing {different[0]}")
     for key, node in expected.nodes.items():
         found = graph.nodes[key]
         if type(found) is not type(node):
@@ -210,49 +222,50 @@ def _check_graph(graph: nir.NIRGraph, expected: nir.NIRGraph, name: str) -> None
         for field, value in node.to_dict().items():
             if field in ("type", "metadata"):
                 continue
-            array, wanted = np.asarray(values[field]), np.asarray(value)
-            free = field in ("weight", "bias") and not (key == "input_norm" and field == "weight")
-            same = array.shape == wanted.shape and array.dtype.kind == wanted.dtype.kind
-            if not same or (free and not np.isfinite(array).all()) or not (free or np.array_equal(array, wanted)):
-                raise ValueError(f"{name}: {field} of {key} is not what this network's would be, or not finite")
+            array, constant = np.asarray(values[field]), np.asarray(value)
+            is_learned = field in ("weight", "bias") and not (key == "input_norm" and field == "weight")
+            fits = array.shape == constant.shape and array.dtype.kind == constant.dtype.kind
+            if not fits or not (np.isfinite(array).all() if is_learned else np.array_equal(array, constant)):
+                raise ValueError(f"{name}: {field} of {key} does not fit its network, or is not finite")
 
 
 def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
-    """Read a graph from a file without external links, unbounded compression or unknown kinds of objects.
+    """Read a graph from a file; refuse links, unbounded compression and unknown kinds of objects.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not such a file.
+        ValueError: damaged, or refused; `name` names the file in messages.
     """
     if not isinstance(source, io.BytesIO) and not Path(source).is_file():
         raise FileNotFoundError(f"{name}: no such file")
-    with _damage_named(name):
+    with _errors_named(name):
         with h5py.File(source, "r") as file:
             _check_objects(file, name)
         return nir.read(source)  # pyright: ignore[reportArgumentType] - h5py takes any binary file
 
 
 def read_metadata(path: Path) -> tuple[str, str]:
-    """Return the content, in words, and the provenance, as text, of a file that `write_nir` made.
+    """Check the digest of a file that `write_nir` wrote; return its content, in words, and its provenance, as text.
 
     Raises:
-        ValueError: damaged, altered, or another program's.
+        ValueError: damaged, altered, or written by another program.
     """
-    with _damage_named(str(path)), h5py.File(path, "r") as file:
+    with _errors_named(str(path)), h5py.File(path, "r") as file:
         arrays = _check_objects(file, str(path))
-        texts = {key: str(arrays[key].asstr()[()]) for key in (DIGEST, *PROVENANCES) if key in arrays}
-        digest, provenance = texts.get(DIGEST), next((texts[key] for key in PROVENANCES if key in texts), None)
-        if digest is None or provenance is None:
-            raise ValueError(f"{path}: a file without provenance or digest, not as multifire exports it")
-        if digest != _digest(arrays):
+        keys = [key for key in ("digest", *KEYS) if f"{METADATA}{key}" in arrays]
+        texts = {key: str(arrays[f"{METADATA}{key}"].asstr()[()]) for key in keys}
+        provenance = stored(texts)
+        if "digest" not in texts or provenance is None:
+            raise ValueError(f"{path}: a file without provenance or digest, expected one that multifire exported")
+        if texts["digest"] != _digest(arrays):
             raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
         nodes = {key.split("/")[2] for key in arrays if key.startswith("node/nodes/")}
         return f"NIR graph, {len(nodes)} nodes, {path.stat().st_size:,} bytes", provenance
 
 
 @contextlib.contextmanager
-def _damage_named(name: str) -> Iterator[None]:
-    """Turn the errors of h5py and nir for a file's content into a ValueError that names the file."""
+def _errors_named(name: str) -> Iterator[None]:
+    """Turn the errors that h5py and nir raise for a damaged file into a ValueError that names the file."""
     try:
         yield
     except (OSError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError, UnicodeError) as error:
@@ -264,7 +277,7 @@ def _is_text(item: h5py.Dataset) -> bool:
 
 
 def _digest(arrays: dict[str, h5py.Dataset]) -> str:
-    """Return the digest of all names, types, shapes and values except the digest itself, independent of compression."""
+    """Return the SHA-256 of all names, types, shapes and values except the digest itself."""
     sha = hashlib.sha256()
     for key, item in sorted(arrays.items()):
         if key == DIGEST:
@@ -277,57 +290,58 @@ def _digest(arrays: dict[str, h5py.Dataset]) -> str:
 
 
 def _check_objects(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
-    """Return the arrays and texts by path.
+    """Return the arrays and texts of a file by path.
 
     Raises:
-        ValueError: links, storage elsewhere, filters other than gzip, kinds that are not ours, and size.
+        ValueError: links, external storage, filters other than gzip, unknown kinds of objects, or too much data.
     """
-    found: dict[str, h5py.Dataset] = {}
-    left: list[tuple[h5py.Group, int]] = [(file, 0)]
-    total = objects = 0
-    while left:
-        group, depth = left.pop()
+    arrays: dict[str, h5py.Dataset] = {}
+    pending: list[tuple[h5py.Group, int]] = [(file, 0)]
+    total_bytes = objects = 0
+    while pending:
+        group, depth = pending.pop()
         for key in map(str, group):
             objects += 1
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink) or depth > 5 or objects > MOST_OBJECTS:
-                raise ValueError(f"{name}: {key} is a link to elsewhere, too deep or too many; not a file of ours")
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink) or depth > 5 or objects > MAX_OBJECTS:
+                raise ValueError(f"{name}: {key} is a link, nested too deep, or one object too many; use another file")
             item = group[key]
             if isinstance(item, h5py.Group):
-                left.append((item, depth + 1))
+                pending.append((item, depth + 1))
                 continue
             if not isinstance(item, h5py.Dataset):
                 raise ValueError(f"{name}: {key} is a type, expected numbers or text")
             _check_array(item, key, name)
-            total += item.nbytes + (_text_bytes(item, name) if _is_text(item) else 0)
-            if total > MOST_BYTES:
-                raise ValueError(f"{name}: unpacks to more than {MOST_BYTES / 1e9:.0f} GB; not a network of ours")
-            found[f"{group.name}/{key}".lstrip("/")] = item
-    return found
+            total_bytes += item.nbytes + (_text_bytes(item, name) if _is_text(item) else 0)
+            if total_bytes > MAX_BYTES:
+                raise ValueError(f"{name}: unpacks to more than {MAX_BYTES / 1e9:.0f} GB; use another file")
+            arrays[f"{group.name}/{key}".lstrip("/")] = item
+    return arrays
 
 
 def _check_array(item: h5py.Dataset, key: str, name: str) -> None:
+    """Raise a ValueError for an array or text with external storage, another filter, another type, or too much data."""
     properties = item.id.get_create_plist()
     filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
     if item.external or item.is_virtual or not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
-        raise ValueError(f"{name}: {key} is stored elsewhere or packed by another filter than gzip")
+        raise ValueError(f"{name}: {key} is stored in another file or packed by another filter than gzip")
     if not _is_text(item) and item.dtype.kind not in "fiub":
         raise ValueError(f"{name}: {key} is of {item.dtype}, expected numbers or text")
-    unpacked = max(item.nbytes, math.prod(item.chunks or ()) * item.dtype.itemsize)  # a chunk is unpacked whole
-    if unpacked > MOST_OF_ONE:
-        raise ValueError(f"{name}: {key} unpacks to more than {MOST_OF_ONE / 1e9:.1f} GB; not a network of ours")
+    unpacked = max(item.nbytes, math.prod(item.chunks or ()) * item.dtype.itemsize)  # HDF5 unpacks whole chunks
+    if unpacked > MAX_ARRAY_BYTES:
+        raise ValueError(f"{name}: {key} unpacks to more than {MAX_ARRAY_BYTES / 1e9:.1f} GB; use another file")
     if key == "type" and _is_text(item) and (kind := item.asstr()[()]) not in KINDS:
-        raise ValueError(f"{name}: has a node of kind {kind!r}, which no network of ours has")
+        raise ValueError(f"{name}: has a node of kind {kind!r}, expected one of {', '.join(sorted(KINDS))}")
 
 
 def _text_bytes(item: h5py.Dataset, name: str) -> int:
-    """Return the memory of texts, read one by one: in the file they may share one copy."""
+    """Return the size of texts in memory; they are read one by one, since in the file they may share one copy."""
     if item.shape == ():
         return len(item[()])
-    if item.shape[1:] != (2,) or len(item) > MOST_OBJECTS:
+    if item.shape[1:] != (2,) or len(item) > MAX_OBJECTS:
         raise ValueError(f"{name}: {item.name} is text of shape {item.shape}, expected pairs of names")
-    total = 0
+    text_bytes = 0
     for pair in item:
-        total += sum(map(len, pair))
-        if total > MAX_TEXT_BYTES:
+        text_bytes += sum(map(len, pair))
+        if text_bytes > MAX_TEXT_BYTES:
             raise ValueError(f"{name}: {item.name} unpacks to more than {MAX_TEXT_BYTES >> 20} MB of text")
-    return total
+    return text_bytes

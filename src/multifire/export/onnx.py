@@ -1,9 +1,9 @@
-"""Export a network to ONNX with standard ops only, for any ONNX runtime.
+"""Export a network to ONNX with standard operators only, for any ONNX runtime.
 
-A streaming step is the definition: a frame [N, C, H, W] and every layer's membranes u·(1 - s) [K, N, C, H, W] in,
-the frame's logits [N, classes] and the membranes out. A sequence [T, N, C, H, W] is ONNX's Scan over that step, and the
-mean of its logits. T and N are free. The graph is put together here rather than by torch's exporter, which unrolls
-time, takes minutes, and writes the machine's paths into the file.
+The graph of a step takes a frame [N, C, H, W] and every layer's membranes u·(1 - s) [K, N, C, H, W], and returns the
+frame's logits [N, classes] and the new membranes. The graph of a sequence [T, N, C, H, W] is ONNX's Scan over that step
+and the mean of its logits. T and N are free. torch's exporter is not used: it unrolls time, takes minutes, and writes
+the machine's paths into the file.
 """
 
 import copy
@@ -29,27 +29,29 @@ from multifire.utils.files import write_atomic
 
 OPSET = 18
 IR_VERSION = 9
-"""IR version of ONNX 1.14, the first release with a stable opset 18; older runtimes read it too."""
-LARGEST_SHARE_APART = 0.1
-"""Fraction of the samples of the check whose prediction may differ in fp32, where a spike at its threshold may flip."""
+"""IR version of ONNX 1.14, which has opset 18; older runtimes read it too."""
+MAX_DIFFERENT_PREDICTIONS = 0.1
+"""Maximum fraction of samples whose prediction may differ in fp32, in which a spike at its threshold may flip."""
 
 
 class OnnxStep:
-    """A Target that collects the nodes of one time step."""
+    """A Target that collects the ONNX nodes of one time step; a value is the name of a node's output."""
 
     def __init__(self, size: tuple[int, int], dtype: type):
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.membranes: list[tuple[str, str, tuple[int, int, int, int]]] = []
-        """Names before and after the step, and K, C, H, W, of each layer's membranes."""
+        """For each layer, the names of its membranes before and after the step, and K, C, H, W."""
         self._size, self._dtype = size, dtype
         self._shapes: dict[str, tuple[int, int, int]] = {}
 
     def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Add a node with one output; return the output's name, which is also the node's."""
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
     def constant(self, name: str, value: Tensor | np.ndarray) -> str:
+        """Add a constant, with floats in the graph's type; return its name."""
         array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
         array = array.astype(self._dtype) if array.dtype.kind == "f" else array
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
@@ -113,7 +115,15 @@ def onnx_graph(
     dtype: type = np.float32,
     target: OnnxStep | None = None,
 ) -> onnx.ModelProto:
-    """Return the ONNX graph of a folded network for frames of H × W: for a sequence, or with `step` for one frame."""
+    """Return the ONNX graph of a folded network for a sequence of frames or, with `step`, for one frame.
+
+    Args:
+        folded: the network.
+        size: H, W of the frames.
+        step: build the graph of one time step.
+        dtype: NumPy type of weights, inputs and outputs.
+        target: collects the nodes; None is an `OnnxStep`.
+    """
     target = target or OnnxStep(size, dtype)
     logits = trace(folded, "frame", target)
     element, frame = _element(dtype), ["N", folded.in_channels, *size]
@@ -140,20 +150,21 @@ def onnx_graph(
 def _sequence(
     body: onnx.GraphProto, target: OnnxStep, shapes: list[list], classes: int, frame: list, element: int
 ) -> onnx.GraphProto:
-    """Return a Scan of the step over time, from zero membranes, and the mean of its logits."""
+    """Return a graph that scans the step over time, from zero membranes, and averages its logits."""
     outer = OnnxStep((0, 0), np.float32)
     batch = outer.node("Shape", ["x"], "batch", start=1, end=2)
     zero = helper.make_tensor("value", element, [1], [0])
     initial, final = [], []
     for (before, after, _), (levels, _, *rest) in zip(target.membranes, shapes, strict=True):
-        ends = outer.constant(f"{before}.levels", np.array([levels])), outer.constant(f"{before}.chw", np.array(rest))
-        shape = outer.node("Concat", [ends[0], batch, ends[1]], f"{before}.shape", axis=0)
+        levels_K = outer.constant(f"{before}.levels", np.array([levels]))
+        sides_CHW = outer.constant(f"{before}.chw", np.array(rest))
+        shape = outer.node("Concat", [levels_K, batch, sides_CHW], f"{before}.shape", axis=0)
         initial.append(outer.node("ConstantOfShape", [shape], f"{before}.zero", value=zero))
         final.append(f"{after}.final")
-    scan = helper.make_node("Scan", [*initial, "x"], [*final, "logits_TNK"], name="scan", body=body, num_scan_inputs=1)
+    scan = helper.make_node("Scan", [*initial, "x"], [*final, "logits_TNL"], name="scan", body=body, num_scan_inputs=1)
     outer.nodes.append(scan)
     time_axis = outer.constant("time_axis", np.array([0]))
-    outer.node("ReduceMean", ["logits_TNK", time_axis], "logits", keepdims=0)
+    outer.node("ReduceMean", ["logits_TNL", time_axis], "logits", keepdims=0)
     x = helper.make_tensor_value_info("x", element, ["T", *frame])
     logits = helper.make_tensor_value_info("logits", element, ["N", classes])
     return helper.make_graph(
@@ -164,10 +175,17 @@ def _sequence(
 def write_onnx(
     path: Path, model: SpikingResNet, size: tuple[int, int], provenance: dict[str, Any], *, step: bool = False
 ) -> None:
-    """Write a network with its provenance as an ONNX file, after checking that the graph computes the same.
+    """Write a network with its provenance as an ONNX file, after checking that the file computes the same.
+
+    Args:
+        path: file to write.
+        model: the network; it is folded first.
+        size: H, W of the frames.
+        provenance: stored in the file's metadata.
+        step: write the graph of one time step, not that of a sequence.
 
     Raises:
-        ValueError: what ONNX makes of the file is not what the network computes; nothing is written.
+        ValueError: the file computes something else than the network; nothing is written.
     """
     folded = fold(model).cpu().float()
     graph = onnx_graph(folded, size, step=step)
@@ -178,18 +196,19 @@ def write_onnx(
 
 
 def metadata(provenance: dict[str, Any], step: bool, weights: str) -> dict[str, str]:
+    """Return the metadata of an ONNX file; `weights` is "float32" or "int8"."""
     return {KEY: json.dumps(provenance), "kind": "step" if step else "sequence", "weights": weights}
 
 
 @torch.no_grad()
 def check(content: bytes, folded: SpikingResNet, size: tuple[int, int], *, step: bool) -> None:
-    """Compare a file with its network on a few frames of noise.
+    """Compare an ONNX file with its network on a few frames of noise.
 
-    In float64, where no spike flips by rounding, ONNX's own reference evaluator must agree to 1e-8; in fp32 ONNX
-    Runtime must predict the same but for a few.
+    In float64, in which no spike flips by rounding, the logits of ONNX's reference evaluator must equal the network's
+    to 1e-8. In fp32, ONNX Runtime may predict another class for at most MAX_DIFFERENT_PREDICTIONS of the samples.
 
     Raises:
-        ValueError: they disagree.
+        ValueError: they differ by more.
     """
     exact = copy.deepcopy(folded).double()
     for module in exact.modules():
@@ -199,31 +218,49 @@ def check(content: bytes, folded: SpikingResNet, size: tuple[int, int], *, step:
     x_TNCHW = torch.randn(3, 2, folded.in_channels, *size, generator=noise, dtype=torch.float64)
     double = onnx_graph(exact, size, step=step, dtype=np.float64)
     found = run_frames(ReferenceEvaluator(double).run, double, x_TNCHW.numpy(), step)
-    apart = np.abs(found - exact(x_TNCHW).numpy()).max()
-    if not apart <= 1e-8:
-        raise ValueError(f"the ONNX graph's logits are {apart:.2g} from the network's in float64; nothing is written")
+    error = np.abs(found - exact(x_TNCHW).numpy()).max()
+    if not error <= 1e-8:  # true for NaN too
+        raise ValueError(
+            f"the ONNX graph's logits differ from the network's by {error:.2g} in float64, expected at most 1e-8; "
+            "nothing is written"
+        )
     x_TNCHW = torch.randn(3, 16, folded.in_channels, *size, generator=noise)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     found = run_frames(session.run, onnx.load_from_string(content), x_TNCHW.numpy(), step)
-    share = (found.argmax(1) != folded(x_TNCHW).argmax(1).numpy()).mean()
-    if share > LARGEST_SHARE_APART:
-        raise ValueError(f"ONNX Runtime predicts {100 * share:.0f} % of the samples otherwise; nothing is written")
+    check_predictions(found, folded(x_TNCHW).numpy())
+
+
+def check_predictions(found_NL: np.ndarray, expected_NL: np.ndarray) -> None:
+    """Raise a ValueError if the predictions differ for more than MAX_DIFFERENT_PREDICTIONS of the samples."""
+    different = (found_NL.argmax(1) != expected_NL.argmax(1)).mean()
+    if different > MAX_DIFFERENT_PREDICTIONS:
+        raise ValueError(
+            f"ONNX Runtime predicts another class for {100 * different:.0f} % of the samples, expected at most "
+            f"{100 * MAX_DIFFERENT_PREDICTIONS:.0f} %; nothing is written"
+        )
 
 
 def run_frames(run: Callable[..., Any], model: onnx.ModelProto, x_TNCHW: np.ndarray, step: bool) -> np.ndarray:
-    """Return the mean logits [N, classes]."""
+    """Run a graph on frames [T, N, C, H, W] and return the mean logits [N, classes].
+
+    Args:
+        run: `run` of an ONNX Runtime session or of ONNX's reference evaluator.
+        model: the graph.
+        x_TNCHW: the frames.
+        step: True if the graph is that of one time step.
+    """
     if not step:
         return run(None, {"x": x_TNCHW})[0]
-    states, total = zero_states(model, x_TNCHW.shape[1]), np.zeros(1, x_TNCHW.dtype)
+    states, logits_sum = zero_states(model, x_TNCHW.shape[1]), np.zeros(1, x_TNCHW.dtype)
     for frame_NCHW in x_TNCHW:
-        logits, *after = run(None, {"frame": frame_NCHW, **states})
+        logits_NL, *after = run(None, {"frame": frame_NCHW, **states})
         states = dict(zip(states, after, strict=True))
-        total = total + logits
-    return total / len(x_TNCHW)
+        logits_sum = logits_sum + logits_NL
+    return logits_sum / len(x_TNCHW)
 
 
 def zero_states(model: onnx.ModelProto, samples: int) -> dict[str, np.ndarray]:
-    """Return zero membranes by the names of a step's inputs."""
+    """Return zero membranes for a step's graph, by the names of its inputs."""
     tensors = {value.name: value.type.tensor_type for value in model.graph.input[1:]}
     return {
         name: np.zeros(

@@ -1,6 +1,7 @@
-"""A network as a folder to share: model.safetensors, config.json and a model card, README.md.
+"""Save a network as a folder to share, and load it: model.safetensors, config.json and a model card, README.md.
 
-Hugging Face's hub expects these names; `hub.py` uploads and downloads such folders. The weights carry a digest.
+Hugging Face's hub expects these file names; `hub.py` uploads and downloads such folders. model.safetensors contains a
+digest of the weights and one of config.json.
 """
 
 import dataclasses
@@ -24,23 +25,23 @@ from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
 PRETRAINED_VERSION = 1
 KIND = "pretrained"
 MAX_CONFIG_BYTES = 1 << 20
-"""Largest config.json that is read: parsed JSON takes many times its size in memory."""
+"""Maximum size of config.json: parsed JSON takes many times its size in memory."""
 
 
 def save_pretrained(model: SpikingResNet, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write the network and its provenance into a folder, which is created if necessary.
+    """Save the network and its provenance in a folder, which is created if necessary.
 
     Raises:
-        ValueError: the network is folded; only a trained one can be shared.
+        ValueError: the network is folded.
     """
     folder = Path(folder)
     cfg = config_of_model(model)
     expected = {name: tensor.shape for name, tensor in model_from_config(cfg).state_dict().items()}
-    check_keys(model.state_dict(), expected, "the network, which must be the trained one, not folded,")
+    check_keys(model.state_dict(), expected, "the network (save the trained one, not a folded copy)")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", {"model": dataclasses.asdict(cfg), KEY: provenance})
-    described = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    header = {"multifire": str(PRETRAINED_VERSION), "kind": KIND, "config.json": described}
+    config_digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    header = {"multifire": str(PRETRAINED_VERSION), "kind": KIND, "config.json": config_digest}
     write_tensors(folder / "model.safetensors", model.state_dict(), header)
     write_atomic(folder / "README.md", _card(model, provenance).encode())
 
@@ -49,13 +50,13 @@ def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str 
     """Load a network that `save_pretrained` wrote, in evaluation mode.
 
     Args:
-        source: a folder, or "owner/name" on Hugging Face's hub; an existing folder of that name comes first.
+        source: a folder, or "owner/name" on Hugging Face's hub; an existing folder of that name takes precedence.
         backend: "auto" or a name in `multifire.ops.BACKENDS`.
         revision: branch, tag or commit hash on the hub.
 
     Raises:
-        FileNotFoundError: no such folder, network or revision, or a missing file.
-        ValueError: damaged, tensors that do not fit the configuration, or the extra `hub` is not installed.
+        FileNotFoundError: no such folder, network or revision, or a file in it is missing.
+        ValueError: a damaged file, tensors that do not fit the configuration, or the extra `hub` is not installed.
     """
     on_hub = revision is not None or (hub.is_name(source) and not Path(source).is_dir())
     folder = hub.download(str(source), revision) if on_hub else Path(source)
@@ -63,10 +64,10 @@ def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str 
     cfg, _ = _read_config(path)
     weights = folder / "model.safetensors"
     _, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
-    stored_numbers = sum(tensor.numel() for tensor in tensors.values())
-    if count_parameters(cfg) > stored_numbers:  # checked before memory is allocated
-        needed = f"{path.name} says {count_parameters(cfg):,} or more"
-        raise ValueError(f"{weights}: holds {stored_numbers:,} numbers, {needed}")
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    if count_parameters(cfg) > numbers:  # checked before memory is allocated
+        expected = f"{path.name} describes a network of {count_parameters(cfg):,} or more"
+        raise ValueError(f"{weights}: contains {numbers:,} numbers, {expected}")
     model = model_from_config(cfg, backend)
     check_keys(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, str(weights))
     model.to(tensors["voting.weight"].dtype).load_state_dict(tensors)
@@ -74,61 +75,60 @@ def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str 
 
 
 def inspect_folder(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return the content, in words, and the provenance of a folder; check the digests of weights and config.json.
+    """Check the digests of a folder's weights and config.json; return its content, in words, and its provenance.
 
     Raises:
-        FileNotFoundError: a file is missing in it.
-        ValueError: damaged, altered, not such a folder, or saved without a provenance.
+        FileNotFoundError: config.json is missing.
+        ValueError: damaged, altered, not a folder of `save_pretrained`, or saved without provenance.
     """
     path, weights = folder / "config.json", folder / "model.safetensors"
     if not weights.is_file():
-        wanted = f"one that save_pretrained wrote, or a file such as {folder.name}/last.safetensors"
-        raise ValueError(f"{folder}: a folder, expected {wanted}")
+        expected = f"one that save_pretrained wrote, or a file such as {folder.name}/last.safetensors"
+        raise ValueError(f"{folder}: a folder without {weights.name}, expected {expected}")
     cfg, provenance = _read_config(path)
     header, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
     if header.get("config.json") != hashlib.sha256(path.read_bytes()).hexdigest():
-        raise ValueError(
-            f"{path}: altered: {weights.name} was saved with another one, or before it kept a digest of it"
-        )
+        raise ValueError(f"{path}: altered: {weights.name} contains no digest, or another one; save the network again")
     if provenance is None:
-        raise ValueError(f"{folder}: intact, but saved without provenance: {cfg.name} of unknown origin")
+        raise ValueError(f"{folder}: intact, but saved without provenance: the origin of this {cfg.name} is unknown")
     return f"{KIND}, {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers", provenance
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any] | None]:
     """Return the network's configuration and the provenance in config.json."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent}: no config.json in it; expected a folder that save_pretrained wrote")
+        raise FileNotFoundError(f"{path.parent}: contains no config.json; expected a folder that save_pretrained wrote")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(
-            f"{path}: has {path.stat().st_size:,} bytes, expected a configuration of {MAX_CONFIG_BYTES:,} at most"
+            f"{path}: has {path.stat().st_size:,} bytes, expected a configuration of at most {MAX_CONFIG_BYTES:,}"
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        described, provenance = values["model"], stored(values)
+        model, provenance = values["model"], stored(values)
         if not any(key in values for key in KEYS):
-            raise KeyError(KEYS[0])
+            raise KeyError(KEY)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not the configuration of a network ({error})") from None
-    cfg = model_config(described, str(path))
+    cfg = model_config(model, str(path))
     return cfg, None if provenance is None else read_provenance(json.dumps(provenance), str(path))
 
 
 def push_to_hub(folder: str | Path, name: str, *, private: bool = False) -> str:
     """Upload a folder that `save_pretrained` wrote to Hugging Face's hub as "owner/name"; return the commit's hash.
 
-    Only weights, configuration and model card are uploaded; `private` applies to a new repository.
+    Only weights, configuration and model card are uploaded. `private` applies only to a new repository.
 
     Raises:
-        FileNotFoundError: no such folder, or a file is missing in it.
+        FileNotFoundError: no such folder, or a file in it is missing.
         OSError: the hub refuses or cannot be reached.
-        ValueError: a damaged folder, an impossible name, or the extra `hub` is not installed.
+        ValueError: a damaged file, not a name on the hub, or the extra `hub` is not installed.
     """
-    from_pretrained(Path(folder))  # raises for a folder that could not be loaded again
+    from_pretrained(Path(folder))  # raises if the folder could not be loaded again
     return hub.upload(Path(folder), name, private)
 
 
 def _card(model: nn.Module, provenance: dict[str, Any] | None) -> str:
+    """Return the model card: a Markdown page with provenance, size and how to load the network."""
     numbers = sum(parameter.numel() for parameter in model.parameters())
     facts = [f"- **{name}**: {html.escape(text)}" for name, text in describe(provenance)] if provenance else []
     lines = [

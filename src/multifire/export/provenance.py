@@ -1,7 +1,7 @@
 """The provenance of an exported file: recipe, data, accuracy, energy, versions and checkpoint.
 
-It is a JSON object: in the header of our safetensors files, in the metadata of other formats. A digest over the whole
-content lies beside it.
+It is a JSON object in the header of our safetensors files and in the metadata of other formats. A digest of the whole
+content is stored beside it.
 """
 
 import dataclasses
@@ -23,33 +23,34 @@ from multifire.utils.tensor_files import digest_of
 
 PROVENANCE_VERSION = 1
 KINDS = {"checkpoint": CHECKPOINT_VERSION, "int8": 1}
-"""Kinds of our own files, and the version of each that is read."""
+"""Kinds of our safetensors files, and the accepted version of each."""
 
 KEY = "provenance"
-"""Name of the provenance in files."""
+"""Key of the provenance in files, and of its version in the JSON object."""
 KEYS = (KEY, "passport")
-"""With its name in files of earlier versions."""
+"""Keys that are read, the newest first; files of earlier versions have the second."""
 REQUIRED = ("recipe", "config", "data", "accuracy", "checkpoint", "versions")
+"""Fields that every provenance has, besides its version."""
 ENERGY = ("snn_pj", "synops", "macs", "ac_pj", "mac_pj")
-"""Fields of an analysis's energy that the provenance holds."""
+"""Fields of analysis.json's energy that the provenance contains."""
 
 
 def make_provenance(folder: Path, which: str | None = None) -> dict[str, Any]:
-    """Return the provenance of a run's "best" or "last" checkpoint; None is the one that the summary quotes.
+    """Return the provenance of a run's "best" or "last" checkpoint; None selects the one that the summary reports.
 
     Raises:
-        FileNotFoundError: no run there, or no such checkpoint in it.
+        FileNotFoundError: the folder contains no run, or the run has no such checkpoint.
         ValueError: the checkpoint is damaged.
     """
     run = RunFolder(folder)
-    which = which or run.headline()
+    which = which or run.reported_checkpoint()
     path = run.checkpoint(which)
     checkpoint = load_checkpoint(path)
-    return provenance_of(path, checkpoint) | measured(path, checkpoint)
+    return provenance_of(path, checkpoint) | measurements_of(path, checkpoint)
 
 
 def provenance_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what a checkpoint's file itself says."""
+    """Return the provenance that follows from the checkpoint alone, without accuracy and energy."""
     cfg = checkpoint.config
     info = get_info(cfg.data.name)
     return {
@@ -63,53 +64,61 @@ def provenance_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def measured(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the accuracy and energy that files beside a checkpoint record for exactly this checkpoint."""
+def measurements_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the accuracy and energy that the run's files record for exactly this checkpoint."""
     summary = _read_object(path.with_name("summary.json"))
-    of = "best by validation" if path.stem == "best" else path.stem
-    summarised = (summary.get("test_accuracy_of"), summary.get("epochs")) == (of, checkpoint.position.epoch)
-    analysis = _read_object(path.with_name("analysis.json")) if summarised else {}
+    label = "best by validation" if path.stem == "best" else path.stem
+    if (summary.get("test_accuracy_of"), summary.get("epochs")) != (label, checkpoint.position.epoch):
+        summary = {}
+    analysis = _read_object(path.with_name("analysis.json")) if summary else {}
     return {
-        "accuracy": measured_accuracy(path, checkpoint, summary if summarised else {}),
-        "energy": energy_record(analysis) if analysis.get("checkpoint") == of else None,
+        "accuracy": _measured_accuracy(path, checkpoint, summary),
+        "energy": _energy_record(analysis) if analysis.get("checkpoint") == label else None,
     }
 
 
-def measured_accuracy(path: Path, checkpoint: Checkpoint, summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the accuracy recorded by `multifire eval` or else by the run's summary; empty without a record."""
-    scored = _read_object(path.with_name(f"eval-{path.stem}.json"))
-    if scored.get("digest") == digest_of(path):
-        return [accuracy_record(scored["accuracy"], "the checkpoint", checkpoint.config, "multifire eval")]
+def _measured_accuracy(path: Path, checkpoint: Checkpoint, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the accuracy that `multifire eval` recorded, else that of the run's summary; empty if there is neither."""
+    evaluation = _read_object(path.with_name(f"eval-{path.stem}.json"))
+    if evaluation.get("digest") == digest_of(path):
+        return [accuracy_record(evaluation["accuracy"], "the checkpoint", checkpoint.config, "multifire eval")]
     if summary:
         return [accuracy_record(summary["test_accuracy"], "the checkpoint", checkpoint.config, "after training")]
     return []
 
 
-def energy_record(analysis: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the energy of an inference in pJ and how it was counted; None if the analysis has no energy."""
+def _energy_record(analysis: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the energy of an inference in pJ and the counts behind it; None if the analysis has no energy."""
     energy = analysis.get("energy")
-    kept = {name: energy.get(name) for name in ENERGY} if isinstance(energy, dict) else {}
-    if not kept or not all(type(value) in (int, float) for value in kept.values()):
+    values = {name: energy.get(name) for name in ENERGY} if isinstance(energy, dict) else {}
+    if not values or not all(type(value) in (int, float) for value in values.values()):
         return None
-    return kept | {"on": f"{analysis.get('samples')} {analysis.get('split')} samples"}
+    return values | {"on": f"{analysis.get('samples')} {analysis.get('split')} samples"}
 
 
-def accuracy_record(share: float, of: str, cfg: RunConfig, how: str) -> dict[str, Any]:
-    """Return the record of an accuracy between 0 and 1: of which network, on which data, measured how."""
+def accuracy_record(accuracy: float, of: str, cfg: RunConfig, how: str) -> dict[str, Any]:
+    """Return the record of an accuracy between 0 and 1.
+
+    Args:
+        accuracy: the value.
+        of: the network that was scored, in words.
+        cfg: names the data set and T.
+        how: the command that measured it; the processor is added.
+    """
     on = f"{cfg.data.name}'s test set, T = {cfg.data.timesteps}"
-    return {"value": share, "of": of, "on": on, "how": f"{how}, {processor()}"}
+    return {"value": accuracy, "of": of, "on": on, "how": f"{how}, {processor()}"}
 
 
 def stored(values: Mapping[str, Any], default: Any = None) -> Any:
-    """Return the value that a header or JSON object stores as provenance, under its present or its earlier name."""
+    """Return the value that a header or JSON object has under the first of KEYS that it contains."""
     return next((values[key] for key in KEYS if key in values), default)
 
 
 def read_provenance(text: str, source: str) -> dict[str, Any]:
-    """Parse the provenance of a file.
+    """Parse and check the provenance of a file; `source` names the file in messages.
 
     Raises:
-        ValueError: malformed, another version, or incomplete.
+        ValueError: malformed, of another version, or incomplete.
     """
     try:
         provenance = json.loads(text)
@@ -118,11 +127,9 @@ def read_provenance(text: str, source: str) -> dict[str, Any]:
     version = stored(provenance) if isinstance(provenance, dict) else None
     if version != PROVENANCE_VERSION:
         raise ValueError(f"{source}: its provenance is of version {version!r}, expected {PROVENANCE_VERSION}")
-    missing = [
-        key for key in ("recipe", "config", "data", "accuracy", "checkpoint", "versions") if key not in provenance
-    ]
+    missing = [key for key in REQUIRED if key not in provenance]
     if missing:
-        raise ValueError(f"{source}: its provenance does not say its {', '.join(missing)}")
+        raise ValueError(f"{source}: its provenance lacks {', '.join(missing)}")
     try:
         describe(provenance)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -131,10 +138,11 @@ def read_provenance(text: str, source: str) -> dict[str, Any]:
 
 
 def describe(provenance: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the provenance as pairs of name and text for a reader."""
+    """Return the provenance as pairs of name and text, to be printed."""
     checkpoint, data, versions = provenance["checkpoint"], provenance["data"], provenance["versions"]
     accuracies = [
-        f"{100 * one['value']:.2f} % of {one['of']} on {one['on']}; {one['how']}" for one in provenance["accuracy"]
+        f"{100 * record['value']:.2f} % of {record['of']} on {record['on']}; {record['how']}"
+        for record in provenance["accuracy"]
     ]
     model, energy = provenance["config"]["model"], provenance.get("energy")  # files of earlier versions lack it
     return [
@@ -158,7 +166,7 @@ def _energy_line(energy: dict[str, Any]) -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object of a file; empty if the file is missing or holds none."""
+    """Return the JSON object in a file; empty if the file is missing or contains something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' published code, in both directions."""
+"""Read checkpoints of the authors' published code, and return a network's weights under their names."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from multifire.nn import SpikingResNet, build_model
 from multifire.utils.tensor_files import check_keys
 
-# The authors' names and ours; stage s counts from 0 here, and their layers from 1.
+# The authors' names and ours. We number stages from 0, the authors number layers from 1.
 _NAMES = [
     ("conv1.{rest}", "stem.conv.{rest}"),
     ("bn1.bn.{rest}", "stem.norm.{rest}"),
@@ -24,25 +24,30 @@ _NAMES = [
     ("layer{s}.execute.{block}.shortcut.1.bn.{rest}", "stages.{s}.{block}.shortcut.norm.{rest}"),
     ("voting.{rest}", "voting.{rest}"),
 ]
-_PLACES = {"s": r"\d+", "block": r"\d+", "i": r"\d", "rest": ".+"}
-# A count of batches that torch's BatchNorm keeps; with a fixed momentum it changes nothing, so our norm has none.
+_PATTERNS = {"s": r"\d+", "block": r"\d+", "i": r"\d", "rest": ".+"}
+# torch's BatchNorm counts batches; with a fixed momentum the count has no effect, so our norm does not have it.
 _COUNTER = "num_batches_tracked"
 
 
 def load_reference_checkpoint(
     path_or_state_dict: str | Path | Mapping[str, Any], residual: str = "ds", levels: int = 3, **options: Any
 ) -> SpikingResNet:
-    """The network of a checkpoint in the authors' format, `{"model": state_dict, "epoch": int}` or the state_dict.
+    """Load a checkpoint of the authors' code, `{"model": state_dict, "epoch": int}` or a state_dict, as a network.
 
-    Width, depth, channels, classes and the input norm follow from the shapes. No shape tells the kind of block, the
-    number of levels, or the options of `build_model`: give them where they differ from the paper's.
+    Width, depth, channels, classes and the input norm follow from the shapes of the tensors.
+
+    Args:
+        path_or_state_dict: file, or its content.
+        residual: kind of block, "ds" or "plain".
+        levels: number of levels K of the neurons.
+        **options: options of `build_model`, if they differ from the paper's.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, or a key that is missing, extra or misshapen; names it by the authors' name.
+        ValueError: damaged, or a missing, extra or misshapen tensor; the message has the authors' name of it.
     """
     source = "state_dict" if isinstance(path_or_state_dict, Mapping) else str(path_or_state_dict)
-    theirs = _read_theirs(path_or_state_dict, source)
+    theirs = _read_state_dict(path_or_state_dict, source)
     model = _build_for(theirs, residual, levels, options, source)
     expected = {name: tensor.shape for name, tensor in to_reference_state_dict(model).items()}
     counters = {name for name in expected if name.endswith(_COUNTER)} - theirs.keys()
@@ -54,7 +59,7 @@ def load_reference_checkpoint(
 
 
 def to_reference_state_dict(model: SpikingResNet) -> dict[str, Tensor]:
-    """The model's weights under the authors' names, as their scripts load them."""
+    """Return a network's weights under the authors' names, as the authors' scripts load them."""
     theirs: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         key = _their_name(name)
@@ -64,7 +69,8 @@ def to_reference_state_dict(model: SpikingResNet) -> dict[str, Tensor]:
     return theirs
 
 
-def _read_theirs(path_or_state_dict: str | Path | Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def _read_state_dict(path_or_state_dict: str | Path | Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by the authors' names."""
     content: Any = path_or_state_dict
     if not isinstance(content, Mapping):
         if not Path(content).is_file():
@@ -81,25 +87,27 @@ def _read_theirs(path_or_state_dict: str | Path | Mapping[str, Any], source: str
 
 
 def _unpickle_tensors(path: Path, source: str) -> Any:
+    """Load a file of tensors; no other object is unpickled."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the file's bytes lead it to
+    except Exception as error:  # for damaged files torch.load raises errors of many types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{source}: damaged, or not a checkpoint of tensors alone ({reason})") from None
+        raise ValueError(f"{source}: damaged, or contains more than tensors ({reason})") from None
 
 
 def _build_for(
     theirs: Mapping[str, Tensor], residual: str, levels: int, options: dict[str, Any], source: str
 ) -> SpikingResNet:
+    """Return a network, not yet loaded, whose sizes follow from the tensors' names and shapes."""
     for name, rank in (("conv1.weight", 4), ("voting.weight", 2)):
         if name not in theirs or theirs[name].dim() != rank:
-            raise ValueError(f"{source}: {name} is missing or not of rank {rank}; not a checkpoint of this network")
+            raise ValueError(f"{source}: {name} is missing or not of rank {rank}, expected the authors' network")
     blocks = {int(m[1]) + 1 for name in theirs if (m := re.match(r"layer1\.execute\.(\d+)\.", name))}
     missing = next(block for block in range(len(blocks) + 1) if block + 1 not in blocks)
     if missing < max(blocks, default=1):
-        raise ValueError(f"{source}: layer1.execute.{missing}.conv1.weight is missing; not this network's checkpoint")
+        raise ValueError(f"{source}: layer1.execute.{missing}.conv1.weight is missing, expected consecutive blocks")
     width, in_channels = theirs["conv1.weight"].shape[:2]
     return build_model(
         f"{residual}_resnet{6 * max(blocks) + 2}",
@@ -121,11 +129,12 @@ def _their_name(ours: str) -> str:
 
 
 def _rename(name: str, table: list[tuple[str, str]], stage_shift: int) -> str:
+    """Return the name that a table of patterns gives, with `stage_shift` added to the number of the stage."""
     for before, after in table:
         pattern = re.escape(before).replace(r"\{", "{").replace(r"\}", "}")
-        match = re.fullmatch(pattern.format(**{key: f"(?P<{key}>{value})" for key, value in _PLACES.items()}), name)
+        match = re.fullmatch(pattern.format(**{key: f"(?P<{key}>{value})" for key, value in _PATTERNS.items()}), name)
         if match:
             parts = match.groupdict()
             stage = str(int(parts.get("s", 0)) + stage_shift)
             return after.format(**(parts | {"s": stage}))
-    raise ValueError(f"{name}: no such parameter in this network")
+    raise ValueError(f"{name}: not a parameter of this network")

@@ -1,5 +1,6 @@
 """Convolution, norm and firing as one layer, and the two residual blocks made of such layers.
 
+tdBN is the threshold-dependent batch norm of `TdBatchNorm2d`.
 Shapes: x_TNCHW is [time, sample, channel, row, column].
 """
 
@@ -32,24 +33,27 @@ def is_static_input(x_TNCHW: Tensor) -> bool:
     return x_TNCHW.shape[0] > 1 and x_TNCHW.stride(0) == 0 and not torch.compiler.is_exporting()
 
 
-def make_conv(before: int, after: int, kernel: int, stride: int) -> nn.Conv2d:
+def make_conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
     """Return a convolution without bias whose output is H × W divided by the stride.
 
     Weights start from `kaiming_normal_` and lie in channels-last memory.
     """
-    conv = SpikeConv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+    conv = SpikeConv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight)
     conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
     return conv
 
 
 class ConvNorm(nn.Module):
-    """y = tdBN(conv(x)): the shortcut of a plain block, added to the current of the block's second neuron."""
+    """y = tdBN(conv(x)): the shortcut of a plain block, added to the current of its second layer of neurons.
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int, neuron: MLF):
+    Threshold and backend of the norm are those of `neuron`, which does not fire here.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, neuron: MLF):
         super().__init__()
-        self.conv = make_conv(before, after, kernel, stride)
-        self.norm = TdBatchNorm2d(after, neuron.thresholds[0], backend=neuron.backend)
+        self.conv = make_conv(in_channels, out_channels, kernel, stride)
+        self.norm = TdBatchNorm2d(out_channels, v_threshold=neuron.thresholds[0], backend=neuron.backend)
 
     def forward(self, x_TNCHW: Tensor) -> Tensor:
         return self.norm(convolve(self.conv, x_TNCHW))
@@ -58,13 +62,16 @@ class ConvNorm(nn.Module):
 class ConvFire(Streaming):
     """Convolution, norm and neurons: o = MLF(tdBN(conv(x)) + add_before) + add_after, [T, N, C, H, W].
 
-    The whole network is made of this layer; a residual block passes its shortcut as `add_before` or `add_after`.
+    A residual block passes its shortcut as `add_before` or `add_after`. One fused op computes norm, sums and firing:
+    `norm` and `neuron` hold its parameters and options, and their own `forward` is not called. For the backward pass
+    the op keeps conv(x) and `add_before`, from which it computes the membranes again; the convolution keeps x as
+    packed integers (`SpikeConv2d`).
     """
 
-    def __init__(self, before: int, after: int, kernel: int, stride: int, neuron: MLF):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, neuron: MLF):
         super().__init__()
-        self.conv = make_conv(before, after, kernel, stride)
-        self.norm = TdBatchNorm2d(after, v_threshold=neuron.thresholds[0])
+        self.conv = make_conv(in_channels, out_channels, kernel, stride)
+        self.norm = TdBatchNorm2d(out_channels, v_threshold=neuron.thresholds[0])
         self.neuron = neuron
 
     def forward(
@@ -99,18 +106,19 @@ class ConvFire(Streaming):
 class DSBlock(Streaming):
     """Dormant-suppressed residual block: o = MLF(F₂(MLF(F₁(x)))) + shortcut(x), F = tdBN∘conv3×3.
 
-    The shortcut is x or, if shapes change, MLF(tdBN(conv1×1)). It is added after firing, so that every activation is a
-    small non-negative integer.
+    The shortcut is x or, if shapes change, MLF(tdBN(conv1×1)). It is added after firing, so that the gradient
+    reaches earlier blocks even where the block's own neurons are dormant. Activations stay integers: each
+    block adds at most K.
 
     Source: Feng et al., IJCAI 2022, section 3.3.
     """
 
-    def __init__(self, before: int, after: int, stride: int = 1, make_neuron: MakeNeuron = MLF):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, make_neuron: MakeNeuron = MLF):
         super().__init__()
-        self.fire1 = ConvFire(before, after, 3, stride, make_neuron())
-        self.fire2 = ConvFire(after, after, 3, 1, make_neuron())
-        same = before == after and stride == 1
-        self.shortcut = None if same else ConvFire(before, after, 1, stride, make_neuron())
+        self.fire1 = ConvFire(in_channels, out_channels, 3, stride, make_neuron())
+        self.fire2 = ConvFire(out_channels, out_channels, 3, 1, make_neuron())
+        same = in_channels == out_channels and stride == 1
+        self.shortcut = None if same else ConvFire(in_channels, out_channels, 1, stride, make_neuron())
 
     def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW, stream)
@@ -123,16 +131,18 @@ class PlainBlock(Streaming):
     The shortcut is x or, if shapes change, tdBN(conv1×1). It is added before firing, as in earlier spiking ResNets.
     """
 
-    def __init__(self, before: int, after: int, stride: int = 1, make_neuron: MakeNeuron = MLF):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, make_neuron: MakeNeuron = MLF):
         super().__init__()
-        self.fire1 = ConvFire(before, after, 3, stride, make_neuron())
-        self.fire2 = ConvFire(after, after, 3, 1, make_neuron())
-        same = before == after and stride == 1
-        self.shortcut = None if same else ConvNorm(before, after, 1, stride, self.fire2.neuron)
+        self.fire1 = ConvFire(in_channels, out_channels, 3, stride, make_neuron())
+        self.fire2 = ConvFire(out_channels, out_channels, 3, 1, make_neuron())
+        same = in_channels == out_channels and stride == 1
+        self.shortcut = None if same else ConvNorm(in_channels, out_channels, 1, stride, self.fire2.neuron)
 
     def forward(self, x_TNCHW: Tensor, stream: Stream | None = None) -> Tensor:
         residual = x_TNCHW if self.shortcut is None else self.shortcut(x_TNCHW)
         return self.fire2(self.fire1(x_TNCHW, stream), stream, add_before=residual)
 
 
+# A block is a Streaming module, built as block(in_channels, out_channels, stride, make_neuron). Its forward(x, stream)
+# passes the stream to every layer of neurons, always in the same order.
 BLOCKS = {"ds": DSBlock, "plain": PlainBlock}

@@ -1,4 +1,4 @@
-"""The MLF neuron as a module, and streaming: running any module of neurons one time step at a time."""
+"""A layer of MLF neurons as a module, and streaming: running layers of neurons one time step at a time."""
 
 from collections.abc import Iterator, Sequence
 from itertools import repeat
@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from multifire import ops
 
 Membranes = tuple[Tensor, ...]
+"""Membrane potentials after reset, u_k·(1 - s_k), of each layer: [K, N, C, H, W]."""
 
 
 class Stream:
-    """Membranes of all layers during one time step, passed from layer to layer in the order of their calls."""
+    """The state of all layers during one time step.
+
+    Each layer takes its membranes of the step before and puts its new ones, in the order in which layers are called.
+    """
 
     def __init__(self, before: Membranes | None):
         self._before: Iterator[Tensor | None] = repeat(None) if before is None else iter(before)
@@ -46,10 +50,10 @@ class Stream:
 
 
 class Streaming(nn.Module):
-    """A module that can be run frame by frame: `forward(x, stream)` takes its membranes from the stream."""
+    """Base class of layers and blocks that can run frame by frame: `forward(x, stream)` uses the stream's state."""
 
     def step(self, frame: Tensor, state: Membranes | None = None) -> tuple[Tensor, Membranes]:
-        """Compute one time step in evaluation mode.
+        """Compute one time step; layers with norms must be in evaluation mode. Gradients are recorded.
 
         T steps from state None give the same as one call on the T frames.
 
@@ -66,18 +70,18 @@ class Streaming(nn.Module):
 
 
 class MLF(Streaming):
-    """Multi-level firing neurons: currents [T, ...] -> spikes [T, ...], integers in 0..K.
+    """A layer of multi-level firing neurons: currents [T, ...] -> spikes [T, ...], integers in 0..K.
 
         u_k[t] = decay · u_k[t-1] · (1 - s_k[t-1]) + x[t],   s_k[t] = 1 if u_k[t] > θ_k else 0,   o[t] = Σ_k s_k[t]
 
-    Membranes start at zero in every call, so there is no state to reset.
+    Without a stream, membranes start at zero in every call, so there is no state to reset.
 
     Args:
         thresholds: θ, one for each of the K levels.
         decay: factor of the membrane from one time step to the next.
         surrogate: "rect", "triangle" or "atan": the derivative of a spike in the backward pass.
         width: width a of the surrogate.
-        detach_reset: stop the gradient at the reset gate 1 - s_k[t-1].
+        detach_reset: no gradient through s_k[t-1] in the reset 1 - s_k[t-1]; the gradient through u_k[t-1] remains.
         backend: "auto" or a name in `multifire.ops.BACKENDS`.
 
     Source: Feng et al., IJCAI 2022, eq. 5-7.

@@ -37,7 +37,7 @@ class SpikingResNet(nn.Module):
         in_channels: C of the input.
         num_classes: size of the voting layer.
         width: w, channels of the first stage.
-        norm_input: normalise the input by a tdBN without γ and β.
+        norm_input: normalise the input by a threshold-dependent batch norm (tdBN) without γ and β.
         checkpoint_stages: in training, keep only the inputs of the stages and compute the rest again in the backward
             pass: a third more time for a fraction of the memory.
         make_neuron: called once for each layer of neurons.
@@ -64,16 +64,16 @@ class SpikingResNet(nn.Module):
         norm = partial(TdBatchNorm2d, in_channels, neuron.thresholds[0], affine=False, backend=neuron.backend)
         self.input_norm = norm() if norm_input else None
         self.stem = ConvFire(in_channels, width, 3, 1, neuron)
-        stages, before = [], width
+        stages, channels = [], width
         for stage in range(3):
-            after = width * 2**stage
-            shapes = [(before, 1 if stage == 0 else 2), *[(after, 1)] * (blocks_per_stage - 1)]
+            out_channels = width * 2**stage
+            shapes = [(channels, 1 if stage == 0 else 2), *[(out_channels, 1)] * (blocks_per_stage - 1)]
             stages.append(
-                nn.ModuleList(BLOCKS[block](channels, after, stride, make_neuron) for channels, stride in shapes)
+                nn.ModuleList(BLOCKS[block](first, out_channels, stride, make_neuron) for first, stride in shapes)
             )
-            before = after
+            channels = out_channels
         self.stages = nn.ModuleList(stages)
-        self.voting = nn.Linear(before, num_classes)
+        self.voting = nn.Linear(channels, num_classes)
         nn.init.kaiming_normal_(self.voting.weight)
 
     def forward(self, x_TNCHW: Tensor, *, per_step: bool = False) -> Tensor:
@@ -82,8 +82,8 @@ class SpikingResNet(nn.Module):
         Raises:
             ValueError: x is not [T, N, in_channels, H, W].
         """
-        logits_TNK = self._logits(x_TNCHW, None)
-        return logits_TNK if per_step else logits_TNK.mean(0)
+        logits_TNL = self._logits(x_TNCHW, None)
+        return logits_TNL if per_step else logits_TNL.mean(0)
 
     @torch.no_grad()
     def step(self, frame_NCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
@@ -99,7 +99,7 @@ class SpikingResNet(nn.Module):
             The mean logits [N, classes] of the frames so far, and the state for the next step.
 
         Raises:
-            ValueError: the network is in training mode, or the state is another network's.
+            ValueError: the network is in training mode, or the state is of another number of layers.
         """
         if self.training:
             raise ValueError(
@@ -154,13 +154,13 @@ def _contexts(stage: nn.Module) -> tuple[contextlib.AbstractContextManager, cont
 def _frozen_statistics(stage: nn.Module) -> Iterator[None]:
     """Keep the running statistics: the second computation of a batch must not update them again."""
     norms = [module for module in stage.modules() if isinstance(module, TdBatchNorm2d)]
-    before = [norm.momentum for norm in norms]
+    saved = [norm.momentum for norm in norms]
     try:
         for norm in norms:
             norm.momentum = 0.0
         yield
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
+        for norm, momentum in zip(norms, saved, strict=True):
             norm.momentum = momentum
 
 
@@ -190,9 +190,9 @@ def build_model(
         levels: K, firing levels of a neuron.
         thresholds: θ, one for each level (default: 0.6, 0.6 + a, 0.6 + 2a, ... for surrogate width a).
         decay: factor of the membrane from one time step to the next.
-        surrogate: "rect", "triangle" or "atan".
+        surrogate: a name in `multifire.ops.reference.SURROGATES`: "rect", "triangle" or "atan".
         surrogate_width: width a of the surrogate.
-        detach_reset: stop the gradient at the reset gate.
+        detach_reset: no gradient through the spikes in the reset; see `MLF`.
         norm_input: normalise the input by a tdBN without γ and β.
         checkpoint_stages: less memory in training for a third more time; see `SpikingResNet`.
         backend: "auto" or a name in `multifire.ops.BACKENDS`.

@@ -29,6 +29,7 @@ def atan(v: Tensor, width: float) -> Tensor:
 
 
 SURROGATES = {"rect": rect, "triangle": triangle, "atan": atan}
+"""A new one also goes into the kernels, csrc/kernels.cpp and triton_kernels.py, at the same position."""
 
 
 class Fire(torch.autograd.Function):
@@ -47,7 +48,7 @@ class Fire(torch.autograd.Function):
 
 
 def why_not(x: Tensor, levels: int) -> str | None:
-    """Return None: the reference computes for every tensor."""
+    """Return why this backend cannot compute x. None: the reference can compute every tensor."""
 
 
 def mlf(
@@ -62,15 +63,15 @@ def mlf(
 ) -> tuple[Tensor, Tensor]:
     """Multi-level firing over time; see `multifire.ops.mlf`.
 
-    The gradient runs through the reset gate 1 - s: `carry` holds s undetached, unless detach_reset is set.
+    `carry` = u·(1 - s) is differentiated with respect to u and to s; with detach_reset, with respect to u only.
     """
     currents = _wide(x)
-    levels = torch.tensor(thresholds, dtype=currents.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
+    theta = torch.tensor(thresholds, dtype=currents.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
     carry = currents.new_zeros(len(thresholds), *x.shape[1:]) if state is None else state.to(currents.dtype)
     fired = []
     for current in currents.unbind(0):
         u = decay * carry + current
-        s = Fire.apply(u - levels, surrogate, width)
+        s = Fire.apply(u - theta, surrogate, width)
         carry = u * (1 - (s.detach() if detach_reset else s))
         fired.append(s.sum(0))
     return torch.stack(fired).to(x.dtype), carry
@@ -89,7 +90,10 @@ def tdbn(
     eps: float,
     scale: float,
 ) -> Tensor:
-    """Threshold-dependent batch norm, computed and returned in at least fp32; see `multifire.ops.tdbn`."""
+    """Threshold-dependent batch norm, computed and returned in at least fp32; see `multifire.ops.tdbn`.
+
+    `scale` is α·V_th: the currents get the deviation of the first threshold, V_th.
+    """
     x = _wide(x)
     mean, var = running_mean, running_var
     if training:
@@ -151,7 +155,9 @@ def mlf_uint8(
     return_state: bool,
     timesteps: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Scale, bias, firing and sum in bytes; see `multifire.ops.mlf_uint8`."""
+    """Inference in int8: y = scale·sums + bias in fp32, firing, spikes and their sum as uint8; see
+    `multifire.ops.mlf_uint8`.
+    """
     y = sums * _per_channel(scale) + (_per_channel(bias) if bias.dim() == 1 else bias)
     y = y.expand(timesteps, *y.shape[1:])
     spikes, state = mlf(y, thresholds, decay, surrogate="rect", width=1.0, detach_reset=False, state=state)
@@ -160,15 +166,15 @@ def mlf_uint8(
 
 
 def norm_factor(var: Tensor, eps: float, scale: float) -> Tensor:
-    """Return scale / (sqrt(σ²) + ε)."""
+    """Return scale / (sqrt(σ²) + ε). As in the authors' code, ε is added to the root, not to σ²."""
     return scale / (norm_root(var) + eps)
 
 
 def norm_root(var: Tensor) -> Tensor:
-    """Return sqrt(σ²), correctly rounded; torch's own float32 root may be wrong in the last bit."""
+    """Return sqrt(σ²), correctly rounded except on MPS; torch's own float32 root may be wrong in the last bit."""
     # The root has no derivative at 0, the variance of a constant channel. The clamp makes the gradient 0 there.
     clamped = var.clamp_min(torch.finfo(var.dtype).tiny)
-    return clamped.sqrt() if var.is_mps else clamped.double().sqrt().to(var.dtype)  # MPS has no doubles
+    return clamped.sqrt() if var.is_mps else clamped.double().sqrt().to(var.dtype)  # MPS has no float64
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Predictions for single samples: mistakes, and recordings with the running prediction.
 
-T time steps, N samples, K classes, C channels, H height, W width.
+T time steps, N samples, L classes, C channels, H height, W width.
 """
 
 import base64
@@ -69,7 +69,7 @@ def load(folder: Path, root: str | None) -> tuple[SpikingResNet, RunConfig, data
         ValueError: a damaged checkpoint, or a network too large to run for a page.
     """
     run = RunFolder(folder)
-    model, cfg = load_model(run.checkpoint(run.headline()))
+    model, cfg = load_model(run.checkpoint(run.reported_checkpoint()))
     if cfg.data.timesteps > MAX_STEPS or cfg.model.levels > MAX_LEVELS:
         raise ValueError(
             f"{cfg.data.timesteps} time steps and {cfg.model.levels} levels are too many to run for a page"
@@ -105,27 +105,27 @@ def look(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> Sample
     running, labels = [], []
     for x_TNCHW, y in batches.epoch(0):
         with autocast(device, cfg.precision):
-            logits_TNK = model(x_TNCHW, per_step=True)
-        running.append(running_probabilities(logits_TNK.float()).cpu())
+            logits_TNL = model(x_TNCHW, per_step=True)
+        running.append(running_probabilities(logits_TNL.float()).cpu())
         labels.append(y.cpu())
-    running_TNK, labels_N = torch.cat(running, 1), torch.cat(labels)
-    probability_N, predicted_N = running_TNK[-1].max(1)
+    running_TNL, labels_N = torch.cat(running, 1), torch.cat(labels)
+    probability_N, predicted_N = running_TNL[-1].max(1)
     wrong_N = predicted_N != labels_N
     surest = probability_N.argsort(descending=True, stable=True)
     wrong, right = surest[wrong_N[surest]].tolist(), (~wrong_N).nonzero()[:, 0].tolist()
 
     def samples(chosen: Sequence[int], moving: bool) -> list[Sample]:
-        return [_sample(test, i, int(labels_N[i]), running_TNK[:, i], moving) for i in chosen]
+        return [_sample(test, i, int(labels_N[i]), running_TNL[:, i], moving) for i in chosen]
 
     half = RECORDINGS // 2
     shown = right[:half] + wrong[:half] + right[half:] + wrong[half:] if data.info.events else []
     return Samples(len(labels_N), samples(wrong[:MISTAKES], False), samples(shown[:RECORDINGS], True))
 
 
-def running_probabilities(logits_TNK: Tensor) -> Tensor:
+def running_probabilities(logits_TNL: Tensor) -> Tensor:
     """Return the softmax of the mean logits of the first t steps, for t = 1..T."""
-    steps_T11 = torch.arange(1, len(logits_TNK) + 1, device=logits_TNK.device)[:, None, None]
-    return (logits_TNK.cumsum(0) / steps_T11).softmax(2)
+    steps_T11 = torch.arange(1, len(logits_TNL) + 1, device=logits_TNL.device)[:, None, None]
+    return (logits_TNL.cumsum(0) / steps_T11).softmax(2)
 
 
 def _sample(test: Split | EventSplit, index: int, label: int, running_TK: Tensor, moving: bool) -> Sample:

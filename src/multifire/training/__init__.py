@@ -1,4 +1,5 @@
-"""Training: the loop, one step of it, checkpoints, signals, the run's folder, several processes.
+"""Train a network: the loop, a step, checkpoints, signals, the run's folder, several processes.
 
-Start reading at loop.py.
+Read in this order: loop, state, data, step, meter, records, resume, guards, signals, checkpoint, run_folder, optim,
+distributed, messages, trackers, load_run.
 """

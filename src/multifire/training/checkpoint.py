@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each."""
+"""Write and read checkpoints, each of which is one safetensors file."""
 
 import json
 from collections.abc import Mapping
@@ -19,20 +19,29 @@ CHECKPOINT_VERSION = 1
 
 @dataclass
 class Position:
-    """Progress of a run: the next batch, the sums over the current epoch, and the best accuracy so far."""
+    """Progress of a run: the next batch, sums over the current epoch and over the run, and the best accuracy."""
 
     epoch: int = 0
+    """Number of finished epochs, which is the number of the current one."""
     step: int = 0
+    """Number of finished steps of the current epoch."""
     loss_sum: float = 0.0
+    """Sum of the losses of the current epoch's samples."""
     correct: int = 0
+    """Number of correct predictions in the current epoch."""
     seen: int = 0
+    """Number of samples of the current epoch that are counted."""
     epoch_seconds: float = 0.0
+    """Training time of the current epoch."""
     train_seconds: float = 0.0
+    """Training time of the finished epochs."""
     images: int = 0
+    """Number of samples of the finished epochs."""
     best: float | None = None
+    """Best accuracy on the split that chooses the best epoch."""
     best_epoch: int | None = None
     skipped: int = 0
-    """Steps skipped because their gradient was not finite."""
+    """Number of steps skipped because their loss or gradient is NaN or infinite."""
 
     def finish_epoch(self) -> None:
         """Move to the start of the next epoch."""
@@ -44,19 +53,21 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """The state of a run, from which it can be continued, or the weights of its best epoch."""
+
     config: RunConfig
     position: Position
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    """Momentum by parameter name; empty in `best`, which holds weights only."""
+    """Momentum of each parameter; empty in the `best` checkpoint, which holds weights only."""
     average: dict[str, Tensor] = field(default_factory=dict)
-    """Moving average of the weights, if the run keeps one; `best` stores it as `model`."""
+    """Moving average of the weights, if the run keeps one; the `best` checkpoint stores it as `model`."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
     """Write `checkpoint` atomically as one safetensors file with a digest.
 
-    The newest `keep` versions are kept, earlier ones under the names of `multifire.utils.files.older`.
+    The newest `keep` versions of the file are kept; `multifire.utils.files.older` names the earlier ones.
     """
     tensors = {f"model.{name}": tensor for name, tensor in checkpoint.model.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
@@ -74,7 +85,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, altered, another program's file, or another version.
+        ValueError: the file is truncated, altered, of another version, or not a checkpoint.
     """
     header, tensors = read_tensors(path, {"checkpoint": CHECKPOINT_VERSION})
     try:
@@ -82,7 +93,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not all(isinstance(n, int) and n >= 0 for n in (position.epoch, position.step, position.seen)):
             raise ValueError(f"epoch {position.epoch}, step {position.step}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: a checkpoint whose header has no config or position ({error})") from None
+        raise ValueError(f"{path}: its header has no valid config or position ({error}); use another one") from None
     return Checkpoint(
         config=json_format.from_json(config, source=str(path)),
         position=position,
@@ -93,7 +104,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_newest(path: Path) -> tuple[Checkpoint, Path] | None:
-    """Return the newest intact checkpoint among `path` and earlier ones, and its file; None if there is no checkpoint.
+    """Return the newest intact checkpoint among `path` and its earlier versions, with its file; None without any.
 
     Raises:
         ValueError: all checkpoints are damaged.
@@ -103,15 +114,15 @@ def load_newest(path: Path) -> tuple[Checkpoint, Path] | None:
         try:
             return load_checkpoint(file), file
         except ValueError as error:
-            log.warning("%s; trying the one before it", error)
+            log.warning("%s; trying the previous checkpoint", error)
             damaged = error
     if damaged:
-        raise ValueError(f"no whole checkpoint is left: {damaged}")
+        raise ValueError(f"no intact checkpoint is left: {damaged}")
     return None
 
 
 def _versions(path: Path) -> list[Path]:
-    """Return `path` and the kept earlier versions, newest first."""
+    """Return the files that exist among `path` and its earlier versions, newest first."""
     ages = (file.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix) for file in path.parent.glob("*"))
     files = [path, *(older(path, age) for age in sorted(int(age) for age in ages if age.isdecimal()))]
     return [file for file in files if file.is_file()]
@@ -122,22 +133,22 @@ def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunCon
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, or weights that do not fit the configuration.
+        ValueError: the file is damaged, or its weights do not fit its configuration.
     """
     checkpoint = load_checkpoint(path)
-    needed, found = count_parameters(checkpoint.config.model), sum(t.numel() for t in checkpoint.model.values())
-    if needed > found:  # checked before memory is allocated for the file's configuration
-        raise ValueError(f"{path}: does not fit the network: {needed:,} parameters, found {found:,} values")
+    expected, found = count_parameters(checkpoint.config.model), sum(t.numel() for t in checkpoint.model.values())
+    if expected > found:  # checked first: a damaged configuration could ask for a huge network
+        raise ValueError(f"{path}: does not fit the network: found {found:,} values, expected {expected:,} parameters")
     model = model_from_config(checkpoint.config.model, backend)
     load_weights(model, checkpoint.average or checkpoint.model, source=str(path))
     return model.eval(), checkpoint.config
 
 
 def load_weights(model: SpikingResNet, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into the model.
+    """Copy the tensors of `state` into the model; `source` names them in errors.
 
     Raises:
-        ValueError: missing or extra keys, or wrong shapes; names them.
+        ValueError: keys are missing or extra, or shapes differ; the message names them.
     """
     check_keys(state, {name: tensor.shape for name, tensor in model.state_dict().items()}, source)
     model.load_state_dict(state)

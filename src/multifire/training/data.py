@@ -1,4 +1,4 @@
-"""The batches of a run: for training, for choosing the best epoch, for the test, and for the analysis."""
+"""Load the batches of a run: for training, for choosing the best epoch, for the test, and for the analysis."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +23,16 @@ class RunBatches:
     """Scored after every epoch to choose the best one: the validation split if there is one, else the test split."""
     test: Batches | EventBatches
     selection_analysis: Batches | EventBatches
-    """A few samples of `selection`, analysed after every epoch."""
+    """A few samples of `selection`, which are analysed after an epoch."""
     test_analysis: Batches | EventBatches
-    """A few samples of `test`, analysed at the end."""
+    """A few samples of `test`, which are analysed at the end."""
 
 
 def load_batches(cfg: RunConfig, device: torch.device, processes: Processes = ALONE) -> RunBatches:
-    """Load the data set of `cfg` and split it as the configuration asks.
+    """Load the data set of `cfg` and split it into the batches of a run.
 
     Raises:
-        ValueError: the data do not fit the network or an option.
+        ValueError: the network or an option does not fit the data.
         FileNotFoundError: the data are missing.
     """
     data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
@@ -48,8 +48,8 @@ def load_batches(cfg: RunConfig, device: torch.device, processes: Processes = AL
     scoring: dict[str, Any] = {"batch_size": cfg.eval_batch_size, "shuffle": False}
     analysis: dict[str, Any] = {"batch_size": min(count, per_step), "shuffle": False}
 
-    def batches(split: Any, options: dict[str, Any], share: tuple[int, int] = (0, 1)) -> Batches | EventBatches:
-        return make_batches(split, data.info, cfg.data, device=device, processes=share, **options)
+    def batches(split: Any, options: dict[str, Any], part: tuple[int, int] = (0, 1)) -> Batches | EventBatches:
+        return make_batches(split, data.info, cfg.data, device=device, processes=part, **options)
 
     return RunBatches(
         train=batches(train, training, processes.rank_and_world),
@@ -61,7 +61,7 @@ def load_batches(cfg: RunConfig, device: torch.device, processes: Processes = AL
 
 
 def analysis_samples(train_samples: int) -> int:
-    """Number of samples to analyse, so that the analysis takes less than a twentieth of the epoch's time."""
+    """Return the number of samples to analyse: so few that it takes less than a twentieth of the epoch's time."""
     return max(4, min(train_samples // 500, 100))
 
 

@@ -1,4 +1,4 @@
-"""Training by several processes, started by torchrun, which numbers them through environment variables."""
+"""Train with several processes. torchrun starts them and numbers them through environment variables."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Processes:
-    """The number of this process, and how many train together."""
+    """The number of this process, and the number of processes that train together."""
 
     rank: int = 0
     world: int = 1
@@ -31,10 +31,11 @@ class Processes:
 
     @property
     def rank_and_world(self) -> tuple[int, int]:
+        """The number of this process and the number of processes."""
         return self.rank, self.world
 
     def total(self, values: "Tensor") -> "Tensor":
-        """Sum a tensor over processes, in place, and return it."""
+        """Sum a tensor over all processes in place, and return it."""
         if self.world > 1:
             import torch.distributed as dist
 
@@ -42,7 +43,7 @@ class Processes:
         return values
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
-        """Return, for each flag, whether it is set in any process."""
+        """Return for each flag True if it is set in at least one process."""
         if self.world == 1:
             return list(flags)
         import torch
@@ -50,7 +51,7 @@ class Processes:
         return [count > 0 for count in self.total(torch.tensor(flags, dtype=torch.int32)).tolist()]
 
     def same(self, value: Any) -> Any:
-        """Return the first process's value in all processes."""
+        """Return the value of the first process, in all processes."""
         if self.world == 1:
             return value
         import torch.distributed as dist
@@ -60,15 +61,15 @@ class Processes:
         return values[0]
 
     def wrap(self, model: "nn.Module", share_buffers: bool) -> "nn.Module":
-        """Return the model, or with several processes a wrapper that averages its gradients over them.
+        """Return the model or, with several processes, a wrapper that averages its gradients over them.
 
-        With `share_buffers`, all processes use the first one's buffers.
+        With `share_buffers`, all processes use the buffers of the first one.
         """
         if self.world == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        # torch warns of differing strides of 1×1 kernels, where they mean nothing.
+        # torch warns that the strides of 1×1 kernels differ, but they have no effect there.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames the option; older ones know this name
@@ -83,11 +84,11 @@ ALONE = Processes()
 _JOIN_COUNT = itertools.count()
 SHUTDOWN_DELAY_S = 0.2
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting")
-"""Messages of gloo and NCCL for a process that has died."""
+"""Parts of the messages of gloo and NCCL about a process that has died."""
 
 
 def device_name(name: str) -> str:
-    """Return the device of this process: with several processes on a machine with GPUs, one GPU each."""
+    """Return the name of this process's device: several processes on a machine with GPUs use one GPU each."""
     if name in ("auto", "cuda") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         import torch
 
@@ -102,8 +103,8 @@ def was_restarted() -> bool:
 
 
 @contextlib.contextmanager
-def join_processes() -> Iterator[Processes]:
-    """Join the process group that torchrun has set up; without torchrun, this process is alone.
+def process_group() -> Iterator[Processes]:
+    """Join the process group that torchrun has set up; without torchrun, return `ALONE`.
 
     Raises:
         ConnectionError: another process has died.
@@ -117,7 +118,7 @@ def join_processes() -> Iterator[Processes]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world = next(rendezvous("env://"))
-    # torchrun's store outlives a restart and a run; without a prefix of its own, a new group would find old addresses.
+    # torchrun's store outlives a restart and a run: without its own prefix, a new group would read old addresses.
     start, run = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), next(_JOIN_COUNT)
     store = dist.PrefixStore(f"start {start}, run {run}", store)
     # Counts are summed on the CPU, gradients on the device.
@@ -130,13 +131,13 @@ def join_processes() -> Iterator[Processes]:
     try:
         yield processes
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in LOST_PEER):
+        if not any(message in str(error) for message in LOST_PEER):
             raise
         raise ConnectionError(
-            f"process {processes.rank} lost the others; the message of the one that failed first says why"
+            f"process {processes.rank} lost its connection to the others; see the message of the one that failed first"
         ) from None
     finally:
         # Gloo's thread needs the GIL to release the last tensors, and destroy_process_group waits for that thread while
-        # it holds the GIL. Without this delay the two deadlock now and then (torch 2.13).
+        # it holds the GIL. Without this delay the two sometimes deadlock (torch 2.13).
         time.sleep(SHUTDOWN_DELAY_S)
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Everything that may stop a run early: requests, memory, disk, numbers that are not finite, steps that hang."""
+"""Handle what can stop a run early: requests, lack of memory or disk space, NaN and infinity, steps that hang."""
 
 import contextlib
 import errno
@@ -19,16 +19,16 @@ from multifire.training.meter import DIVERGED, Meter
 from multifire.training.resume import save_last
 from multifire.training.signals import Interrupted
 from multifire.training.state import Training
-from multifire.training.step import add_gradients
+from multifire.training.step import forward_backward
 from multifire.utils.log import log
 from multifire.utils.memory import is_out_of_memory
 
 PROCESS_START = time.monotonic()
-"""About when the process began: --max-time counts from here."""
+"""Time at which this module was imported, shortly after the process began; --max-time counts from it."""
 
 
 class CheckpointTimer:
-    """Tells when the next checkpoint within an epoch is due, by steps or by time."""
+    """Decides when the next checkpoint within an epoch is due, by steps or by time."""
 
     def __init__(self, options: TrainOptions):
         every = options.checkpoint_every
@@ -47,17 +47,17 @@ class CheckpointTimer:
 
 
 def stop_if_asked(training: Training, where: str) -> None:
-    """Raise Interrupted if a signal or --max-time asks for a stop; the last checkpoint must hold the run as it is."""
+    """Raise Interrupted if a signal or --max-time asks for a stop. Call it when the last checkpoint is up to date."""
     exit_code, _ = pending_request(training)
     if exit_code is not None:
-        raise Interrupted(f"stopped {where}; {training.run.last} has it: give --resume to go on", exit_code)
+        raise interrupted(training, where, exit_code)
 
 
 def save_and_stop_if_asked(training: Training, meter: Meter, timer: CheckpointTimer, where: str) -> None:
-    """Between two steps: write a checkpoint if one is due or requested, then stop if that is requested.
+    """Between two steps, write a checkpoint if one is due or requested, then stop if a stop is requested.
 
-    All processes do the same, whichever of them was asked. A checkpoint always follows the last step of an epoch, so
-    that a stop or a crash in the evaluation costs no training.
+    All processes do the same, even if only one of them received the signal. A checkpoint always follows the last step
+    of an epoch, so that a stop or a crash in the evaluation costs no training.
     """
     requests, position = training.requests, training.position
     is_due = training.processes.is_first and timer.is_due(position.step)
@@ -70,21 +70,33 @@ def save_and_stop_if_asked(training: Training, meter: Meter, timer: CheckpointTi
     check_weights_finite(training)
     save_last(training)
     if exit_code is not None:
-        raise Interrupted(f"stopped {where}; {training.run.last} has it: give --resume to go on", exit_code)
+        raise interrupted(training, where, exit_code)
+
+
+def interrupted(training: Training, where: str, exit_code: int) -> Interrupted:
+    """Return the exception that stops the run; it names the checkpoint."""
+    return Interrupted(f"stopped {where}; checkpoint: {training.run.last}; give --resume to continue", exit_code)
 
 
 def pending_request(training: Training, save: bool = False) -> tuple[int | None, bool]:
-    """Return the exit code to stop with, or None to go on, and whether to save; the same in all processes."""
+    """Return the exit code to stop with (None: do not stop), and True if a checkpoint is requested.
+
+    The answer is the same in all processes.
+    """
     requests, limit = training.requests, training.options.max_time
-    late = limit is not None and time.monotonic() - PROCESS_START > parse_duration(limit, "max_time")
-    interrupt, terminate, late, save = training.processes.any_of(
-        [requests.stop == signal.SIGINT, requests.stop == signal.SIGTERM, late, save]
+    time_is_up = limit is not None and time.monotonic() - PROCESS_START > parse_duration(limit, "max_time")
+    interrupt, terminate, time_is_up, save = training.processes.any_of(
+        [requests.stop == signal.SIGINT, requests.stop == signal.SIGTERM, time_is_up, save]
     )
-    return 128 + signal.SIGTERM if terminate else 128 + signal.SIGINT if interrupt else 0 if late else None, save
+    if terminate:
+        return 128 + signal.SIGTERM, save
+    if interrupt:
+        return 128 + signal.SIGINT, save
+    return 0 if time_is_up else None, save
 
 
 def check_weights_finite(training: Training) -> None:
-    """Refuse to save weights that are NaN or infinite. The loss need not show them: a NaN membrane never fires.
+    """Raise an error if a weight or buffer is NaN or infinite. The loss may stay finite: a NaN membrane never fires.
 
     Raises:
         FloatingPointError: names the first such tensor.
@@ -121,7 +133,7 @@ def explain_out_of_memory(training: Training, x_TNCHW: Tensor, y: Tensor) -> Ite
     if training.processes.world == 1:
         fitting = next((n for n in halvings(len(y)) if gradients_fit(training, x_TNCHW[:, :n], y[:n])), None)
         if fitting is None:
-            raise MemoryError(f"{message}, and not even a single sample fits; choose a smaller network")
+            raise MemoryError(f"{message}, and a single sample does not fit either; choose a smaller network")
         message += (
             f"; {fitting} fit: give --optim.batch-size {fitting}, or "
             f"--optim.accumulate {-(-batch // fitting)}, which computes the batch in parts of that size"
@@ -137,10 +149,10 @@ def halvings(samples: int) -> Iterator[int]:
 
 
 def gradients_fit(training: Training, x_TNCHW: Tensor, y: Tensor) -> bool:
-    """Return True if the gradients of these samples can be computed in the memory there is."""
+    """Return True if the memory suffices to compute the gradients of these samples."""
     training.optimizer.zero_grad(set_to_none=True)
     try:
-        add_gradients(training.model, x_TNCHW, y, training.cfg, 1.0)
+        forward_backward(training.model, x_TNCHW, y, training.cfg, 1.0)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -150,7 +162,7 @@ def gradients_fit(training: Training, x_TNCHW: Tensor, y: Tensor) -> bool:
 
 @contextlib.contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk into a message that says how the run goes on.
+    """Turn the error of a full disk into a message that says how to continue the run.
 
     Raises:
         OSError: with that message.
@@ -161,16 +173,16 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OSError(
-            f"{error.filename or folder}: {error.strerror}; make room, and --resume goes on from the newest checkpoint"
+            f"{error.filename or folder}: {error.strerror}; make room, then give --resume to continue the run"
         ) from None
 
 
 class Watchdog:
-    """Warns if no step finishes for `limit_s` seconds: `with Watchdog() as dog: dog.step_finished("step 12")`."""
+    """Warns if no step finishes for `limit_s` seconds: `with Watchdog() as watchdog: watchdog.progress("step 12")`."""
 
     def __init__(self, limit_s: float = 300.0):
-        self._limit_s, self._last, self._since = limit_s, "the start", time.monotonic()
-        self._over = threading.Event()
+        self._limit_s, self._last_step, self._since = limit_s, "the start", time.monotonic()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
@@ -178,19 +190,19 @@ class Watchdog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        self._stop.set()
         self._thread.join()
 
-    def step_finished(self, name: str) -> None:
-        """Note that the step called `name` is finished."""
-        self._last, self._since = name, time.monotonic()
+    def progress(self, name: str) -> None:
+        """Restart the time limit: the step or batch called `name` is finished."""
+        self._last_step, self._since = name, time.monotonic()
 
     def _watch(self) -> None:
         warnings = 1
-        while not self._over.wait(min(1.0, self._limit_s / 4)):
+        while not self._stop.wait(min(1.0, self._limit_s / 4)):
             waited = time.monotonic() - self._since
             if waited < self._limit_s:
                 warnings = 1
             elif waited >= warnings * self._limit_s:
                 warnings += 1
-                log.warning("nothing finished for %.0f s, since %s; still waiting", waited, self._last)
+                log.warning("no step has finished for %.0f s, since %s; still waiting", waited, self._last_step)

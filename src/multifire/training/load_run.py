@@ -11,7 +11,7 @@ from multifire.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained network, its configuration and its checkpoint."""
+    """The trained network of a run, its configuration and its checkpoint."""
 
     model: SpikingResNet
     cfg: RunConfig
@@ -21,14 +21,19 @@ class LoadedRun:
 
 
 def load_run(folder: Path, which: str | None = None, backend: str = "auto") -> LoadedRun:
-    """Load the network of a run's "best" or "last" checkpoint; by default the one that the summary quotes.
+    """Load the network of a run's "best" or "last" checkpoint.
+
+    Args:
+        folder: the run's folder.
+        which: "best" or "last" (default: the one whose accuracy the summary reports).
+        backend: implementation of the neuron: auto, cpu, triton or reference.
 
     Raises:
         FileNotFoundError: no such run or checkpoint.
-        ValueError: a damaged file.
+        ValueError: a file is damaged.
     """
     run = RunFolder(folder)
-    which = which or run.headline()
+    which = which or run.reported_checkpoint()
     checkpoint = run.checkpoint(which)
     model, cfg = load_model(checkpoint, backend)
     return LoadedRun(model, cfg, which, checkpoint)

@@ -1,11 +1,11 @@
-"""The training loop: `train`, and the functions that it calls for an epoch and its evaluation."""
+"""The training loop: `train`, and the functions that train an epoch and evaluate it."""
 
 from pathlib import Path
 from typing import Any
 
 from multifire.analysis.evaluate import Evaluation, evaluate
 from multifire.config import RunConfig, TrainOptions
-from multifire.training.distributed import join_processes
+from multifire.training.distributed import process_group
 from multifire.training.guards import (
     CheckpointTimer,
     Watchdog,
@@ -19,7 +19,7 @@ from multifire.training.messages import TrainingBar, epoch_line, show_header
 from multifire.training.meter import Meter
 from multifire.training.optim import set_learning_rate
 from multifire.training.records import epoch_figures, record_epoch, selection_split, summarise
-from multifire.training.resume import restore, save_best, save_last
+from multifire.training.resume import restore_if_resuming, save_best, save_last
 from multifire.training.signals import catch_signals
 from multifire.training.state import Training, open_run_folder, set_up
 from multifire.training.step import train_step
@@ -27,25 +27,29 @@ from multifire.utils.memory import return_freed_memory
 
 
 def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dict[str, Any]:
-    """Train the network of `cfg` on its data, write a run into the folder `out`, and return the run's summary.
+    """Train the network of `cfg` on its data, write the run into the folder `out`, and return its summary.
 
     Args:
-        cfg: what to train; decides every number that is computed.
+        cfg: the configuration. With the kind of device and the number of processes it decides every computed number.
         out: the run's folder.
-        options: how to carry the run out: resuming, checkpoints, time limit, trackers.
+        options: resuming ("yes" or "auto" continues the newest checkpoint in `out`), checkpoints, time limit, trackers;
+            they do not change what is computed.
 
     Raises:
-        ValueError, FileNotFoundError: bad configuration, data or checkpoint.
-        FileExistsError: `out` is not empty and not to be resumed, or another process trains in it.
-        FloatingPointError: a loss or a gradient is NaN or infinite; the last good checkpoint is kept.
-        MemoryError: a training step or an evaluation does not fit; the message says what would.
+        ValueError: the configuration, the data or a checkpoint is not usable.
+        FileNotFoundError: the data or the run to resume are missing.
+        FileExistsError: `out` is not empty and `options.resume` is "no", or another process trains in it.
+        FloatingPointError: a loss or a gradient is NaN or infinite, more often than `optim.skip_nonfinite` allows; the
+            last good checkpoint is kept.
+        MemoryError: a training step or an evaluation needs too much memory; the message names a size that fits.
         OSError: the disk is full.
-        Interrupted: SIGINT, SIGTERM or options.max_time, after a checkpoint.
+        Interrupted: SIGINT, SIGTERM or `options.max_time` stopped the run; its last checkpoint holds all finished
+            steps.
     """
-    with catch_signals() as requests, join_processes() as processes:
+    with catch_signals() as requests, process_group() as processes:
         training = set_up(cfg, out, options or TrainOptions(), processes, requests)
         with explain_full_disk(out), open_run_folder(training):
-            restore(training)
+            restore_if_resuming(training)
             show_header(training)
             with TrainingBar(training) as bar, Watchdog() as watchdog:
                 while not training.is_finished:
@@ -55,25 +59,27 @@ def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dic
 
 
 def train_epoch(training: Training, bar: TrainingBar, watchdog: Watchdog) -> None:
-    """Train from the current position to the end of its epoch."""
+    """Train from the current position to the end of the epoch."""
     cfg, position, batches = training.cfg, training.position, training.batches.train
     meter, timer = Meter(training), CheckpointTimer(training.options)
     for x_TNCHW, y in batches.epoch(position.epoch, position.step):
         set_learning_rate(training.optimizer, cfg.optim, training.step, training.steps_per_epoch)
         samples = batches.order.size(position.step)
         with explain_out_of_memory(training, x_TNCHW, y):
-            meter.add(train_step(training.network, training.optimizer, x_TNCHW, y, cfg, samples, training.processes))
+            result = train_step(training.network, training.optimizer, x_TNCHW, y, cfg, samples, training.processes)
+        meter.add(result)
+        position.step += 1
         if training.average:
             training.average.update_parameters(training.model)
         bar.step_finished(meter.figures())
-        where = f"{bar.epoch_name}, step {position.step}"
-        watchdog.step_finished(where)
-        save_and_stop_if_asked(training, meter, timer, f"at {where}")
+        step_name = f"{bar.epoch_name}, step {position.step}"
+        watchdog.progress(step_name)
+        save_and_stop_if_asked(training, meter, timer, f"at {step_name}")
     meter.flush()
 
 
 def finish_epoch(training: Training, bar: TrainingBar, watchdog: Watchdog) -> None:
-    """Score the network, record the epoch, move on to the next one and write the checkpoints."""
+    """Score the network, record the epoch, move to the next one, and write the checkpoints."""
     position = training.position
     scored = score(training, bar, watchdog)
     check_loss_finite(training, scored.loss, selection_split(training.cfg))
@@ -91,13 +97,14 @@ def finish_epoch(training: Training, bar: TrainingBar, watchdog: Watchdog) -> No
 
 
 def score(training: Training, bar: TrainingBar, watchdog: Watchdog) -> Evaluation:
-    """Score the network on the split that chooses the best epoch."""
-    where = f"the evaluation after {bar.epoch_name}"
+    """Score the network on the split that chooses the best epoch: validation if there is one, else test."""
+    evaluation_name = f"the evaluation after {bar.epoch_name}"
 
     def on_batch() -> None:
         bar.batch_scored()
-        watchdog.step_finished(f"a batch of {where}")
-        stop_if_asked(training, f"in {where}")
+        watchdog.progress(f"a batch of {evaluation_name}")
+        # The checkpoint after the last step of the epoch is written, so a stop here loses no training.
+        stop_if_asked(training, f"in {evaluation_name}")
 
     model, batches, total = training.scored_model, training.batches.selection, training.processes.total
     return evaluate(model, batches, training.cfg.precision, on_batch, total=total)

@@ -1,4 +1,4 @@
-"""Messages to the user during training: header, table of epochs, progress bar; 80 columns wide."""
+"""Print messages during training: header, table of epochs and progress bar, at most 80 columns wide."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -13,20 +13,20 @@ from multifire.utils.progress import Bar, format_seconds, print_line
 
 
 def show_header(training: Training) -> None:
-    """Print what trains on what and where, then the head of the epochs' table."""
+    """Print the recipe, network, data and device, then the head of the table of epochs."""
     for name, text in header(training):
         print_line(f"{name:<8}{text}")
     print_line(epoch_head(training))
 
 
 def header(training: Training) -> list[tuple[str, str]]:
-    """Return name and text of each line: recipe, network, data, device, epochs, folder."""
+    """Return name and text of each line of the header."""
     cfg, batches, unit = training.cfg, training.batches, training.sample_name
     info = datasets.get_info(cfg.data.name)
     parameters = sum(p.numel() for p in training.model.parameters())
     scored = f"{batches.selection.order.samples:,} {selection_split(cfg)}"
     device = training.model.voting.weight.device
-    on = (
+    device_text = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{processor()}, {torch.get_num_threads()} threads"
@@ -34,14 +34,14 @@ def header(training: Training) -> list[tuple[str, str]]:
     kernel = ops.backend_name(cfg.backend, training.model.voting.weight, cfg.model.levels)
     processes = f", {training.processes.world} processes" if training.processes.world > 1 else ""
     epochs = f"{cfg.optim.epochs} of {training.steps_per_epoch:,} steps with {cfg.optim.batch_size} {unit}"
-    resumed = f", going on at {training.position.epoch + 1}" if training.step else ""
+    resumed = f", resumed at epoch {training.position.epoch + 1}" if training.step else ""
     return [
         ("recipe", cfg.recipe),
         ("network", f"{cfg.model.name}, width {cfg.model.width}, K = {cfg.model.levels}, T = {cfg.data.timesteps}; "
                     f"{parameters:,} parameters"),
         ("data", f"{cfg.data.name}{' (simulated)' * info.simulated}: {batches.train.order.samples:,} training and "
                  f"{scored} {unit}"),
-        ("device", f"{on}{processes}"),
+        ("device", f"{device_text}{processes}"),
         ("kernel", f"{kernel}, {cfg.precision}"),
         ("epochs", f"{epochs}{resumed}"),
         ("folder", str(training.run.path)),
@@ -49,13 +49,13 @@ def header(training: Training) -> list[tuple[str, str]]:
 
 
 def epoch_head(training: Training) -> str:
-    """Return the head of the table of epochs."""
+    """Return the line above the table of epochs, which names its columns."""
     split, unit = selection_split(training.cfg), f"{training.sample_name}/s"
     return f"{'epoch':>9} {'train loss':>11} {'acc':>8} {f'{split} loss':>16} {'acc':>8} {unit:>11} {'time':>8}"
 
 
 def epoch_line(training: Training, figures: dict[str, Any]) -> str:
-    """Return the finished epoch's line of the table."""
+    """Return the line of the table for the epoch that has just finished."""
     position, split = training.position, selection_split(training.cfg)
     epoch = f"{position.epoch + 1}/{training.cfg.optim.epochs}"
     accuracies = (100 * figures["train_accuracy"], 100 * figures[f"{split}_accuracy"])
@@ -66,7 +66,7 @@ def epoch_line(training: Training, figures: dict[str, Any]) -> str:
 
 
 class TrainingBar:
-    """One progress bar for the whole run: it moves with every training step and every scored batch."""
+    """A progress bar for the whole run, which moves with every training step and every scored batch."""
 
     def __init__(self, training: Training):
         self._training = training
@@ -87,17 +87,17 @@ class TrainingBar:
         return f"epoch {self._training.position.epoch + 1}/{self._training.cfg.optim.epochs}"
 
     def step_finished(self, figures: str) -> None:
-        """Move by one training step."""
+        """Move the bar by one training step; `figures` is shown beside it."""
         self._scored = 0
         self._bar.update(self._done(), figures, f"{self.epoch_name} training")
 
     def batch_scored(self) -> None:
-        """Move by one batch of the evaluation."""
+        """Move the bar by one batch of the evaluation."""
         self._scored += 1
         self._bar.update(self._done(), "", f"{self.epoch_name} evaluation")
 
     def say(self, line: str) -> None:
-        """Print a line that stays above the bar."""
+        """Print a line above the bar."""
         self._bar.say(line)
 
     def _done(self) -> int:

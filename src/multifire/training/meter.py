@@ -1,4 +1,4 @@
-"""Figures of the epoch in progress: loss, accuracy, speed."""
+"""Count the figures of the epoch in progress: loss, accuracy, speed."""
 
 import math
 import time
@@ -10,13 +10,13 @@ from multifire.training.state import Training
 from multifire.training.step import StepResult
 from multifire.utils.log import log
 
-DIVERGED = "the last good checkpoint is kept, if there was one; a lower --optim.lr or --optim.clip-norm 1 may help"
+DIVERGED = "the last good checkpoint, if there is one, is kept; a lower --optim.lr or --optim.clip-norm 1 may help"
 
 
 class Meter:
-    """Adds the figures of each step to the position, one step late.
+    """Adds the figures of each training step to the run's position, one step later.
 
-    Reading a tensor waits for the device; one step later it has long been computed.
+    Reading a tensor waits until the device has computed it. One step later it is ready, so that nothing waits.
     """
 
     def __init__(self, training: Training):
@@ -28,16 +28,15 @@ class Meter:
         self._seconds_at_start = self._position.epoch_seconds
 
     def add(self, result: StepResult) -> None:
-        """Take the result of a step and count the one before it."""
+        """Keep the result of a step as pending, and count the step before it."""
         self.flush()
         self._pending = StepResult(self._training.processes.total(result.totals), result.grad_norms)
-        self._position.step += 1
 
     def flush(self) -> None:
         """Count the pending step.
 
         Raises:
-            FloatingPointError: its loss or gradient is NaN or infinite, and `optim.skip_nonfinite` allows no more.
+            FloatingPointError: its loss or gradient is NaN or infinite, and `optim.skip_nonfinite` steps are skipped.
         """
         if self._pending is None:
             return
@@ -55,25 +54,26 @@ class Meter:
         self._since = now
 
     def _skip_or_raise(self, loss: float, grad_norms: Sequence[float]) -> None:
+        """Count the pending step as skipped, or raise the FloatingPointError of `flush`."""
         position, training = self._position, self._training
         where = f"epoch {position.epoch + 1}, step {position.step}"
         names = {id(parameter): name for name, parameter in training.model.named_parameters()}
-        order = [names[id(p)] for group in training.optimizer.param_groups for p in group["params"]]
-        norms = dict(zip(order, grad_norms, strict=True))
+        ordered_names = [names[id(p)] for group in training.optimizer.param_groups for p in group["params"]]
+        norms = dict(zip(ordered_names, grad_norms, strict=True))
         first_bad = next((name for name, norm in norms.items() if not math.isfinite(norm)), "none")
         position.skipped += 1
         if position.skipped <= training.cfg.optim.skip_nonfinite:
-            log.warning("%s skipped: loss %s, first gradient that is not finite: %s", where, loss, first_bad)
+            log.warning("%s skipped: loss %s, first gradient that is NaN or infinite: %s", where, loss, first_bad)
             return
         log.error(
             "norm of each gradient at %s: %s", where, ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items())
         )
         raise FloatingPointError(
-            f"the loss is {loss} at {where}, and the first gradient that is not finite: {first_bad}; {DIVERGED}"
+            f"the loss is {loss} at {where}, first gradient that is NaN or infinite: {first_bad}; {DIVERGED}"
         )
 
     def figures(self) -> str:
-        """Return loss, accuracy and speed so far, for the progress bar; empty before the first counted step."""
+        """Return loss and accuracy of the epoch and the speed as text; empty before the first counted step."""
         position = self._position
         if position.seen == self._seen_at_start:
             return ""

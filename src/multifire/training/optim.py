@@ -1,4 +1,4 @@
-"""The optimiser and its learning-rate schedule."""
+"""Make the optimiser, and compute the learning-rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from multifire.config import OptimConfig
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1e-4
-"""The one-cycle schedule begins and ends at these factors of the highest rate."""
+"""Learning rate at the start and at the end of the one-cycle schedule, as factors of the highest rate."""
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return SGD over the model's parameters."""
+    """Return SGD for the model's parameters, with the momentum and weight decay of `optim`."""
     return SGD(parameter_groups(model, optim), optim.lr, optim.momentum, optim.weight_decay)
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Group the parameters: without `decay_norms`, norm weights and biases form a group that does not decay."""
+    """Group the parameters: without `decay_norms`, weights and biases of norms form a group without weight decay."""
     if optim.decay_norms:
         return [{"params": list(model.parameters())}]
     decaying = [p for p in model.parameters() if p.dim() > 1]
@@ -27,15 +27,15 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, steps_per_epoch: int) -> None:
-    """Set the rate of all parameter groups to that of training step number `step`."""
+    """Set the learning rate of all parameter groups for training step number `step`."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(optim, step, steps_per_epoch)
 
 
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Return the rate of training step number `step`, counted from 0 over the whole run.
+    """Return the learning rate of training step number `step`, counted from 0 at the start of the run.
 
-    It depends on the step alone, so that a checkpoint need not store it.
+    It depends on nothing but the step, so that a checkpoint need not store it.
     """
     progress = step / (optim.epochs * steps_per_epoch)
     warmup = min(1.0, (step + 1) / max(1.0, optim.warmup_epochs * steps_per_epoch))
@@ -53,12 +53,13 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 class SGD(torch.optim.SGD):
-    """torch's SGD with its fused kernel, called with all tensors in the weight's memory layout.
+    """torch's SGD with its fused kernel, which receives every tensor in the memory layout of the weight.
 
         v = momentum·v + (∇ + weight_decay·w),   w = w - lr·v
 
-    torch 2.13 copies the gradient of every channels-last weight, which takes twice as long as the step itself, and it
-    mixes up the values of a gradient or v whose layout differs from the weight's. Groups and state are torch's.
+    Without this, torch 2.13 copies the gradient of every channels-last weight, which takes twice as long as the step
+    itself, and it mixes up the values of a gradient or v in another layout than the weight. Parameter groups and state
+    have the same form as in torch.
     """
 
     def __init__(self, params: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
@@ -66,7 +67,7 @@ class SGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Do one step; call `closure` first, if there is one, to compute the gradients, and return its result."""
+        """Do one step. If there is a `closure`, call it first to compute the gradients, and return its result."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]

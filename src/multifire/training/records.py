@@ -1,4 +1,4 @@
-"""Records of a run: the figures and the analysis of each epoch, and the summary at the end."""
+"""Record the figures and the analysis of each epoch, and the summary at the end."""
 
 from dataclasses import asdict
 from functools import partial
@@ -18,15 +18,16 @@ from multifire.utils.log import log
 
 
 def selection_split(cfg: RunConfig) -> str:
-    """Return the name of the split that the best epoch is chosen by."""
+    """Return the name of the split on which the best epoch is chosen: "validation" if there is one, else "test"."""
     return "validation" if cfg.data.validation else "test"
 
 
 def epoch_figures(training: Training, scored: Evaluation) -> dict[str, Any]:
-    """Return an epoch's record in metrics.jsonl."""
+    """Return the figures of the finished epoch, as metrics.jsonl records them."""
     position, split = training.position, selection_split(training.cfg)
-    seen = max(position.seen, 1)  # every step may have been skipped
-    last_step = (position.epoch + 1) * training.steps_per_epoch - 1  # an earlier process may have trained it
+    seen = max(position.seen, 1)  # 0 if every step was skipped
+    # The optimiser need not hold the rate of the last step: an earlier process may have done that step.
+    last_step = (position.epoch + 1) * training.steps_per_epoch - 1
     return {
         "train_loss": position.loss_sum / seen,
         "train_accuracy": position.correct / seen,
@@ -46,27 +47,27 @@ def record_epoch(training: Training, scored: Evaluation, figures: dict[str, Any]
         return
     training.run.record(epoch, figures)
     if every and (epoch + 1) % every == 0:
-        analysis = analyse(training, training.batches.selection_analysis, scored)
+        analysis = analyse_or_warn(training, training.batches.selection_analysis, scored)
         if analysis:
             training.run.record_analysis(epoch, {"split": selection_split(training.cfg), **analysis})
 
 
-def analyse(training: Training, batches: Batches | EventBatches, scored: Evaluation) -> dict[str, Any] | None:
-    """Analyse the scored network on a few samples; return None, with a warning, if a membrane is NaN."""
+def analyse_or_warn(training: Training, batches: Batches | EventBatches, scored: Evaluation) -> dict[str, Any] | None:
+    """Return the analysis of the scored network on a few samples; warn and return None if a membrane is NaN."""
     loss = partial(sum_of_losses, optim=training.cfg.optim)
     model, precision = training.scored_model, training.cfg.precision
     try:
         return analyze(model, list(batches.epoch(0)), loss=loss, precision=precision, scored=scored).record()
     except FloatingPointError as error:
-        log.warning("epoch %d not analysed: %s", training.position.epoch + 1, error)
+        log.warning("epoch %d is not analysed: %s", training.position.epoch + 1, error)
         return None
 
 
 def summarise(training: Training) -> dict[str, Any]:
     """Score the trained network on the test split, write summary.json and analysis.json, and return the summary.
 
-    The accuracy is the best checkpoint's if validation samples chose it, else the last one's: the test split must not
-    choose the checkpoint that it scores.
+    `test_accuracy` is that of the best checkpoint if there is a validation split, else that of the last one: the test
+    split must not choose the checkpoint that it scores.
     """
     cfg, position, processes = training.cfg, training.position, training.processes
     model = training.scored_model
@@ -99,15 +100,15 @@ def summarise(training: Training) -> dict[str, Any]:
     }
     if processes.is_first:
         if training.options.analyze_every:
-            analysis = analyse(training, training.batches.test_analysis, headline)
+            analysis = analyse_or_warn(training, training.batches.test_analysis, headline)
             if analysis:
-                training.run.conclude({"split": "test", "checkpoint": checkpoint, **analysis})
-        training.run.summarise(summary)
+                training.run.write_analysis({"split": "test", "checkpoint": checkpoint, **analysis})
+        training.run.write_summary(summary)
     return summary
 
 
 def score_test(training: Training) -> Evaluation:
-    """Score the network on the test split, shared by all processes."""
+    """Score the network on the test split; the processes share the samples."""
     return evaluate(
         training.scored_model, training.batches.test, training.cfg.precision, total=training.processes.total
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in progress: write the current state, and restore the newest one."""
+"""Write the state of a run as a checkpoint, and restore it from the newest one."""
 
 import torch
 
@@ -9,50 +9,50 @@ from multifire.utils.tensor_files import check_keys
 
 
 def save_last(training: Training) -> None:
-    """Write the run's state as its newest checkpoint; keep `options.keep` of them."""
+    """Write the run's state as its newest checkpoint; keep the newest `options.keep`."""
     if training.processes.is_first:
         save_checkpoint(training.run.last, snapshot(training), training.options.keep)
 
 
 def save_best(training: Training) -> None:
-    """Write the scored weights, without the optimiser's state, as the best checkpoint."""
+    """Write the scored weights as the best checkpoint, without the optimiser's state."""
     if training.processes.is_first:
         weights = training.scored_model.state_dict()
         save_checkpoint(training.run.best, Checkpoint(training.cfg, training.position, weights, {}))
 
 
 def snapshot(training: Training) -> Checkpoint:
-    """Return the run's state. Its tensors are the live ones, so it must be written before the next step."""
+    """Return the run's state. It shares its tensors with the network, so write it before the next step."""
     states = {name: training.optimizer.state[parameter] for name, parameter in training.model.named_parameters()}
     momentum = {name: state["momentum_buffer"] for name, state in states.items() if "momentum_buffer" in state}
     average = training.average.module.state_dict() if training.average else {}
     return Checkpoint(training.cfg, training.position, training.model.state_dict(), momentum, average)
 
 
-def restore(training: Training) -> None:
-    """Load the newest intact checkpoint of the run, if there is one. The first process reads it for all.
+def restore_if_resuming(training: Training) -> None:
+    """Load the newest intact checkpoint of the run; do nothing in a new run. The first process reads it for all.
 
     Raises:
-        FileNotFoundError: epochs were recorded, but there is no checkpoint.
-        ValueError: every checkpoint is damaged, or does not fit the network.
+        FileNotFoundError: the run has recorded epochs but has no checkpoint.
+        ValueError: every checkpoint is damaged, or the newest intact one does not fit the network.
     """
-    run, found = training.run, None
+    run, newest = training.run, None
     if training.processes.is_first and run.exists():
-        found = load_newest(run.last)
-        if found is None and run.metrics():
-            raise FileNotFoundError(f"{run.last} is missing; put it back from a copy, or give --out for another folder")
-        run.forget_from(found[0].position.epoch if found else 0)
-    found = training.processes.same(found)
-    if found is None:
+        newest = load_newest(run.last)
+        if newest is None and run.metrics():
+            raise FileNotFoundError(f"{run.last} is missing; restore it from a copy, or give --out for another folder")
+        run.drop_records_from(newest[0].position.epoch if newest else 0)
+    newest = training.processes.same(newest)
+    if newest is None:
         return
-    checkpoint, file = found
+    checkpoint, file = newest
     load_weights(training.model, checkpoint.model, str(file))
     _restore_momentum(training, checkpoint, str(file))
     if training.average:
         load_weights(training.scored_model, checkpoint.average, f"{file}: moving average")
-        training.average.n_averaged.fill_(1)  # at 0, the next step would replace the average by the weights
+        training.average.n_averaged.fill_(1)  # at 0, the next update would replace the average by the weights
     training.position = checkpoint.position
-    log.info("going on from %s: epoch %d, step %d", file, training.position.epoch + 1, training.position.step)
+    log.info("resuming from %s: epoch %d, step %d", file, training.position.epoch + 1, training.position.step)
 
 
 def _restore_momentum(training: Training, checkpoint: Checkpoint, source: str) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, analysis.jsonl, checkpoints, TensorBoard files, summary.json."""
+"""Read and write a run's folder: config.json, metrics.jsonl, analysis.jsonl, checkpoints, summary.json."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from multifire.config.json_format import flatten_config
 from multifire.training.trackers import Tracker, check_trackers, start_trackers, warn_on_failure
 from multifire.utils.files import lock_folder, write_atomic, write_json
 
-# These may differ when a run is resumed: they decide where it is computed, not what.
+# Fields that may differ when a run is resumed: they decide where it is computed, not what.
 _MAY_CHANGE = {"device", "backend", "eval_batch_size", "data.root"}
 
 
@@ -29,15 +29,15 @@ class RunFolder:
         self._trackers: list[Tracker] = []
 
     @contextlib.contextmanager
-    def opened(self, cfg: RunConfig, resume: bool, track: tuple[str, ...] | None = None) -> Iterator[None]:
-        """Lock the folder for writing; create it unless `resume`. Remove the rest of interrupted writes.
+    def open_for_training(self, cfg: RunConfig, resume: bool, track: tuple[str, ...] | None = None) -> Iterator[None]:
+        """Lock the folder for writing, create it unless `resume`, and delete what interrupted writes have left.
 
-        The trackers named by `track` receive the run's figures.
+        Within the block, the trackers named by `track` receive the run's figures.
 
         Raises:
             FileExistsError: the folder is not empty and `resume` is False, or another process trains in it.
-            FileNotFoundError: nothing to resume.
-            ValueError: the run in it has another configuration.
+            FileNotFoundError: `resume` is True and the folder holds no run.
+            ValueError: the run in the folder has another configuration, or a tracker is unknown or not installed.
         """
         check_trackers(track or ())
         if resume and not self.exists():
@@ -46,12 +46,12 @@ class RunFolder:
             self._check_empty()
             self.path.mkdir(parents=True, exist_ok=True)
         with lock_folder(self.path):
-            for torn in self.path.glob(".*.tmp"):
-                torn.unlink(missing_ok=True)
+            for temporary in self.path.glob(".*.tmp"):
+                temporary.unlink(missing_ok=True)
             if resume:
                 self.check_same(cfg)
             else:
-                self._check_empty()  # again, under the lock: another process may have begun meanwhile
+                self._check_empty()  # again, under the lock: another process may have started a run since
                 write_atomic(self._config, json_format.to_json(cfg).encode())
             with start_trackers(track, self.path, flatten_config(dataclasses.asdict(cfg))) as self._trackers:
                 yield
@@ -64,7 +64,7 @@ class RunFolder:
         """Check that the run in the folder has this configuration.
 
         Raises:
-            ValueError: it has another; names what differs.
+            ValueError: it has another one; the message names the fields that differ.
         """
         _check_same(json_format.from_json(_read(self._config), str(self._config)), cfg, self.path)
 
@@ -75,26 +75,26 @@ class RunFolder:
             raise FileExistsError(f"{self.path} exists; give --resume to continue it, or --out for another folder")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return one record for each finished epoch; a truncated last line does not count.
+        """Return one record for each finished epoch; a truncated last line is ignored.
 
         Raises:
-            ValueError: another line is not JSON, or no record of an epoch.
+            ValueError: another line is not the JSON record of an epoch.
         """
         return _read_records(self._metrics, "a metrics file")
 
     def analyses(self) -> list[dict[str, Any]]:
-        """Return the records of the epochs that were analysed, in the layout that `multifire.analysis` describes."""
+        """Return one record for each analysed epoch, in the layout that `multifire.analysis` describes."""
         return _read_records(self._analyses, "a file of analyses")
 
-    def forget_from(self, epoch: int) -> None:
-        """Drop the records of this epoch and later ones, which will be trained again."""
+    def drop_records_from(self, epoch: int) -> None:
+        """Delete the records of this epoch and of later ones, which will be trained again."""
         for path, records in ((self._metrics, self.metrics()), (self._analyses, self.analyses())):
             if path.is_file():
                 kept = [record for record in records if record["epoch"] < epoch]
                 write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def record(self, epoch: int, figures: dict[str, Any]) -> None:
-        """Append one epoch's figures to metrics.jsonl, and pass its numbers to the trackers."""
+        """Append one epoch's figures to metrics.jsonl, and send the numbers among them to the trackers."""
         _append(self._metrics, {"epoch": epoch, **figures})
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
@@ -105,45 +105,50 @@ class RunFolder:
         """Append one epoch's analysis to analysis.jsonl."""
         _append(self._analyses, {"epoch": epoch, **record})
 
-    def conclude(self, record: dict[str, Any]) -> None:
-        """Write the analysis of the finished network, analysis.json."""
+    def write_analysis(self, record: dict[str, Any]) -> None:
+        """Write the analysis of the trained network to analysis.json."""
         write_json(self.path / "analysis.json", record)
 
-    def summarise(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json, which marks the run as finished."""
         write_json(self.path / "summary.json", summary)
 
-    def headline(self) -> str:
-        """Return the checkpoint that the summary quotes: `best` if validation samples chose it, else `last`."""
+    def reported_checkpoint(self) -> str:
+        """Return the checkpoint whose accuracy the summary reports: "best" with a validation split, else "last".
+
+        Raises:
+            FileNotFoundError: the folder holds no run.
+        """
         if not self.exists():
             raise FileNotFoundError(
-                f"{self.path}: no config.json, so no run; expected the folder that `multifire train` wrote"
+                f"{self.path}: no config.json in this folder; give a folder that `multifire train` wrote"
             )
         return "best" if json_format.from_json(_read(self._config), str(self._config)).data.validation else "last"
 
     def checkpoint(self, which: str) -> Path:
-        """Return the file of the `last` or `best` checkpoint.
+        """Return the file of the "last" or "best" checkpoint.
 
         Raises:
-            FileNotFoundError: not a run, or no such checkpoint in it yet.
+            FileNotFoundError: the folder does not exist or does not hold this checkpoint.
         """
         path = {"last": self.last, "best": self.best}[which]
         if not self.path.is_dir():
-            raise FileNotFoundError(f"{self.path}: no such run folder")
+            raise FileNotFoundError(f"{self.path}: no such run folder; give one that `multifire train` wrote")
         if not path.is_file():
-            raise FileNotFoundError(f"{self.path}: no {path.name} in this folder; is it a run that finished an epoch?")
+            raise FileNotFoundError(f"{self.path}: no {path.name} in this folder; give a run with a finished epoch")
         return path
 
 
-def _read_records(path: Path, what: str) -> list[dict[str, Any]]:
+def _read_records(path: Path, kind: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = _read(path).splitlines(keepends=True)
     try:
         records = [json.loads(line) for line in lines if line.endswith("\n")]
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not {what}: {error}") from None
+        raise ValueError(f"{path}: not {kind}: {error}") from None
     if not all(isinstance(record, dict) and isinstance(record.get("epoch"), int) for record in records):
-        raise ValueError(f'{path}: not {what}: expected an object with an "epoch" in each line')
+        raise ValueError(f'{path}: not {kind}: expected an object with an "epoch" in each line')
     return records
 
 
@@ -156,15 +161,15 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file; restore it from a copy, or train anew") from None
+        raise ValueError(f"{path}: not a text file; restore it from a copy, or train again") from None
 
 
 def _check_same(stored: RunConfig, given: RunConfig, path: Path) -> None:
     before, now = flatten_config(dataclasses.asdict(stored)), flatten_config(dataclasses.asdict(given))
-    changed = [f"{key} {before[key]!r} -> {now[key]!r}" for key in before if before[key] != now[key]]
-    changed = [change for change in changed if change.split(" ")[0] not in _MAY_CHANGE]
+    changed = [key for key in before if before[key] != now[key] and key not in _MAY_CHANGE]
     if changed:
+        changes = "; ".join(f"{key} {before[key]!r} -> {now[key]!r}" for key in changed)
         raise ValueError(
-            f"{path}: the run in it has another configuration ({'; '.join(changed)}); "
+            f"{path}: the run in this folder has another configuration ({changes}); "
             "leave out the override, or give --out for another folder"
         )

@@ -1,4 +1,4 @@
-"""Signals as requests that the training loop reads between two steps."""
+"""Turn signals into requests, which the training loop reads between two steps."""
 
 import contextlib
 import signal
@@ -9,7 +9,7 @@ from multifire.utils.log import log
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its `last` checkpoint holds everything up to that step."""
+    """The run was stopped by request; its `last` checkpoint holds the state at the stop."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 
 class Requests:
-    """Requests made by signals: `stop` is a signal's number or 0; `save` asks for a checkpoint without a stop."""
+    """Requests made by signals: `stop` is the number of a signal, or 0; `save` asks for a checkpoint."""
 
     def __init__(self):
         self.stop = 0
@@ -28,7 +28,7 @@ class Requests:
         if self.stop:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.stop = number
-        log.warning("stopping after this step; once more to stop at once, without a checkpoint")
+        log.warning("stopping after this step; send the signal again to stop at once, without a checkpoint")
 
     def on_save(self, number: int, frame: object) -> None:
         """Ask for a checkpoint."""
@@ -37,15 +37,15 @@ class Requests:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Requests]:
-    """Turn SIGINT, SIGTERM (stop) and SIGUSR1 (save) into requests."""
+    """Within the block, turn SIGINT and SIGTERM into a request to stop, and SIGUSR1 into a request to save."""
     requests = Requests()
     if threading.current_thread() is not threading.main_thread():
         yield requests  # only the main thread may set a signal handler
         return
     handlers = {signal.SIGINT: requests.on_stop, signal.SIGTERM: requests.on_stop, signal.SIGUSR1: requests.on_save}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield requests
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -25,7 +25,7 @@ from multifire.utils.files import check_free_space
 
 @dataclass
 class Training:
-    """A run in progress."""
+    """A run in progress: its configuration, data, network, optimiser and position."""
 
     cfg: RunConfig
     options: TrainOptions
@@ -37,39 +37,40 @@ class Training:
     """The model or, with several processes, its DistributedDataParallel wrapper."""
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
-    """Moving average of the weights, if the configuration asks for one."""
+    """Moving average of the weights; None without `optim.ema_decay`."""
     position: Position
     requests: Requests
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of batches of the training set."""
         return len(self.batches.train)
 
     @property
     def step(self) -> int:
-        """Number of the next training step, counted from 0 over the whole run."""
+        """Number of the next training step, counted from 0 at the start of the run."""
         return self.position.epoch * self.steps_per_epoch + self.position.step
 
     @property
     def sample_name(self) -> str:
-        """Word for a sample in messages."""
+        """The word for samples in messages: "images", or "samples" for events."""
         return "samples" if datasets.get_info(self.cfg.data.name).events else "images"
 
     @property
     def scored_model(self) -> SpikingResNet:
-        """The network that is evaluated and shared: the weights' moving average if there is one, else the model."""
+        """The network that is scored and saved as best: the moving average of the weights, or else the model."""
         return self.model if self.average is None else cast(SpikingResNet, self.average.module)
 
     @property
     def is_finished(self) -> bool:
-        """True if all epochs are done, or `patience` of them brought no better accuracy."""
+        """True if all epochs are done, or if `optim.patience` epochs in a row brought no better accuracy."""
         position, optim = self.position, self.cfg.optim
-        waited = 0 if position.best_epoch is None else position.epoch - 1 - position.best_epoch
-        return position.epoch >= optim.epochs or (optim.patience is not None and waited >= optim.patience)
+        since_best = 0 if position.best_epoch is None else position.epoch - 1 - position.best_epoch
+        return position.epoch >= optim.epochs or (optim.patience is not None and since_best >= optim.patience)
 
 
 def set_up(cfg: RunConfig, folder: Path, options: TrainOptions, processes: Processes, requests: Requests) -> Training:
-    """Load the data and build the network and optimiser of a run."""
+    """Load the data of a run, and build its network and optimiser."""
     device = pick_device(device_name(cfg.device))
     cfg = scale_to_processes(cfg, processes.world)
     batches = load_batches(cfg, device, processes)
@@ -88,7 +89,7 @@ def set_up(cfg: RunConfig, folder: Path, options: TrainOptions, processes: Proce
 
 
 def scale_to_processes(cfg: RunConfig, world: int) -> RunConfig:
-    """Multiply learning rate and batch size by the number of processes, if `optim.scaling` is linear."""
+    """Return the configuration with learning rate and batch size multiplied by `world` if `optim.scaling` is linear."""
     if cfg.optim.scaling != "linear":
         return cfg
     return replace(cfg, optim=replace(cfg.optim, lr=cfg.optim.lr * world, batch_size=cfg.optim.batch_size * world))
@@ -96,12 +97,12 @@ def scale_to_processes(cfg: RunConfig, world: int) -> RunConfig:
 
 @contextlib.contextmanager
 def open_run_folder(training: Training) -> Iterator[None]:
-    """Lock the run's folder in the first process; the other processes wait until it is ready."""
+    """Create or check the run's folder and lock it in the first process; the others wait until that is done."""
     with contextlib.ExitStack() as stack:
         if training.processes.is_first:
             run, options = training.run, training.options
             resume = options.resume == "yes" or ((options.resume == "auto" or was_restarted()) and run.exists())
             check_free_space(run.path, 3 * sum(tensor.nbytes for tensor in training.model.state_dict().values()))
-            stack.enter_context(run.opened(training.cfg, resume, options.track))
+            stack.enter_context(run.open_for_training(training.cfg, resume, options.track))
         training.processes.wait()
         yield

@@ -1,6 +1,6 @@
-"""One training step: loss, gradients, clipping, optimiser.
+"""Do one training step: loss, gradients, clipping, optimiser.
 
-Shapes: T time steps, N samples, C channels, H rows, W columns, K classes.
+Shapes: T time steps, N samples, C channels, H rows, W columns, L classes.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from multifire.utils.memory import first_step_done
 
 
 class StepResult(NamedTuple):
-    """Figures of a training step, still on the device."""
+    """Figures of a training step, as tensors on the device."""
 
     totals: Tensor
-    """Sum of losses, number of correct predictions and number of samples of this process, float64 [3]."""
+    """Sum of losses, number of correct predictions and number of samples in this process, float64 [3]."""
     grad_norms: Tensor
-    """Norm of each parameter's gradient, in the optimiser's order."""
+    """Norm of each parameter's gradient before clipping, in the order of `optimizer.param_groups`."""
 
 
 def train_step(
@@ -36,15 +36,17 @@ def train_step(
     batch_samples: int | None = None,
     processes: Processes = ALONE,
 ) -> StepResult:
-    """Do one step of gradient descent.
+    """Do one step of gradient descent and return its figures.
+
+    With `optim.skip_nonfinite`, a step whose gradient is NaN or infinite leaves weights and buffers unchanged.
 
     Args:
         network: the model or its DistributedDataParallel wrapper.
         optimizer: holds the network's parameters.
-        x_TNCHW: this process's part of the batch.
-        y: labels [N].
+        x_TNCHW: the samples of the batch that this process computes.
+        y: their classes [N].
         cfg: loss, precision, accumulation and clipping.
-        batch_samples: samples of the batch over all processes (default: N).
+        batch_samples: number of samples of the batch in all processes together (default: N).
         processes: the processes that share the batch.
     """
     optimizer.zero_grad(set_to_none=True)
@@ -54,9 +56,9 @@ def train_step(
     totals = torch.zeros(3, dtype=torch.float64, device=y.device)
     parts = cfg.optim.accumulate
     for part in range(parts):
-        own = slice(len(y) * part // parts, len(y) * (part + 1) // parts)
+        samples = slice(len(y) * part // parts, len(y) * (part + 1) // parts)
         with synchronise_gradients(network, is_last=part + 1 == parts):
-            totals += add_gradients(network, x_TNCHW[:, own], y[own], cfg, grad_scale)
+            totals += forward_backward(network, x_TNCHW[:, samples], y[samples], cfg, grad_scale)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grad_norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
     total_norm = grad_norms.norm()
@@ -67,41 +69,45 @@ def train_step(
     else:
         for buffer, saved in zip(network.buffers(), saved_buffers, strict=True):
             buffer.copy_(saved)
-    first_step_done()
+    first_step_done()  # from now on malloc keeps freed memory; later calls do nothing
     return StepResult(totals, grad_norms)
 
 
 def synchronise_gradients(network: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
-    """Let DistributedDataParallel exchange gradients in the last part of an accumulated batch only."""
+    """Let DistributedDataParallel exchange gradients only in the last part of an accumulated batch."""
     if isinstance(network, DistributedDataParallel) and not is_last:
         return cast(contextlib.AbstractContextManager, network.no_sync())
     return contextlib.nullcontext()
 
 
-def add_gradients(network: nn.Module, x_TNCHW: Tensor, y: Tensor, cfg: RunConfig, grad_scale: float) -> Tensor:
-    """Add grad_scale·∇(sum of losses) to the gradients; return the `totals` of a StepResult."""
-    # A process without samples takes part, since the others wait for it, but has no batch statistics of its own.
+def forward_backward(network: nn.Module, x_TNCHW: Tensor, y: Tensor, cfg: RunConfig, grad_scale: float) -> Tensor:
+    """Compute the loss and add grad_scale·∇(sum of losses) to the parameters' gradients.
+
+    Returns the sum of losses, the number of correct predictions and the number of samples, float64 [3].
+    """
+    # Without samples there are no batch statistics, so the network runs in evaluation mode. It must run, since the
+    # other processes wait for its gradients.
     network.train(len(y) > 0 or cfg.sync_norm)
     with autocast(x_TNCHW.device, cfg.precision):
-        logits_TNK = network(x_TNCHW, per_step=True)
-    logits_TNK = logits_TNK.to(torch.promote_types(logits_TNK.dtype, torch.float32))
-    loss = sum_of_losses(logits_TNK, y, cfg.optim)
+        logits_TNL = network(x_TNCHW, per_step=True)
+    logits_TNL = logits_TNL.to(torch.promote_types(logits_TNL.dtype, torch.float32))
+    loss = sum_of_losses(logits_TNL, y, cfg.optim)
     (loss * grad_scale).backward()
-    correct = logits_TNK.detach().mean(0).argmax(1).eq(y).sum()
+    correct = logits_TNL.detach().mean(0).argmax(1).eq(y).sum()
     return torch.stack([loss.detach().double(), correct.double(), correct.new_tensor(len(y)).double()])
 
 
-def sum_of_losses(logits_TNK: Tensor, y: Tensor, optim: OptimConfig) -> Tensor:
-    """Return the sum over samples of the loss that `optim.loss` names.
+def sum_of_losses(logits_TNL: Tensor, y: Tensor, optim: OptimConfig) -> Tensor:
+    """Return the loss that `optim.loss` names, summed over the samples.
 
         mean: CE(mean_t logits[t], y)        tet: mean_t CE(logits[t], y)
 
     Source of TET: Deng et al., "Temporal efficient training", ICLR 2022.
     """
     if optim.loss == "tet":
-        timesteps = len(logits_TNK)
+        timesteps = len(logits_TNL)
         losses = F.cross_entropy(
-            logits_TNK.flatten(0, 1), y.repeat(timesteps), reduction="sum", label_smoothing=optim.label_smoothing
+            logits_TNL.flatten(0, 1), y.repeat(timesteps), reduction="sum", label_smoothing=optim.label_smoothing
         )
         return losses / timesteps
-    return F.cross_entropy(logits_TNK.mean(0), y, reduction="sum", label_smoothing=optim.label_smoothing)
+    return F.cross_entropy(logits_TNL.mean(0), y, reduction="sum", label_smoothing=optim.label_smoothing)

@@ -1,4 +1,4 @@
-"""Trackers that receive a run's figures besides metrics.jsonl: TensorBoard, MLflow, Weights & Biases."""
+"""Send a run's figures to trackers: TensorBoard, MLflow, Weights & Biases."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +13,15 @@ from multifire.utils.log import log
 class Tracker(Protocol):
     """Receives the figures of each epoch."""
 
-    def log(self, epoch: int, figures: Mapping[str, float]) -> None: ...
+    def log(self, epoch: int, figures: Mapping[str, float]) -> None:
+        """Record the figures of one epoch."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the tracker's run."""
 
 
 class TensorBoard:
-    """Event files in the run's folder."""
+    """Writes TensorBoard's event files into the run's folder."""
 
     def __init__(self, folder: Path, fields: dict[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
@@ -36,18 +38,18 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of the server or store that MLFLOW_TRACKING_URI names; a resumed run continues the same one."""
+    """Writes to the MLflow server or store that MLFLOW_TRACKING_URI names; a resumed run continues its MLflow run."""
 
     def __init__(self, folder: Path, fields: dict[str, Any]):
         import mlflow  # pyright: ignore[reportMissingImports] - an extra
 
         self._mlflow = mlflow
-        identity = folder / "mlflow-run.txt"
-        known = identity.read_text().strip() if identity.is_file() else None
-        run = mlflow.start_run(run_id=known) if known else mlflow.start_run(run_name=folder.name)
-        if not known:
+        id_file = folder / "mlflow-run.txt"
+        run_id = id_file.read_text().strip() if id_file.is_file() else None
+        run = mlflow.start_run(run_id=run_id) if run_id else mlflow.start_run(run_name=folder.name)
+        if not run_id:
             mlflow.log_params(fields)
-            identity.write_text(run.info.run_id + "\n")
+            id_file.write_text(run.info.run_id + "\n")
 
     def log(self, epoch: int, figures: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(figures), step=epoch)
@@ -57,15 +59,15 @@ class MLflow:
 
 
 class WeightsAndBiases:
-    """A run of wandb, set up by its own environment variables; a resumed run continues the same one."""
+    """Writes to Weights & Biases, as its environment variables say; a resumed run continues its wandb run."""
 
     def __init__(self, folder: Path, fields: dict[str, Any]):
         import wandb  # pyright: ignore[reportMissingImports] - an extra
 
-        identity = folder / "wandb-run.txt"
-        known = identity.read_text().strip() if identity.is_file() else None
-        self._run = wandb.init(dir=str(folder), name=folder.name, config=fields, id=known, resume="allow")
-        identity.write_text(self._run.id + "\n")
+        id_file = folder / "wandb-run.txt"
+        run_id = id_file.read_text().strip() if id_file.is_file() else None
+        self._run = wandb.init(dir=str(folder), name=folder.name, config=fields, id=run_id, resume="allow")
+        id_file.write_text(self._run.id + "\n")
 
     def log(self, epoch: int, figures: Mapping[str, float]) -> None:
         self._run.log(dict(figures), step=epoch)
@@ -79,14 +81,14 @@ TRACKERS: dict[str, tuple[str, Callable[[Path, dict[str, Any]], Tracker]]] = {
     "mlflow": ("mlflow", MLflow),
     "wandb": ("wandb", WeightsAndBiases),
 }
-"""Name -> the package that it needs, and its class."""
+"""Name -> the package that the tracker needs, and its class."""
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Check that these trackers exist and are installed.
+    """Check that these trackers are known and installed.
 
     Raises:
-        ValueError: unknown tracker, or its package is missing.
+        ValueError: a tracker is unknown, or its package is missing.
     """
     for name in names:
         if name not in TRACKERS:
@@ -98,16 +100,16 @@ def check_trackers(names: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def warn_on_failure(tracker: Tracker) -> Iterator[None]:
-    """Turn any error of a tracker into a warning: a server that is away for a minute must not end a run."""
+    """Turn any error of a tracker into a warning: a server that does not answer must not end a run."""
     try:
         yield
-    except Exception as error:  # whatever its package raises
+    except Exception as error:  # its package may raise anything
         log.warning("%s failed (%s); metrics.jsonl has the figures", type(tracker).__name__, error)
 
 
 @contextlib.contextmanager
 def start_trackers(names: tuple[str, ...] | None, folder: Path, fields: dict[str, Any]) -> Iterator[list[Tracker]]:
-    """Start the trackers of these names for the run in `folder`; by default TensorBoard, if it is installed.
+    """Start the named trackers for the run in `folder` (default: TensorBoard, if it is installed).
 
     Raises:
         OSError: a tracker does not start.
@@ -125,8 +127,8 @@ def start_trackers(names: tuple[str, ...] | None, folder: Path, fields: dict[str
 def _start(name: str, folder: Path, fields: dict[str, Any]) -> Tracker:
     try:
         return TRACKERS[name][1](folder, fields)
-    except Exception as error:  # whatever its package raises
-        raise OSError(f"the tracker {name} did not start: {error}; mend that, or leave it out of --track") from error
+    except Exception as error:  # its package may raise anything
+        raise OSError(f"the tracker {name} did not start: {error}; fix that, or leave it out of --track") from error
 
 
 def _close(tracker: Tracker) -> None:

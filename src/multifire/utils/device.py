@@ -1,4 +1,4 @@
-"""The device that a run computes on, and a description of the machine."""
+"""Choose the device, and describe the machine."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ def pick_device(name: str) -> "torch.device":
     """Return the device called `name`; "auto" is the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: unknown device, or not present on this machine.
+        ValueError: the device is unknown, or this machine does not have it.
     """
     import torch
 
@@ -25,21 +25,21 @@ def pick_device(name: str) -> "torch.device":
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}, expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name} is not here: torch sees {torch.cuda.device_count()} GPUs; use --device cpu")
+        raise ValueError(f"device {name} is missing: torch finds {torch.cuda.device_count()} GPUs; give --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device {name!r} is not supported, expected auto, cpu, cuda or cuda:N")
     return device
 
 
 def autocast(device: "torch.device", precision: str) -> contextlib.AbstractContextManager:
-    """Run convolutions in bf16 if `precision` is "bf16"; do nothing for "fp32"."""
+    """Return a context in which convolutions run in bf16 if `precision` is "bf16"; for "fp32" it does nothing."""
     import torch
 
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def describe_machine(device: "torch.device") -> dict[str, Any]:
-    """Return the processor, threads, device and versions that a measured figure depends on."""
+    """Return the processor, threads, device and versions, on which measured figures depend."""
     import numpy as np
     import torch
 
@@ -59,7 +59,7 @@ def describe_machine(device: "torch.device") -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's name."""
+    """Return the name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

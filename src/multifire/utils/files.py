@@ -1,4 +1,4 @@
-"""Files that are never half written, locks, and free disk space."""
+"""Write files atomically, lock files and folders, and check the free disk space."""
 
 import contextlib
 import fcntl
@@ -11,12 +11,12 @@ from typing import Any
 
 
 def older(path: Path, age: int) -> Path:
-    """Return the name under which `write_atomic` keeps the version of `path` from `age` writes ago."""
+    """Return the file in which `write_atomic` keeps the version of `path` from `age` writes ago."""
     return path.with_suffix(f".{age}{path.suffix}") if age else path
 
 
 def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
-    """Write beside the target, flush and rename: a reader sees the old file or the new one, never a mixture.
+    """Write a file beside the target, flush and rename it: readers see the old content or the new, never a mixture.
 
     Args:
         path: the file to write.
@@ -24,7 +24,7 @@ def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
         keep: number of versions to keep: `path`, and earlier ones as `older(path, 1)` and so on.
 
     Raises:
-        OSError: names `path`, whatever file the system's error was about.
+        OSError: the file cannot be written; the error always names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,16 +37,16 @@ def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
                 older(path, age - 1).replace(older(path, age))
         temporary.replace(path)
     except OSError as error:
-        error.filename = str(path)  # a full disk names no file, and the temporary file means nothing to the user
+        error.filename = str(path)  # the error of a full disk names no file, and users do not know the temporary one
         raise
     finally:
-        with contextlib.suppress(OSError):  # a disk that has become read-only refuses this too
+        with contextlib.suppress(OSError):  # a read-only disk does not allow it
             temporary.unlink(missing_ok=True)
     flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Make renames inside `folder` survive a crash of the system."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -55,15 +55,15 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
+    """Write a value as an indented JSON file, atomically."""
     write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
 def hold_lock(path: Path, on_busy: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock file `path`; the system releases it when the process ends, however it ends.
+    """Hold a lock on the file `path` within the block; the system releases it when the process ends for any reason.
 
-    If another process holds it, call `on_busy`, which may raise, then wait for the lock.
+    If another process holds the lock, call `on_busy`, which may raise an error, then wait for the lock.
     """
     with path.open("a") as file:
         try:
@@ -75,7 +75,7 @@ def hold_lock(path: Path, on_busy: Callable[[], None] = lambda: None) -> Iterato
 
 
 def lock_folder(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Be the only process that writes to this run folder.
+    """Hold the lock of a run folder, so that no other process writes to it.
 
     Raises:
         FileExistsError: another process writes to it.
@@ -90,7 +90,7 @@ def lock_folder(folder: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Refuse to start a run whose checkpoints do not fit on the disk.
+    """Raise an error if a run's checkpoints do not fit on the disk of its folder.
 
     Raises:
         OSError: fewer than `needed` bytes are free.

@@ -1,4 +1,4 @@
-"""Pictures of images and event frames, as PNG, animated PNG and GIF."""
+"""Draw images and event frames as PNG, animated PNG and GIF."""
 
 import io
 from pathlib import Path
@@ -10,13 +10,13 @@ from PIL import Image
 from multifire.utils.files import write_atomic
 
 LEVELS = 16
-"""Brightness steps of each polarity; colour number = 16 · ON + OFF."""
-FAINTEST = 4
-"""Brightness of a single event, so that it is visible."""
+"""Number of brightness levels of each polarity; colour number = 16 · ON + OFF."""
+MIN_LEVEL = 4
+"""Brightness level of a single event, high enough to be visible."""
 
 
 def _palette() -> np.ndarray:
-    """Return RGB [256, 3]: no event is white, ON is blue, OFF is red, both are dark."""
+    """Return the RGB colours [256, 3]: white for no event, blue for ON, red for OFF, dark for both."""
     on, off = (level.ravel() / (LEVELS - 1) for level in np.mgrid[:LEVELS, :LEVELS])
     colours = np.stack([1 - on, 1 - np.maximum(on, off), 1 - off], axis=1)
     return np.rint(255 * colours).astype(np.uint8)
@@ -26,22 +26,22 @@ PALETTE = _palette()
 
 
 def paint(counts: np.ndarray) -> np.ndarray:
-    """Return the colour numbers [..., H, W] uint8 of event counts [..., 2, H, W], all on one scale."""
+    """Return the colour numbers [..., H, W] uint8 of event counts [..., 2, H, W]; all pictures share one scale."""
     nonzero = counts[counts > 0]
     brightest = max(float(np.percentile(nonzero, 98)), 1.0) if nonzero.size else 1.0
     brightness = np.minimum(counts / brightest, 1.0)
-    levels = np.where(counts > 0, np.rint(FAINTEST + (LEVELS - 1 - FAINTEST) * brightness), 0).astype(np.uint8)
+    levels = np.where(counts > 0, np.rint(MIN_LEVEL + (LEVELS - 1 - MIN_LEVEL) * brightness), 0).astype(np.uint8)
     return LEVELS * levels[..., 1, :, :] + levels[..., 0, :, :]
 
 
 def enlarge(pictures: np.ndarray, min_width: int) -> np.ndarray:
-    """Return pictures [..., H, W] with each pixel repeated, so that they are at least `min_width` wide."""
+    """Return the pictures [..., H, W] with each pixel repeated until they are at least `min_width` pixels wide."""
     factor = max(-(-min_width // pictures.shape[-1]), 1)
     return pictures.repeat(factor, -1).repeat(factor, -2)
 
 
 def tile(rows: list[list[np.ndarray]], gap: int = 1) -> np.ndarray:
-    """Return pictures of one size side by side, a row for each list, with dark lines between them."""
+    """Return one picture that shows pictures of equal size, a row for each list, with dark lines between them."""
     H, W = next(picture.shape for row in rows for picture in row)
     columns = max(map(len, rows))
     sheet = np.full((len(rows) * (H + gap) + gap, columns * (W + gap) + gap), LEVELS * LEVELS - 1, np.uint8)
@@ -53,11 +53,11 @@ def tile(rows: list[list[np.ndarray]], gap: int = 1) -> np.ndarray:
 
 
 def save(path: Path, pictures: np.ndarray, milliseconds: int) -> None:
-    """Write pictures [frames, H, W] of colour numbers as an animated GIF or PNG, by the file's ending.
+    """Write pictures [frames, H, W] of colour numbers as an animated GIF or PNG, as the ending of the file says.
 
     Raises:
-        ValueError: another ending.
-        FileNotFoundError: its folder does not exist.
+        ValueError: the file has another ending.
+        FileNotFoundError: the folder of the file does not exist.
     """
     encoders = {".gif": encode_gif, ".png": encode_png}
     if path.suffix.lower() not in encoders:
@@ -74,7 +74,7 @@ def encode_png(pictures: np.ndarray, milliseconds: int = 0) -> bytes:
 
 
 def encode_gif(pictures: np.ndarray, milliseconds: int) -> bytes:
-    """Return an endlessly repeating GIF of pictures [frames, H, W] of colour numbers."""
+    """Return an animated GIF, which repeats forever, of pictures [frames, H, W] of colour numbers."""
     return _encode(pictures, "GIF", save_all=True, loop=0, duration=max(milliseconds, 20), optimize=False)
 
 

@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file with a header of text and a digest over all of it."""
+"""Write and read tensors in safetensors files, with a text header and a digest of the whole content."""
 
 import hashlib
 import json
@@ -14,21 +14,24 @@ from multifire.utils.files import write_atomic
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], keep: int = 1) -> None:
-    """Write tensors and a header of text atomically as a safetensors file, with a digest over both."""
+    """Write tensors and a text header atomically as a safetensors file, with a digest of both.
+
+    The newest `keep` versions of the file are kept.
+    """
     on_cpu = {name: _without_bf16(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**header, "digest": _digest(on_cpu, header)}
-    # NumPy's writer: safetensors.torch leaves every tensor in a reference cycle until the garbage collector runs.
+    # safetensors.numpy, because safetensors.torch leaves every tensor in a reference cycle until garbage collection.
     arrays = {name: tensor.numpy() for name, tensor in on_cpu.items()}
     write_atomic(path, safetensors.numpy.save(arrays, metadata=metadata), keep)
 
 
 def _without_bf16(tensor: Tensor) -> Tensor:
-    """Return the same numbers in a type that NumPy has."""
+    """Return a bf16 tensor as fp32, since NumPy has no bf16; return other tensors unchanged."""
     return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
 
 
 def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Read header and tensors of a file that `write_tensors` wrote.
+    """Read the header and the tensors of a file that `write_tensors` wrote.
 
     Args:
         path: the file.
@@ -36,7 +39,7 @@ def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, altered, another program's file, another kind or version.
+        ValueError: the file is truncated, altered, of another kind or version, or from another program.
     """
     expected = " or ".join(versions)
     if not path.is_file():
@@ -46,10 +49,10 @@ def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged or no {expected} ({error}); use another one") from None
+        raise ValueError(f"{path}: damaged, or not a {expected} ({error}); use another one") from None
     kind, version = kind_of(header), header.get("multifire")
     if version is None:
-        raise ValueError(f"{path}: no multifire {expected}; use a file that multifire wrote")
+        raise ValueError(f"{path}: not a multifire {expected}; use a file that multifire wrote")
     if kind not in versions or version != str(versions[kind]):
         wanted = " or ".join(f"{kind} of version {version}" for kind, version in versions.items())
         raise ValueError(f"{path}: a multifire {kind} of version {version}, expected a {wanted}")
@@ -66,12 +69,12 @@ def digest_of(path: Path) -> str:
 
 
 def kind_of(header: Mapping[str, str]) -> str:
-    """Return the kind of a file with this header; a header without a kind is a checkpoint's."""
+    """Return the kind of a file with this header; a header without a kind belongs to a checkpoint."""
     return header.get("kind", "checkpoint")
 
 
 def check_keys(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], source: str) -> None:
-    """Raise a ValueError if keys of `state` are missing, extra or of an unexpected shape; names them."""
+    """Raise a ValueError that names the keys of `state` that are missing, extra or of another shape than expected."""
     faults = [f"missing {name}" for name in expected if name not in state]
     faults += [f"extra {name}" for name in state if name not in expected]
     faults += [
