@@ -2,18 +2,22 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from multifire.analysis import analyze
 from multifire.analysis.evaluate import evaluate
 from multifire.config import TrainOptions
+from multifire.nn import model_from_config
 from multifire.training import records
-from multifire.training.checkpoint import load_checkpoint, load_model
+from multifire.training.checkpoint import load_checkpoint, load_model, load_weights
 from multifire.training.data import analysis_samples, load_batches
 from multifire.training.loop import train
 from multifire.training.run_folder import RunFolder
 from multifire.training.signals import Interrupted
+from multifire.training.step import sum_of_losses
 from tests.test_train import TINY, override, stop_after
 
 CFG = override(TINY, optim={"epochs": 2}, data={"validation": 0.01})
@@ -83,12 +87,32 @@ def test_resumed_run_has_one_analysis_per_epoch(analysed, tmp_path, monkeypatch,
     assert without_seconds(RunFolder(out).analyses()) == without_seconds(RunFolder(analysed).analyses())
 
 
-def test_analyses_of_a_moving_average_do_not_change_the_weights(tmp_path):
+def analysis_of(model, cfg):
+    """Return the analysis after an epoch as a record of analysis.jsonl, without epoch, split and seconds."""
+    batches, loss = load_batches(cfg, torch.device("cpu")), partial(sum_of_losses, optim=cfg.optim)
+    scored = evaluate(model, batches.selection, cfg.precision)
+    samples = list(batches.selection_analysis.epoch(0))
+    found = analyze(model, samples, loss=loss, precision=cfg.precision, scored=scored).record()
+    return json.loads(json.dumps({name: value for name, value in found.items() if name != "seconds"}))
+
+
+def test_analyses_of_a_moving_average_describe_it_and_do_not_change_the_weights(tmp_path):
     """With a moving average of the weights, the analysed weights are not the trained weights."""
     cfg = override(replace(CFG, precision="bf16"), optim={"ema_decay": 0.9})
     for name, every in (("analysed", 1), ("not_analysed", 0)):
         train(cfg, tmp_path / name, TrainOptions(analyze_every=every))
     assert_same_weights(tmp_path / "analysed", tmp_path / "not_analysed")
+
+    checkpoint = load_checkpoint(tmp_path / "analysed" / "last.safetensors")
+    averaged, trained = (model_from_config(cfg.model, cfg.backend) for _ in range(2))
+    load_weights(averaged, checkpoint.average, source="the moving average")
+    load_weights(trained, checkpoint.model, source="the trained weights")
+    written = without_seconds(RunFolder(tmp_path / "analysed").analyses())[-1]
+    assert (written.pop("epoch"), written.pop("split")) == (1, "validation")
+    expected, of_the_trained = analysis_of(averaged, cfg), analysis_of(trained, cfg)
+    assert written == expected
+    for name in ("layers", "gradient", "per_step", "energy"):
+        assert written[name] != of_the_trained[name], name
 
 
 def test_failed_analysis_does_not_stop_the_run(tmp_path, monkeypatch):

@@ -120,6 +120,16 @@ def test_md5_checksum_is_supported(register, tmp_path):
     assert (download(NAME, tmp_path) / "file.gz").read_bytes() == CONTENT
 
 
+def test_wrong_md5_checksum_is_refused(server, register, tmp_path):
+    """The server's file has the published size."""
+    register(checksum=f"md5:{hashlib.md5(CONTENT).hexdigest()}")
+    server.content = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    found, expected = (hashlib.md5(content).hexdigest() for content in (server.content, CONTENT))
+    with pytest.raises(ValueError, match=f"not the published file: its md5 is {found}, expected {expected}; deleted"):
+        download(NAME, tmp_path)
+    assert list((tmp_path / NAME).iterdir()) == []
+
+
 def test_complete_file_is_not_requested_again(server, register, tmp_path):
     download(NAME, str(tmp_path))
     reports = []

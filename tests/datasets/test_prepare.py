@@ -544,11 +544,20 @@ def test_overlapping_members_are_refused(tmp_path):
         prepare(NMNIST, tmp_path, path, workers=1)
 
 
-def test_member_with_a_rare_compression_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "odd.zip", "w", zipfile.ZIP_LZMA) as file:
+@pytest.mark.parametrize("kind", ["lzma", "encrypted"])
+def test_member_that_is_encrypted_or_has_a_rare_compression_is_refused(tmp_path, kind):
+    path = tmp_path / "odd.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA if kind == "lzma" else zipfile.ZIP_DEFLATED) as file:
         file.writestr("Train/0/00001.bin", b"x" * 100)
-    with pytest.raises(ValueError, match="encrypted or packed in a rare way"):
-        prepare(NMNIST, tmp_path, tmp_path / "odd.zip", workers=1)
+    if kind == "encrypted":
+        content = bytearray(path.read_bytes())
+        for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # local header, entry of the directory
+            content[content.index(signature) + flags] |= 1
+        path.write_bytes(content)
+        with zipfile.ZipFile(path) as file, pytest.raises(RuntimeError, match="encrypted"):
+            file.read("Train/0/00001.bin")
+    with pytest.raises(ValueError, match=r"odd\.zip: member 'Train/0/00001\.bin' is encrypted or packed in a rare way"):
+        prepare(NMNIST, tmp_path, path, workers=1)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 300, 0.5, 0.99])
@@ -569,12 +578,19 @@ def test_zip_with_a_damaged_member_is_refused(tmp_path):
         prepare(NMNIST, tmp_path, path, workers=1)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_truncated_tar_is_refused(tmp_path, reference, archive, share):
-    cut = tmp_path / "DvsGesture.tar.gz"
-    cut.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
+@pytest.mark.parametrize(
+    ("share", "packed"), [(0.1, True), (0.5, True), (0.9, True), (0.999, True), (0.1, False), (0.5, False)]
+)
+def test_truncated_tar_is_refused(tmp_path, reference, archive, share, packed):
+    """No cache is made of it, and what is kept of it does not change the cache of the whole archive."""
+    cut, content = tmp_path / "DvsGesture.tar.gz", archive.read_bytes()
+    content = content if packed else gzip.decompress(content)
+    cut.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=r"DvsGesture\.tar\.gz: (damaged|cut short)"):
         prepare(SMALL, tmp_path, cut, workers=1)
+    with pytest.raises(FileNotFoundError, match="not prepared"):
+        datasets.load("dvs-gesture", tmp_path, SMALL)
+    assert files_of(prepare(SMALL, tmp_path, archive, workers=1)) == reference
 
 
 def test_file_that_is_not_a_tar_archive_is_refused(tmp_path):

@@ -164,12 +164,19 @@ def test_random_byte_changes_give_valid_events_or_an_error(intact_file, tmp_path
         assert events["x"].max() < 34
 
 
-def test_closing_a_recording_early_ends_the_decoding_process(faery, tmp_path):
-    write_recording(faery, tmp_path / "a.aedat4", {})
+def test_closing_a_recording_early_ends_the_decoding_process(tmp_path, monkeypatch):
+    """A fake faery takes half a minute for its second packet, so that the process does not end by itself."""
+    packet = "if hasattr(self, 'x'): __import__('time').sleep(30); raise StopIteration\n            self.x = 1"
+    install_fake_faery(tmp_path, monkeypatch, packet)
     before = children()
-    with open_recording(tmp_path / "a.aedat4") as recording:
+    with open_recording(tmp_path / "a.raw") as recording:
         next(recording.packed())
-        assert len(children() - before) == 1
+        (process,) = children() - before
+        closed = time.monotonic()
+    while process in children() and time.monotonic() < closed + 10:
+        time.sleep(0.01)
+    assert process not in children()
+    assert time.monotonic() < closed + 10
 
 
 def test_frames_by_count_hold_equal_numbers_of_events(faery, tmp_path):

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from closeness import assert_same_gradients
 from torch import Tensor
+from torch._inductor import config as inductor
 
 import multifire as mf
 from multifire.nn import SpikeConv2d, kept_for_backward
@@ -243,20 +245,37 @@ def test_checkpointed_stages_change_only_the_memory(name, precision):
         assert kept[1] < kept[0] / 2
 
 
+@pytest.fixture
+def no_cache_of_compiled_graphs():
+    """A graph that an earlier run left on the disk would hide a change of an op's backward pass."""
+    torch.compiler.reset()
+    with inductor.patch(force_disable_caches=True):
+        yield
+
+
 @needs_kernel
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_cache_of_compiled_graphs")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_torch_compile_captures_the_whole_network(precision):
-    model = network()
+    """Generated code may round differently, and a spike that flips by rounding flips others after it.
+
+    None flips here: in fp32 the spikes are the same even with weights that differ by 1e-5, and in bf16 nothing between
+    the first convolution and the last neuron is generated code.
+    """
+    model, eager = network(), network()  # the seed and the order of the random numbers decide that no spike flips
     compiled = torch.compile(model, fullgraph=True)
     x = torch.randint(0, 3, (4, 2, 3, 16, 16)).float()
     with bf16(precision == "bf16"):
-        grads = gradients(compiled, x)
-    assert all(torch.isfinite(grad).all() for grad in grads.values())
-    assert len(grads) == len(list(model.parameters()))
+        assert len(gradients(compiled, x)) == len(gradients(eager, x)) == len(list(model.parameters()))
+    assert_same_gradients(model, eager)
+    for name, buffer in eager.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), buffer, rtol=1e-3, atol=1e-5)
     model.eval()
+    eager.eval()
+    tolerance = 1e-2 if precision == "bf16" else 1e-4
     with torch.no_grad(), bf16(precision == "bf16"):
-        torch.testing.assert_close(compiled(x), model(x), rtol=0.1, atol=0.1)
+        torch.testing.assert_close(compiled(x), eager(x), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -1,12 +1,14 @@
 """The network on a GPU: compared with the reference, compiled, and trained."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from closeness import assert_same_gradients, relative_error
 from torch import Tensor
+from torch._inductor import config as inductor
 
 import multifire as mf
 from multifire.config import get_recipe
@@ -25,60 +27,67 @@ def no_tf32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def network(backend: str) -> mf.SpikingResNet:
-    torch.manual_seed(0)
-    return mf.build_model("ds_resnet8", width=16, backend=backend).to(CUDA)
+# Kernels and compiled graphs add in another order than the eager network, so they round differently. A membrane close
+# to its threshold may then fire or not, and one spike that flips changes gradients by a tenth or more. In bf16 many
+# flip. So these tests compare in fp32, and this seed gives a network none of whose membranes is that close: weights
+# that differ by 1e-5 give it gradients that differ by less than 1e-3 (20 random changes, tried on a CPU). The random
+# numbers are drawn on the CPU, so that they are the same on every machine.
+SEED = 111
 
 
-def spikes() -> Tensor:
-    torch.manual_seed(1)
-    return torch.randint(0, 3, (4, 3, 3, 16, 16), device=CUDA).float()
+@pytest.fixture(autouse=True)
+def no_cache_of_compiled_graphs():
+    """A graph that an earlier run left on the disk would hide a change of an op's backward pass."""
+    torch.compiler.reset()
+    with inductor.patch(force_disable_caches=True):
+        yield
 
 
-def concatenated(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
+def network_and_spikes(backend: str) -> tuple[mf.SpikingResNet, Tensor]:
+    torch.manual_seed(SEED)
+    model = mf.build_model("ds_resnet8", width=16, backend=backend)
+    return model.to(device=CUDA), torch.randint(0, 3, (4, 3, 3, 16, 16)).float().to(CUDA)
 
 
-def gradients(model: torch.nn.Module, x: Tensor) -> Tensor:
-    model(x).square().sum().backward()
-    return concatenated(p.grad for p in model.parameters())
-
-
-def relative_error(got: Tensor, want: Tensor) -> float:
-    return ((got - want).norm() / want.norm()).item()
+def step(call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    call(x).square().sum().backward()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradients_of_the_kernel_equal_the_reference(memory_format):
-    got, want = (gradients(network(name).to(memory_format=memory_format), spikes()) for name in ("auto", "reference"))
-    assert relative_error(got, want) < 1e-3
+    models = []
+    for backend in ("auto", "reference"):
+        model, x = network_and_spikes(backend)
+        models.append(model.to(memory_format=memory_format))
+        step(model, x)
+    assert_same_gradients(*models, limit=1e-3)
     assert triton.INTERPRETED or "triton" in mf.ops.backends_used()
 
 
-@pytest.mark.parametrize(
-    ("generator", "limit"), [("aot_eager", 1e-3), pytest.param("inductor", 0.5, marks=pytest.mark.slow)]
-)
-def test_torch_compile_captures_the_whole_network(generator, limit):
-    """Generated code rounds differently, and a spike that flips by rounding flips others after it."""
-    eager, x = network("auto"), spikes()
-    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=generator)
-    assert relative_error(gradients(compiled, x), gradients(eager, x)) < limit
+@pytest.mark.parametrize("generator", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile_captures_the_whole_network(generator):
+    eager, x = network_and_spikes("auto")
+    compiled = copy.deepcopy(eager)
+    step(torch.compile(compiled, fullgraph=True, backend=generator), x)
+    step(eager, x)
+    assert_same_gradients(compiled, eager)
+    for name, buffer in eager.named_buffers():
+        assert relative_error(compiled.get_buffer(name), buffer) < 1e-3, name
 
 
 @pytest.mark.slow
 def test_cuda_graphs_compute_the_same_steps():
     """The first calls record a graph and later calls replay it; every call must update the running statistics."""
-    eager, x = network("auto"), spikes()
+    eager, x = network_and_spikes("auto")
     graphed = copy.deepcopy(eager)
-    step = torch.compile(graphed, fullgraph=True, mode="reduce-overhead")
+    replay = torch.compile(graphed, fullgraph=True, mode="reduce-overhead")
     for _ in range(4):
-        for model, call in ((eager, eager), (graphed, step)):
+        for model, call in ((eager, eager), (graphed, replay)):
             model.zero_grad()
-            call(x).square().sum().backward()
-    found, expected = (concatenated(p.grad for p in model.parameters()) for model in (graphed, eager))
-    assert relative_error(found, expected) < 0.5
-    found, expected = (concatenated(model.buffers()) for model in (graphed, eager))
-    assert relative_error(found, expected) < 0.05
+            step(call, x)
+    assert_same_gradients(graphed, eager)
+    for name, buffer in eager.named_buffers():  # without one of the four updates, variances would differ by 0.03
+        assert relative_error(graphed.get_buffer(name), buffer) < 1e-3, name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

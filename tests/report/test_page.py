@@ -2,14 +2,21 @@
 
 import base64
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from multifire import datasets
 from multifire.cli import main
+from multifire.datasets.loader import make_batches
 from multifire.report import write_report
+from multifire.training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from tests.report.conftest import HOSTILE_TEXT
 
 MB = 2**20
@@ -84,12 +91,50 @@ def test_numbers_in_the_page_equal_metrics_jsonl(page, runs):
         assert shown[index, "training"] == pytest.approx([record["train_accuracy"] for record in records], rel=1e-6)
 
 
-def test_samples_are_shown_as_png_images(page):
-    elements = Elements(page.read_text(encoding="utf-8"))
-    pictures = [attrs["src"] for tag, attrs in elements.found if tag == "img"]
-    assert pictures
-    for picture in pictures:
-        assert base64.b64decode(picture.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+FIGURE = re.compile(
+    r'<figure><img src="data:image/png;base64,([^"]+)" alt="a test sample of class ([^"]+)"[^>]*>'
+    r"<figcaption>([^<]+) <s>taken for</s> <b>([^<]+)</b> <s>(\d+) %</s></figcaption></figure>"
+)
+
+
+def pixels_of(png: bytes) -> bytes:
+    return np.asarray(Image.open(io.BytesIO(png))).tobytes()
+
+
+def test_mistakes_of_which_each_network_is_surest_are_shown_as_png_images(page, runs):
+    """The expected mistakes are found here from the checkpoint and the test images, in batches of the same size.
+
+    With another size a convolution might round differently, and a spike flip.
+    """
+    text = page.read_text(encoding="utf-8")
+    galleries = re.findall(r'<div class="card samples"(.*?)</div></div>', text, re.DOTALL)
+    assert len(galleries) == len(runs)
+    assert sum(tag == "img" for tag, _ in Elements(text).found) == 24 * len(runs)
+    for gallery, folder in zip(galleries, runs, strict=True):
+        assert "<h3>Mistakes it was surest of</h3><p>Of 512 test samples that were gone through.</p>" in gallery
+        model, cfg = load_model(folder / "last.safetensors")
+        data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
+        test = data.test.pick(np.linspace(0, len(data.test) - 1, 512).round().astype(int))
+        with torch.no_grad():
+            batches = make_batches(test, data.info, cfg.data, batch_size=64, device=torch.device("cpu"), shuffle=False)
+            probabilities = torch.cat([model(x).softmax(1) for x, _ in batches.epoch(0)])
+        sure, predicted = probabilities.max(1)
+        wrong = (predicted != torch.tensor(test.labels)).nonzero()[:, 0].tolist()
+        surest = sorted((sure[i].item() for i in wrong), reverse=True)
+        shown = FIGURE.findall(gallery)
+        assert len(shown) == 24
+        unseen = set(wrong)
+        for rank, (encoded, alt, true, taken_for, percent) in enumerate(shown):
+            png = base64.b64decode(encoded)
+            assert png.startswith(b"\x89PNG")
+            same = [i for i in unseen if test.images[i].tobytes() == pixels_of(png)]
+            assert same, f"picture {rank} shows no mistake, or one shown before"
+            index = same[0]  # of equal images any
+            unseen.remove(index)
+            assert sure[index].item() == pytest.approx(surest[rank], abs=1e-4)
+            assert alt == true == data.info.classes[test.labels[index]]
+            assert taken_for == data.info.classes[predicted[index]]
+            assert int(percent) == pytest.approx(100 * surest[rank], abs=0.51)
 
 
 def test_markup_of_a_hostile_run_is_shown_as_text(hostile_run, tmp_path, runs):
@@ -132,7 +177,6 @@ def test_checkpoint_whose_network_is_larger_than_its_file_is_refused(runs, tmp_p
     """A checkpoint from an unknown source may describe a network that is too large for any memory."""
     import safetensors.torch
 
-    from multifire.training.checkpoint import load_checkpoint, load_model, save_checkpoint
     from tests.test_train import override
 
     checkpoint = load_checkpoint(runs[0] / "last.safetensors")

@@ -1,5 +1,6 @@
 """Reading a run's folder: what is present is read, and what is missing or damaged is reported."""
 
+import html
 import json
 
 import pytest
@@ -26,16 +27,54 @@ def test_run_is_read(runs):
 @pytest.mark.parametrize(
     "content", [None, b"", b"[]", b"{}", b"\xff\xfe", b"null", b"[" * 100_000, b'{"epoch": "x"}\n']
 )
-def test_missing_file_is_reported_and_damaged_file_raises_no_error(runs, tmp_path, name, content):
+def test_missing_or_damaged_file_is_reported_and_raises_no_error(runs, tmp_path, name, content):
+    """The reader is told in one note; nothing of the file is used, and all of the other files."""
     for file in runs[0].glob("*.json*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    run = Run(tmp_path)
+    run, intact = Run(tmp_path), Run(runs[0])
+
     if content is None:
-        assert any(note.startswith(f"{name} is missing: ") for note in run.notes)
+        expected = f"{name} is missing: "
+    elif name.endswith(".jsonl"):
+        expected = f"1 damaged lines of {name} are ignored." if content else None  # a file may have no line yet
+    elif name == "config.json":
+        expected = "config.json: "  # the rest says what is wrong
+    else:
+        is_object = content.startswith(b"{")  # an object without the expected fields
+        expected = None if is_object else f"{name} is damaged, and ignored."
+    if expected is not None:
+        (note,) = run.notes
+        assert note.startswith(expected)
+        assert f"<li>{html.escape(note)}</li>" in run._repr_html_()
+
+    read, whole = contents(run), contents(intact)
+    assert scalars(read.pop(name)) == []
+    assert whole.pop(name)
+    assert read == whole
     assert repr(run)
+
+
+def contents(run: Run) -> dict[str, object]:
+    """Return what was read from each file."""
+    return {
+        "config.json": run.config and run.fields,
+        "metrics.jsonl": run.metrics,
+        "summary.json": run.summary,
+        "analysis.json": run.analysis,
+        "analysis.jsonl": run.history,
+    }
+
+
+def scalars(tree: object) -> list[object]:
+    """Return the values in nested dicts and lists; None, False and empty text count as no value."""
+    if isinstance(tree, dict):
+        return [value for item in tree.values() for value in scalars(item)]
+    if isinstance(tree, list):
+        return [value for item in tree for value in scalars(item)]
+    return [tree] if tree else []
 
 
 def test_folder_without_a_run_is_an_error(tmp_path):
