@@ -52,7 +52,7 @@ IMAGES = 16
 COLUMNS = ("what", "way", "batch", "run", "seconds")
 
 
-def random_network() -> mf.SpikingResNet:
+def random_network() -> mf.SpikingNetwork:
     """Return a network with random weights; its norms hold the statistics of one batch, so that every layer fires."""
     torch.manual_seed(0)
     net = model_from_config(MODEL, backend="cpu").train()
@@ -64,7 +64,7 @@ def random_network() -> mf.SpikingResNet:
     return net.eval()
 
 
-def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
+def exported(net: mf.SpikingNetwork, folder: Path) -> tuple[Int8Network, float]:
     """Export the network to int8 and load it; also return the file's size relative to that of the float32 weights."""
     provenance: dict[str, Any] = dict.fromkeys(("recipe", "config", "data", "accuracy", "checkpoint", "versions"))
     provenance |= {
@@ -81,7 +81,7 @@ def exported(net: mf.SpikingResNet, folder: Path) -> tuple[Int8Network, float]:
     return mf.load_int8(folder / "int8.safetensors"), sizes[0] / sizes[1]
 
 
-def networks(net: mf.SpikingResNet, int8: Int8Network) -> dict[str, Callable[[Tensor], Any]]:
+def networks(net: mf.SpikingNetwork, int8: Int8Network) -> dict[str, Callable[[Tensor], Any]]:
     """Return the ways to run the network, by name."""
     reference = model_from_config(MODEL, backend="reference").eval()
     reference.load_state_dict(net.state_dict())

@@ -10,6 +10,7 @@ Shapes: T time steps, N samples, C channels, H rows, W columns, L classes.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,14 +72,19 @@ class SpikingJelly(PeerFramework):
         from spikingjelly.activation_based import neuron, surrogate  # pyright: ignore[reportMissingImports]
 
         model = self.model
-        _check_surrogate(model)
+        # Both are multifire's derivatives: 1/a for |v| < a/2, and 1/(a·(1 + (π·v/a)²)), for width a.
+        surrogates = {
+            "rect": surrogate.Rect(1 / model.surrogate_width),
+            "atan": surrogate.ATan(2 / model.surrogate_width),
+        }
+        _check_surrogate(model, *surrogates)
         return SumOfLevels(
             neuron.LIFNode(
                 1 / (1 - model.decay),
                 decay_input=False,
                 v_threshold=threshold,
                 v_reset=0.0,
-                surrogate_function=surrogate.Rect(1 / model.surrogate_width),
+                surrogate_function=surrogates[model.surrogate],
                 detach_reset=model.detach_reset,
                 step_mode="m",
             )
@@ -103,7 +109,7 @@ class SnnTorch(PeerFramework):
         return TimeDistributed(nn.BatchNorm2d(channels, affine=affine))
 
     def neuron(self):
-        _check_surrogate(self.model)
+        _check_surrogate(self.model, "rect")
         return LoopOverTime([_leaky(self.model, threshold) for threshold in self.thresholds])
 
     def reset(self, network):
@@ -115,9 +121,9 @@ class SnnTorch(PeerFramework):
 PEER_FRAMEWORKS: dict[str, type[PeerFramework]] = {peer.name: peer for peer in (SpikingJelly, SnnTorch)}
 
 
-def _check_surrogate(model: ModelConfig) -> None:
-    if model.surrogate != "rect":
-        raise ValueError(f"surrogate is {model.surrogate!r}, expected 'rect': the peer networks support no other")
+def _check_surrogate(model: ModelConfig, *supported: str) -> None:
+    if model.surrogate not in supported:
+        raise ValueError(f"surrogate is {model.surrogate!r}, expected {' or '.join(supported)} for the peer's network")
 
 
 class SumOfLevels(nn.Module):
@@ -151,7 +157,8 @@ class LoopOverTime(nn.Module):
 
     def reset(self) -> None:
         for level in self.levels:
-            level.mem, level.spikes = torch.zeros(0), torch.zeros(())
+            device = cast(Tensor, level.threshold).device  # snnTorch keeps to the device of the old membranes
+            level.mem, level.spikes = torch.zeros(0, device=device), torch.zeros((), device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([reduce(torch.add, [level(current)[0] for level in self.levels]) for current in x])

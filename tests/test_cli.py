@@ -82,7 +82,7 @@ def test_the_table_of_recipes(capsys):
         (("train", "digits", "--optim.schedule", "linear"), "invalid choice 'linear' for argument '--optim.schedule'"),
         (("train", "digits", "--optim.epochs"), "Missing value for argument '--optim.epochs'"),
         (("train", "digits", "--optim.epochs", "0"), "optim.epochs is 0, expected at least 1"),
-        (("train", "digits", "--model.name", "resnet18"), "expected ds_resnetD or plain_resnetD"),
+        (("train", "digits", "--model.name", "resnet18"), "expected ds_resnetD, plain_resnetD, ms_resnetD"),
         (("train", "digits", "--device", "gpu"), "unknown device 'gpu', expected auto, cpu, cuda or cuda:N"),
         (("train", "digits", "--data.name", "digit"), "unknown data set 'digit'; did you mean digits?"),
         (("train", "digits", "--model.in-channels", "3"), "model.in_channels is 3, but digits has 1"),

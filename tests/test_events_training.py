@@ -41,11 +41,12 @@ def root(tmp_path_factory) -> Path:
 
 
 def test_events_train_resume_and_are_scored_like_images(root, tmp_path, monkeypatch):
-    import multifire.training.loop as training
 
     cfg = tiny(root)
     whole = train(cfg, tmp_path / "whole")
-    step, calls = training.train_step, iter(range(100))
+    from multifire.training import captured
+
+    step, calls = captured.train_step, iter(range(100))
 
     def pressed(*args):
         import signal
@@ -54,7 +55,7 @@ def test_events_train_resume_and_are_scored_like_images(root, tmp_path, monkeypa
             signal.raise_signal(signal.SIGINT)
         return step(*args)
 
-    monkeypatch.setattr(training, "train_step", pressed)
+    monkeypatch.setattr(captured, "train_step", pressed)
     with pytest.raises(Interrupted):
         train(cfg, tmp_path / "stopped")
     monkeypatch.undo()

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-import multifire.training.loop as training
+import multifire.training.captured as captured
 from multifire.config import TrainOptions
 from multifire.datasets.loader import Order
 from multifire.training.checkpoint import load_checkpoint
@@ -40,7 +40,7 @@ def first_losses(cfg) -> list[float]:
         for epoch in range(3):
             for number, (x, y) in enumerate(run.batches.train.epoch(epoch)):
                 samples = order.size(number)
-                step = training.train_step(run.network, run.optimizer, x.double(), y, cfg, samples, processes)
+                step = captured.train_step(run.network, run.optimizer, x.double(), y, cfg, samples, processes)
                 losses.append((processes.total(step.totals)[0] / samples).item())
     return losses[:STEPS]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import multifire.training.captured as captured
 import multifire.training.loop as training
 from multifire.analysis.evaluate import evaluate
 from multifire.cli import main
@@ -70,14 +71,14 @@ def test_a_full_disk_stops_a_run_with_one_line_and_the_run_can_be_resumed(tmp_pa
 def test_a_disk_without_a_free_byte_damages_no_checkpoint(tmp_path, monkeypatch, capsys):
     """Another program fills the disk in the second epoch, so that metrics and curves cannot be written either."""
     with disk(tmp_path / "disk", "size=4m") as small:
-        step, calls = training.train_step, iter(range(1000))
+        step, calls = captured.train_step, iter(range(1000))
 
         def step_with_full_disk(*args):
             if next(calls) == 6:
                 fill(small / "other")
             return step(*args)
 
-        monkeypatch.setattr(training, "train_step", step_with_full_disk)
+        monkeypatch.setattr(captured, "train_step", step_with_full_disk)
         run = ["train", *SMALL, "--model.width", "2", "--out", str(small / "run")]
         assert main(run) == 2
         monkeypatch.undo()

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import multifire.training.loop as training
+import multifire.training.captured as captured
 from multifire import ops
 from multifire.analysis.evaluate import evaluate
 from multifire.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainOptions
@@ -113,14 +113,14 @@ def stop_after(steps: int, monkeypatch) -> None:
     """Send SIGINT, as Ctrl-C does, during training step number `steps`."""
     import signal
 
-    calls, step = iter(range(1, 1000)), training.train_step
+    calls, step = iter(range(1, 1000)), captured.train_step
 
     def step_with_signal(*args):
         if next(calls) == steps:
             signal.raise_signal(signal.SIGINT)
         return step(*args)
 
-    monkeypatch.setattr(training, "train_step", step_with_signal)
+    monkeypatch.setattr(captured, "train_step", step_with_signal)
 
 
 def without_time(records):
@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(training, "train_step", step_with_two_signals)
+    monkeypatch.setattr(captured, "train_step", step_with_two_signals)
     with pytest.raises(KeyboardInterrupt):
         train(TINY, tmp_path / "run")
 
@@ -204,7 +204,7 @@ def test_a_config_of_another_version_is_refused(tmp_path):
 
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     """A weight becomes NaN in the third epoch; no checkpoint may contain it."""
-    step, calls = training.train_step, iter(range(1000))
+    step, calls = captured.train_step, iter(range(1000))
 
     def step_with_nan(model, *args):
         if next(calls) == 9:
@@ -212,7 +212,7 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, m
                 model.voting.weight.fill_(float("nan"))
         return step(model, *args)
 
-    monkeypatch.setattr(training, "train_step", step_with_nan)
+    monkeypatch.setattr(captured, "train_step", step_with_nan)
     out = tmp_path / "run"
     with pytest.raises(
         FloatingPointError, match=r"the loss is nan at epoch 3, step 2, .*: stem\.conv\.weight; the last good"
@@ -258,14 +258,14 @@ def test_clipping_limits_the_size_of_a_step():
     model = model_from_config(cfg.model)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    training.train_step(model, optimizer, torch.randn(2, 4, 1, 28, 28), torch.arange(4), cfg)
+    captured.train_step(model, optimizer, torch.randn(2, 4, 1, 28, 28), torch.arange(4), cfg)
     moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     assert 0 < moved.item() <= 1.01e-3
 
 
 def test_weights_that_turn_nan_without_a_nan_loss_are_not_saved(tmp_path, monkeypatch):
     """A NaN membrane never fires, so that the loss stays finite and only the weights show the NaN."""
-    step, calls = training.train_step, iter(range(1000))
+    step, calls = captured.train_step, iter(range(1000))
 
     def step_with_nan(model, *args):
         result = step(model, *args)
@@ -274,7 +274,7 @@ def test_weights_that_turn_nan_without_a_nan_loss_are_not_saved(tmp_path, monkey
                 model.stem.conv.weight.fill_(float("nan"))
         return result
 
-    monkeypatch.setattr(training, "train_step", step_with_nan)
+    monkeypatch.setattr(captured, "train_step", step_with_nan)
     out = tmp_path / "run"
     with pytest.raises(FloatingPointError, match=r"stem\.conv\.weight holds NaN or infinity at epoch 2"):
         train(TINY, out)
@@ -343,7 +343,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
 def test_sigusr1_writes_a_checkpoint_without_stopping(tmp_path, monkeypatch):
     import signal
 
-    calls, step, saved_steps = iter(range(1000)), training.train_step, []
+    calls, step, saved_steps = iter(range(1000)), captured.train_step, []
 
     def step_with_signal(*args):
         if next(calls) == 1:
@@ -352,7 +352,7 @@ def test_sigusr1_writes_a_checkpoint_without_stopping(tmp_path, monkeypatch):
             saved_steps.append(load_checkpoint(tmp_path / "run" / "last.safetensors").position.step)
         return step(*args)
 
-    monkeypatch.setattr(training, "train_step", step_with_signal)
+    monkeypatch.setattr(captured, "train_step", step_with_signal)
     train(override(TINY, optim={"epochs": 1}), tmp_path / "run")
     assert saved_steps == [2]
 
@@ -360,8 +360,8 @@ def test_sigusr1_writes_a_checkpoint_without_stopping(tmp_path, monkeypatch):
 def test_sigterm_saves_and_sets_the_exit_code(tmp_path, monkeypatch):
     import signal
 
-    step = training.train_step
-    monkeypatch.setattr(training, "train_step", lambda *args: [signal.raise_signal(signal.SIGTERM), step(*args)][1])
+    step = captured.train_step
+    monkeypatch.setattr(captured, "train_step", lambda *args: [signal.raise_signal(signal.SIGTERM), step(*args)][1])
     with pytest.raises(Interrupted) as stopped:
         train(TINY, tmp_path / "run")
     assert stopped.value.exit_code == 143
@@ -421,7 +421,7 @@ def test_gradients_of_the_parts_add_up_to_those_of_the_batch(tmp_path):
 def test_nonfinite_steps_are_skipped_as_often_as_allowed(tmp_path, monkeypatch):
     add, calls = step.forward_backward, iter(range(1000))
 
-    def add_with_infinity(network, x, y, cfg, grad_scale):
+    def add_with_infinity(network, x, y, cfg, grad_scale, loss=None):
         totals = add(network, x, y, cfg, grad_scale)
         if next(calls) in (2, 5, 6):
             network.voting.bias.grad.fill_(float("inf"))
@@ -438,14 +438,14 @@ def test_nonfinite_steps_are_skipped_as_often_as_allowed(tmp_path, monkeypatch):
 
 def test_the_moving_average_is_scored_and_loaded(tmp_path, monkeypatch):
     cfg, out = override(TINY, optim={"ema_decay": 0.5, "epochs": 1}), tmp_path / "run"
-    step, weights = training.train_step, []
+    step, weights = captured.train_step, []
 
     def step_and_record(model, *args):
         result = step(model, *args)
         weights.append(model.voting.weight.detach().clone())
         return result
 
-    monkeypatch.setattr(training, "train_step", step_and_record)
+    monkeypatch.setattr(captured, "train_step", step_and_record)
     summary = train(cfg, out)
     expected = weights[0]
     for weight in weights[1:]:
@@ -494,7 +494,7 @@ def test_lack_of_memory_names_a_batch_size_that_fits(tmp_path, monkeypatch):
     """A tensor that is larger than any memory makes torch's allocator raise its real error."""
     add = step.forward_backward
 
-    def add_with_huge_tensor(network, x, y, cfg, grad_scale):
+    def add_with_huge_tensor(network, x, y, cfg, grad_scale, loss=None):
         if len(y) > 8:
             torch.empty(1 << 60)
         return add(network, x, y, cfg, grad_scale)

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import multifire.training.loop as training
 from multifire.config import TrainOptions, get_recipe
+from multifire.training import captured
+from multifire.training.loop import train
 
 STEPS_PER_EPOCH, BATCH = 200, 16
 
@@ -31,7 +32,7 @@ def resident() -> int:
 
 def watch(steps: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Train for `steps` steps; return the resident bytes [steps] and the number of open files [steps] after each."""
-    digits, train_step = get_recipe("digits"), training.train_step
+    digits, train_step = get_recipe("digits"), captured.train_step
     cfg = replace(
         digits,
         data=replace(digits.data, limit=BATCH * STEPS_PER_EPOCH, timesteps=2),
@@ -46,11 +47,11 @@ def watch(steps: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         files.append(len(list(Path("/proc/self/fd").iterdir())))
         return result
 
-    training.train_step = watched_step
+    captured.train_step = watched_step
     try:
-        training.train(cfg, folder, TrainOptions(checkpoint_every="10"))
+        train(cfg, folder, TrainOptions(checkpoint_every="10"))
     finally:
-        training.train_step = train_step
+        captured.train_step = train_step
     return np.array(memory), np.array(files)
 
 

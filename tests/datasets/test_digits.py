@@ -125,6 +125,6 @@ def test_take_and_hold_out_refuse_invalid_limits_and_seeds(digits):
 
 def test_split_asserts_the_dtype_and_the_number_of_labels():
     with pytest.raises(AssertionError):
-        Split(np.zeros((2, 1, 3, 3), dtype=np.float32), np.zeros(2, dtype=np.int64))
+        Split(np.zeros((2, 1, 3, 3), dtype=np.float64), np.zeros(2, dtype=np.int64))
     with pytest.raises(AssertionError):
         Split(np.zeros((2, 1, 3, 3), dtype=np.uint8), np.zeros(3, dtype=np.int64))

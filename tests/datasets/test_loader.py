@@ -1,11 +1,14 @@
 """Batches of images: shapes, order, normalisation, crops and flips."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 from multifire.datasets import Split
 from multifire.datasets.loader import Batches, cut
+from multifire.datasets.samples import one_ahead
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -34,7 +37,6 @@ def normalised(images: np.ndarray) -> torch.Tensor:
 def test_batches_have_the_expected_shapes_types_and_strides():
     batches = make_batches()
     assert len(batches) == 4
-    assert batches.images.dtype == torch.uint8
     given = list(batches.epoch(0))
     assert [x.shape for x, _ in given] == [(4, 16, 3, 8, 8)] * 3 + [(4, 2, 3, 8, 8)]
     for x, y in given:
@@ -46,7 +48,38 @@ def test_batches_have_the_expected_shapes_types_and_strides():
 
 def test_images_are_not_copied_on_a_cpu():
     split = make_split()
-    assert make_batches(split).images.data_ptr() == split.images.ctypes.data
+    batches = make_batches(split, shuffle=False)
+    split.images[:] = 255
+    white = normalised(np.full((1, 3, 1, 1), 255, dtype=np.uint8))
+    for x, _ in batches.epoch(0):
+        torch.testing.assert_close(x.double(), white.expand(x.shape), atol=1e-5, rtol=0)
+
+
+def test_one_item_is_computed_ahead_by_a_thread():
+    started: list[tuple[int, int]] = []
+
+    def numbers():
+        for number in range(4):
+            started.append((number, threading.get_ident()))
+            yield number
+
+    items = one_ahead(numbers())
+    assert next(items) == 0
+    assert next(items) == 1
+    assert len(started) <= 3  # the next one may have been started, none after it
+    assert list(items) == [2, 3]
+    assert threading.get_ident() not in {thread for _, thread in started}
+
+
+def test_an_error_in_the_thread_reaches_the_caller():
+    def numbers():
+        yield 0
+        raise ValueError("unreadable")
+
+    items = one_ahead(numbers())
+    assert next(items) == 0
+    with pytest.raises(ValueError, match="unreadable"):
+        next(items)
 
 
 @pytest.mark.parametrize("samples", [1, 15, 16, 17, 50])

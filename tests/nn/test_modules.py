@@ -133,7 +133,7 @@ def test_gradients_are_finite_and_reach_the_stem(levels, surrogate):
 
 @pytest.mark.parametrize("name", ["ds_resnet", "ds_resnet21", "ds_resnet2", "resnet20", "ds_resnet²0", "DS_resnet20"])
 def test_unknown_model_is_refused(name):
-    with pytest.raises(ValueError, match="expected ds_resnetD or plain_resnetD with depth D = 6n"):
+    with pytest.raises(ValueError, match="expected ds_resnetD, plain_resnetD, ms_resnetD or sew_resnetD with"):
         mf.build_model(name)
 
 

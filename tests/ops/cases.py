@@ -16,16 +16,10 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def fix_block_size(monkeypatch, shape: int) -> None:
-    """Restrict the autotuner to one of the block sizes in `triton_kernels.SHAPES`."""
-    import triton
-
-    from multifire.ops import triton_kernels as kernels
-
-    tile, warps = kernels.SHAPES[shape]
-    for kernel in (kernels.stats, kernels.forward, kernels.backward, kernels.finish):
-        monkeypatch.setattr(kernel, "configs", [triton.Config({"TILE": tile}, num_warps=warps)])
-        monkeypatch.setattr(kernel, "cache", {})
+def fix_tile(monkeypatch, tile: int) -> None:
+    """Let every Triton kernel compute this many elements at a time."""
+    for kernel, choice in ops.triton.CHOICES.items():
+        monkeypatch.setitem(ops.triton.CHOICES, kernel, choice._replace(tile=tile))
 
 
 def each_backend(*backends: str) -> Iterator[str]:
@@ -70,6 +64,10 @@ class Case:
     static: bool = False
     surrogate: str = "rect"
     detach_reset: bool = False
+    membranes: str = "own"
+    reset: str = "zero"
+    signed: bool = False
+    learned: bool = False
     dtype: torch.dtype = torch.float32
     size: tuple[int, int, int] = (2, 5, 7)
 
@@ -87,8 +85,13 @@ class Case:
             "bias": dyadic(self.channels, low=-64, high=64) if self.affine else None,
             "add_before": to_layout(dyadic(self.timesteps, *step)).to(self.dtype) if self.add_before else None,
             "add_after": to_layout(integers(0, 7, (self.timesteps, *step))).to(self.dtype) if self.add_after else None,
-            "state": dyadic(self.levels, *step) if self.state else None,
+            "state": dyadic(1 if self.membranes == "shared" else self.levels, *step) if self.state else None,
+            "learned_thresholds": torch.tensor(self.thresholds()) if self.learned else None,
+            "learned_decay": torch.tensor(0.25) if self.learned else None,
         }
+
+    def thresholds(self) -> tuple[float, ...]:
+        return ops.default_thresholds(self.levels, 0.5 if self.membranes == "shared" or self.signed else 0.6)
 
 
 @dataclass
@@ -114,7 +117,12 @@ def _run(case: Case, backend: str, grad_out: Tensor | None, grad_state_out: Tens
         bias,
         *running,
         training=case.training,
-        thresholds=ops.default_thresholds(case.levels),
+        thresholds=case.thresholds(),
+        membranes=case.membranes,
+        reset=case.reset,
+        signed=case.signed,
+        learned_thresholds=inputs["learned_thresholds"],
+        learned_decay=inputs["learned_decay"],
         surrogate=case.surrogate,
         detach_reset=case.detach_reset,
         add_before=inputs["add_before"],
@@ -149,8 +157,9 @@ def assert_close_grads(got: Result, want: Result, rtol: float = 1e-5) -> None:
     assert got.grads.keys() == want.grads.keys()
     for name, expected in want.grads.items():
         assert got.grads[name].dtype == expected.dtype, name
-        # A channel's gradient is a sum whose terms may cancel: its error is relative to the sum of their magnitudes.
-        scale = expected.abs().max() if expected.dim() > 1 else want.grads["x"].abs().float().sum() / len(expected)
+        # The gradient of a channel, threshold or decay is a sum whose terms may cancel: its error is relative to the
+        # sum of their magnitudes.
+        scale = expected.abs().max() if expected.dim() > 1 else want.grads["x"].abs().float().sum() / expected.numel()
         scale = scale.clamp_min(1e-30)
         torch.testing.assert_close(
             got.grads[name] / scale, expected / scale, rtol=0, atol=rtol, msg=lambda m, n=name: f"{n}: {m}"

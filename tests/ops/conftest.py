@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import device_of, fix_block_size
+from cases import device_of, fix_tile
 
 from multifire import ops
 
@@ -14,11 +14,11 @@ FUSED = [pytest.param(name, marks=SLOW.get(name, ())) for name in ops.BACKENDS i
 
 @pytest.fixture(params=FUSED)
 def backend(request, monkeypatch):
-    """Return the name of a fused backend; its device is the default device, and Triton does not autotune."""
+    """Return the name of a fused backend; its device is the default device."""
     with device_of(request.param):
         reason = ops.BACKENDS[request.param].why_not(torch.zeros(1), 1)
         if reason is not None:
             pytest.skip(f"{request.param}: {reason}")
         if request.param == "triton":
-            fix_block_size(monkeypatch, 0)
+            fix_tile(monkeypatch, 256)
         yield request.param

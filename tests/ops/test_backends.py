@@ -20,7 +20,7 @@ from cases import (
 import multifire as mf
 from multifire import ops
 
-SURROGATES = list(ops.reference.SURROGATES)
+SURROGATES = list(ops.surrogates.SURROGATES)
 
 
 def assert_equals_reference(case: Case, backend: str, **options) -> None:
@@ -219,15 +219,26 @@ def test_output_has_the_memory_layout_of_the_input(backend):
         assert run(case, backend).outputs["out"].stride() == case.inputs()["x"].stride()
 
 
-def test_weight_alone_may_need_a_gradient(backend):
-    """The input, the bias and the residual need no gradient."""
-    inputs = Case(add_after=True).inputs()
-    inputs["weight"].requires_grad_()
-    out, _ = ops.tdbn_mlf(
-        **inputs, running_mean=torch.zeros(16), running_var=torch.ones(16), training=True, backend=backend
-    )
-    out.sum().backward()
-    assert inputs["weight"].grad is not None
+@pytest.mark.parametrize("training", [True, False])
+def test_weight_alone_may_need_a_gradient(backend, training):
+    """The input, the bias and the residuals need no gradient, and get none."""
+    grads = []
+    for name in each_backend(backend, "reference"):
+        inputs = Case(add_before=True, add_after=True, state=True).inputs()
+        weight = inputs["weight"]
+        assert weight is not None
+        weight.requires_grad_()
+        norm = {"running_mean": torch.zeros(16), "running_var": torch.ones(16), "training": training}
+        out, _ = ops.tdbn_mlf(**inputs, **norm, backend=name)
+        torch.manual_seed(1)
+        (out * uniform(*out.shape)).sum().backward()
+        others = [tensor for tensor in (*inputs.values(), *norm.values()) if isinstance(tensor, torch.Tensor)]
+        assert all(tensor.grad is None for tensor in others if tensor is not weight)
+        assert weight.grad is not None
+        grads.append(weight.grad.cpu())
+    got, want = grads
+    assert want.abs().min() > 0
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
 
 
 @pytest.mark.parametrize("timesteps", [4, 10, 40])
@@ -261,9 +272,13 @@ def test_auto_uses_the_reference_where_no_kernel_can_run():
     assert ops.mlf(x.float(), ops.default_thresholds(9))[0].shape == x.shape
 
 
-def test_same_call_gives_the_same_gradients(backend):
+def test_same_call_gives_the_same_results(backend):
+    """Spikes, states, running statistics and gradients: the same bits, although several threads sum up each channel."""
     case = replace(Case(), size=(3, 40, 40), state=True)
     first, second = run(case, backend), run(case, backend)
+    assert first.outputs.keys() == {"out", "state", "running_mean", "running_var"}
+    assert_same_outputs(first, second)
+    assert first.grads.keys() == second.grads.keys() == {"x", "weight", "bias", "state"}
     for name, grad in first.grads.items():
         assert torch.equal(grad, second.grads[name]), name
 
@@ -345,12 +360,21 @@ def test_op_passes_opcheck(backend, training, affine, return_state):
     mean, var = (None, None) if training else (torch.zeros(5), torch.ones(5))
     add_before, add_after = dyadic(3, 2, 5, 4, 4).requires_grad_(), dyadic(3, 2, 5, 4, 4).requires_grad_()
     state = dyadic(2, 2, 5, 4, 4).requires_grad_() if return_state else None
-    args = (x, weight, bias, mean, var, add_before, add_after, state, 3, training, False, 1e-5, 0.6,
-            [0.6, 1.6], 0.25, "rect", 1.0, False, return_state)  # fmt: skip
+    args = (x, weight, bias, mean, var, add_before, add_after, state, None, None, 3, training, False, 1e-5, 0.6,
+            [0.6, 1.6], 0.25, "rect", 1.0, False, "zero", "own", False, return_state)  # fmt: skip
     torch.library.opcheck(op_of(backend), args)
 
 
 def test_op_without_a_norm_passes_opcheck(backend):
     x = dyadic(3, 4).requires_grad_()
-    args = (x, *[None] * 7, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, True)
+    args = (x, *[None] * 9, 3, False, False, 0.0, 1.0, [0.6], 0.25, "atan", 1.0, False, "zero", "own", False, True)
+    torch.library.opcheck(op_of(backend), args)
+
+
+@pytest.mark.parametrize(("membranes", "reset"), [("own", "zero"), ("shared", "any")])
+def test_op_with_learned_numbers_passes_opcheck(backend, membranes, reset):
+    x = dyadic(3, 4).requires_grad_()
+    learned = torch.tensor([0.5, 1.5]).requires_grad_(), torch.tensor(0.25).requires_grad_()
+    args = (x, *[None] * 7, *learned, 3, False, False, 0.0, 1.0, [0.5, 1.5], 0.25, "atan", 1.0, False, reset, membranes,
+            True, True)  # fmt: skip
     torch.library.opcheck(op_of(backend), args)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from multifire import datasets
 from multifire.analysis.evaluate import evaluate
@@ -22,6 +21,7 @@ from multifire.datasets.loader import make_batches
 from multifire.events import frames_of_windows
 from multifire.events.simulate import SaccadeOptions, simulate_events
 from multifire.nn import model_from_config
+from multifire.training.average import MovingAverage
 from multifire.training.optim import learning_rate, make_optimizer
 from multifire.training.step import train_step
 
@@ -54,7 +54,7 @@ def record(name: str, backend: str) -> dict[str, list[float]]:
     optimizer = make_optimizer(model, cfg.optim)
     average = None
     if cfg.optim.ema_decay is not None:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.optim.ema_decay), use_buffers=True)
+        average = MovingAverage(model, cfg.optim.ema_decay)
     train, test = batches_of(cfg)
     figures: dict[str, list[float]] = {"loss": [], "accuracy": []}
     for step, (x_TNCHW, y) in enumerate(train):
@@ -62,7 +62,7 @@ def record(name: str, backend: str) -> dict[str, list[float]]:
             group["lr"] = learning_rate(cfg.optim, step, STEPS)
         loss_sum, correct, count = train_step(model, optimizer, to_dtype(x_TNCHW, dtype), y, cfg).totals.tolist()
         if average:
-            average.update_parameters(model)
+            average.update()
         figures["loss"].append(loss_sum / count)
         figures["accuracy"].append(correct / count)
     scored = evaluate(average.module if average else model, [(to_dtype(x, dtype), y) for x, y in test])

@@ -110,12 +110,12 @@ def test_the_moving_average_averages_weights_and_buffers(tmp_path):
     cfg = override(TINY, optim={"ema_decay": 0.9})
     training = set_up(cfg, tmp_path, TrainOptions(), ALONE, Requests())
     assert training.average
-    training.average.update_parameters(training.model)  # the first update copies
+    training.average.update()  # the first update copies
     before = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
     with torch.no_grad():
         for tensor in training.model.state_dict().values():
             tensor.add_(1.0)
-    training.average.update_parameters(training.model)
+    training.average.update()
     for name, tensor in training.scored_model.state_dict().items():
         torch.testing.assert_close(tensor, before[name] + 0.1)
 

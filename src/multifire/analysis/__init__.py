@@ -16,13 +16,17 @@ steps, B bins.
      "seconds": float,                 duration of the analysis
      "samples": int,                   number of samples for layers, gradient and energy
      "timesteps": int,
-     "neuron": {"thresholds": [K], "decay": float, "surrogate": str, "width": float,
-                "windows": [[from, to] × K]},    range of u in which the surrogate derivative is not 0; null: everywhere
+     "neuron": {"thresholds": [K], "decay": float,        those of the first layer; learned ones may differ by layer
+                "membranes": "own" | "shared", "reset": "zero" | "subtract" | "any", "signed": bool,
+                "surrogate": str, "width": float,
+                "windows": [[from, to] × K]},    range of u in which the surrogate derivative is not 0, for signed
+                                                 levels also its mirror image; null: everywhere, or not known
      "dormant": float,                 fraction of dormant units in all layers
      "layers": [                       layers of neurons in order of computation, including MLF shortcuts of DS blocks
         {"name": str, "shape": [C, H, W],
+         "thresholds": [K], "decay": float,
          "dormant": float,
-         "rate": [[T] × K],            fraction of (sample, neuron) pairs that fire
+         "rate": [[T] × K],            fraction of (sample, neuron) pairs that fire, in either direction
          "membrane": {"low": float, "high": float,          B equal bins from low to high; every 7th neuron is counted
                       "counts": [[B] × K], "below": [K], "above": [K]},
          "weight_grad_norm": float,    for the weights of the layer's convolution

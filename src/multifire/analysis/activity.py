@@ -5,7 +5,7 @@ Shapes: T time steps, K levels, N samples, C channels, H height, W width, B bins
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from multifire import ops
 from multifire.analysis.probe import LabelledBatches, preserve_state, run_batches
+from multifire.config.neurons import SURROGATES as BUILT_IN_SURROGATES
 from multifire.nn import MLF, ConvFire
-from multifire.ops.reference import SURROGATES
+from multifire.ops.surrogates import derivative
 
 BIN_WIDTH = 0.1
 """Width of a histogram bin. With the paper's thresholds, the surrogate windows begin and end at bin edges."""
@@ -47,10 +48,13 @@ class LayerActivity:
     name: str
     shape: tuple[int, int, int]
     """C, H, W of the layer's neurons."""
+    thresholds: tuple[float, ...]
+    """θ, the learned ones if they are learned."""
+    decay: float
     dormant: float
     """Fraction of (sample, neuron) pairs whose surrogate derivative is 0 at every level and time step."""
     rate: np.ndarray
-    """[K, T]: fraction of (sample, neuron) pairs that fire."""
+    """[K, T]: fraction of (sample, neuron) pairs that fire, in either direction."""
     membranes: Membranes
 
     @property
@@ -165,9 +169,10 @@ class _LayerCounts:
 
     def __init__(self, y_TNCHW: Tensor, neuron: MLF, every: int):
         self._neuron, self._every, self._shape = neuron, every, y_TNCHW.shape[2:]
+        self._thresholds, self._decay = neuron.thresholds, neuron.decay
         self.samples, self._dormant = 0, 0
-        self._bins = round((max(4.0, neuron.thresholds[-1] + 1.4) - HISTOGRAM_LOW) / BIN_WIDTH)
-        levels, like = len(neuron.thresholds), {"dtype": torch.int64, "device": y_TNCHW.device}
+        self._bins = round((max(4.0, self._thresholds[-1] + 1.4) - HISTOGRAM_LOW) / BIN_WIDTH)
+        levels, like = neuron.levels, {"dtype": torch.int64, "device": y_TNCHW.device}
         self._fired_KT = torch.zeros(levels, len(y_TNCHW), **like)
         self._histogram_KB = torch.zeros(levels, 1 + self._bins + 1, **like)  # bin 0: below; last bin: above
 
@@ -179,23 +184,39 @@ class _LayerCounts:
             self._simulate(part_TNM.flatten(1))
 
     def _simulate(self, y_TM: Tensor) -> None:
-        """u_k[t] = decay · u_k[t-1] · (1 - s_k[t-1]) + y[t]; see `multifire.ops.reference.mlf`."""
-        neuron = self._neuron
-        min_distance_M = torch.full_like(y_TM[0], torch.inf)  # to a threshold, over levels and time steps
-        for k, threshold in enumerate(neuron.thresholds):
+        """Run the neurons as `multifire.ops.reference.mlf` does, one membrane after the other."""
+        levels, derivatives = range(self._neuron.levels), _Derivatives(self._neuron, y_TM[0])
+        for levels_of_membrane in [levels] if self._neuron.membranes == "shared" else [[k] for k in levels]:
             u_M = torch.zeros_like(y_TM[0])
             for t, y_M in enumerate(y_TM):
-                u_M.mul_(neuron.decay).add_(y_M)
-                self._add_to_histogram(k, u_M[:: self._every])
-                above_M = u_M - threshold
-                fired_M = above_M > 0
-                self._fired_KT[k, t] += fired_M.count_nonzero()
-                torch.minimum(min_distance_M, above_M.abs_(), out=min_distance_M)
-                u_M.masked_fill_(fired_M, 0)
-        # Surrogate derivatives do not increase with the distance from the threshold. If the derivative is 0 at the
-        # smallest distance, it is 0 everywhere.
-        derivative_M = SURROGATES[neuron.surrogate](min_distance_M, neuron.width)
-        self._dormant += len(derivative_M) - int(derivative_M.count_nonzero())
+                u_M.mul_(self._decay).add_(y_M)
+                fired = [self._fire(k, t, u_M, derivatives) for k in levels_of_membrane]
+                self._reset(u_M, levels_of_membrane, fired)
+        self._dormant += derivatives.dormant()
+
+    def _fire(self, k: int, t: int, u_M: Tensor, derivatives: "_Derivatives") -> list[Tensor]:
+        """Count a level's spikes; return the masks of its spikes 1 and, if it is signed, of its spikes -1."""
+        self._add_to_histogram(k, u_M[:: self._every])
+        fired = []
+        for sign in (1, -1) if self._neuron.signed else (1,):
+            v_M = (u_M if sign > 0 else -u_M) - self._thresholds[k]
+            fired.append(v_M > 0)
+            self._fired_KT[k, t] += fired[-1].count_nonzero()
+            derivatives.add(v_M)
+        return fired
+
+    def _reset(self, u_M: Tensor, levels: Sequence[int], fired: list[list[Tensor]]) -> None:
+        """Reset the membrane of these levels in place."""
+        if self._neuron.reset != "subtract":  # if any level fires, the first does
+            for mask_M in fired[0]:
+                u_M.masked_fill_(mask_M, 0)
+            return
+        cost_M = torch.zeros_like(u_M)
+        for k, masks in zip(levels, fired, strict=True):
+            price = 1.0 if self._neuron.membranes == "shared" else self._thresholds[k]
+            for sign, mask_M in zip((1, -1), masks, strict=False):
+                cost_M.add_(mask_M, alpha=sign * price)
+        u_M.sub_(cost_M)
 
     def _add_to_histogram(self, k: int, u_M: Tensor) -> None:
         bin_M = (u_M - HISTOGRAM_LOW).div_(BIN_WIDTH).add_(1).clamp_(0, self._bins + 1)
@@ -208,6 +229,8 @@ class _LayerCounts:
         return LayerActivity(
             name=name,
             shape=(channels, height, width),
+            thresholds=self._thresholds,
+            decay=self._decay,
             dormant=self._dormant / units,
             rate=self._fired_KT.cpu().numpy() / units,
             membranes=Membranes(
@@ -218,3 +241,27 @@ class _LayerCounts:
                 above=histogram_KB[:, -1],
             ),
         )
+
+
+class _Derivatives:
+    """Find the neurons whose surrogate derivative is 0 wherever it is added."""
+
+    def __init__(self, neuron: MLF, like_M: Tensor):
+        self._name, self._width = neuron.surrogate, neuron.width
+        self._decreases = neuron.surrogate in BUILT_IN_SURROGATES
+        self._distance_M = torch.full_like(like_M, torch.inf)
+        self._active_M = torch.zeros_like(like_M, dtype=torch.bool)
+
+    def add(self, v_M: Tensor) -> None:
+        """Add potentials above a threshold; changes them."""
+        if self._decreases:
+            torch.minimum(self._distance_M, v_M.abs_(), out=self._distance_M)
+        else:
+            self._active_M |= derivative(self._name, v_M, self._width) != 0
+
+    def dormant(self) -> int:
+        """Return the number of neurons without a derivative."""
+        # Built-in derivatives do not increase with the distance from the threshold. If one is 0 at the smallest
+        # distance, it is 0 everywhere.
+        active_M = derivative(self._name, self._distance_M, self._width) != 0 if self._decreases else self._active_M
+        return len(active_M) - int(active_M.count_nonzero())

@@ -3,14 +3,15 @@
 An event-driven chip adds a synapse's weight to a membrane for each arriving spike. An input integer n therefore counts
 as n accumulates (AC) at each output that reads it, and a 0 costs nothing:
 
-    SynOps = Σ input · fan-out        fan-out = outputs that read the input, exact at padded borders
+    SynOps = Σ |input| · fan-out      fan-out = outputs that read the input, exact at padded borders
 
 Other inputs cost one multiply-accumulate (MAC) for each weight and output, including zeros and padding, as
 `torch.utils.flop_counter` counts them (a MAC is 2 of its flops). In particular:
 
 - the first convolution: MACs, once for a static image, whose currents are kept, and T times for frames of real numbers;
   SynOps for frames that count events. An input norm is folded into its weights;
-- every other convolution, also in shortcuts, reads spikes and sums of spikes: SynOps;
+- every other convolution, also in shortcuts, reads spikes and sums of spikes: SynOps; a convolution in a membrane
+  shortcut reads currents: MACs, T times;
 - a plain block's identity shortcut adds to the membranes: one accumulate a spike. A DS block's is summed after
   firing: its spikes travel on to the next layer, and are counted where they arrive;
 - the voting layer reads averages over pixels: MACs, T times;
@@ -18,9 +19,9 @@ Other inputs cost one multiply-accumulate (MAC) for each weight and output, incl
   counted. Memory traffic dominates on real hardware, so the figures compare networks; they do not predict a chip.
 
 The same network without time (ANN) takes one pass in which every product is a MAC. The quantised ANN with K+1 levels
-of activation takes one pass too, with activations 0..K of b = ⌈log2(K+1)⌉ bits. A product with such a number counts
-as b shifted conditional additions at the price of an AC each, also for a 0; its first and last layers are MACs. The
-comparison with a quantised network follows Yan et al., "Reconsidering the energy efficiency of spiking neural
+of activation (2K+1 if signed) takes one pass too, with activations of b = ⌈log2(levels)⌉ bits. A product with such a
+number counts as b shifted conditional additions at the price of an AC each, also for a 0; its first and last layers are
+MACs. The comparison with a quantised network follows Yan et al., "Reconsidering the energy efficiency of spiking neural
 networks", arXiv 2409.08290.
 
 Prices: 45 nm, fp32: addition 0.9 pJ, multiplication 3.7 pJ. Horowitz, "Computing's energy problem", ISSCC 2014.
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from multifire.analysis.probe import LabelledBatches, preserve_state, run_batches
-from multifire.nn import PlainBlock, SpikingResNet
+from multifire.nn import PlainBlock, SpikingNetwork
 from multifire.nn.block import is_static_input
 
 AC_PJ = 0.9
@@ -109,7 +110,7 @@ class Energy:
 
 
 def measure_energy(
-    model: SpikingResNet,
+    model: SpikingNetwork,
     batches: LabelledBatches,
     *,
     ac_pj: float = AC_PJ,
@@ -134,7 +135,7 @@ def measure_energy(
 
 
 @contextlib.contextmanager
-def count_operations(model: SpikingResNet, ac_pj: float, mac_pj: float) -> Iterator["OperationCounter"]:
+def count_operations(model: SpikingNetwork, ac_pj: float, mac_pj: float) -> Iterator["OperationCounter"]:
     """Count the operations of the model while it runs inside the context."""
     for name, price in (("ac_pj", ac_pj), ("mac_pj", mac_pj)):
         if not 0 < price < math.inf:
@@ -162,9 +163,10 @@ def _named(name: str, hook):
 class OperationCounter:
     """Forward hooks that count the operations of each connection over all samples."""
 
-    def __init__(self, model: SpikingResNet, ac_pj: float, mac_pj: float):
-        levels = len(model.stem.neuron.thresholds)
-        self._energy = Energy(ac_pj, mac_pj, bits=levels.bit_length())
+    def __init__(self, model: SpikingNetwork, ac_pj: float, mac_pj: float):
+        neuron = model.stem.neuron
+        largest = neuron.levels * (2 if neuron.signed else 1)  # of activations, counted from the smallest
+        self._energy = Energy(ac_pj, mac_pj, bits=largest.bit_length())
         self._connections: dict[str, Connection] = {}
         self._input: Tensor | None = None
 
@@ -184,7 +186,11 @@ class OperationCounter:
             connection.macs += timesteps * samples * connection.ann_macs
 
     def after_conv(self, name: str, conv: nn.Conv2d, x: Tensor, out: Tensor) -> None:
-        self._convolution(name, conv, out, real=False).synops += accumulates(conv, x, out)
+        connection = self._convolution(name, conv, out, real=not (integers := are_integers(x)))
+        if integers:
+            connection.synops += accumulates(conv, x, out)
+        else:  # a shortcut that carries currents
+            connection.macs += len(x) * connection.ann_macs
 
     def after_linear(self, name: str, linear: nn.Linear, x: Tensor, out: Tensor) -> None:
         shape, macs = (linear.out_features,), linear.in_features * linear.out_features
@@ -193,7 +199,7 @@ class OperationCounter:
 
     def after_identity(self, name: str, _block: nn.Module, x: Tensor, out: Tensor) -> None:
         connection = self._get_or_add(Connection(name, "identity", tuple(x.shape[2:]), 0, real=False))
-        connection.synops += x.sum(dtype=torch.float64).item()
+        connection.synops += x.abs().sum(dtype=torch.float64).item()
 
     def result(self) -> Energy:
         energy = self._energy
@@ -213,12 +219,17 @@ class OperationCounter:
 
 def are_counts(x: Tensor) -> bool:
     """Return True if all values of x are integers >= 0."""
-    return bool(((x >= 0) & (x == x.floor())).all())
+    return bool((x >= 0).all()) and are_integers(x)
+
+
+def are_integers(x: Tensor) -> bool:
+    """Return True if all values of x are integers."""
+    return bool((x == x.floor()).all())
 
 
 def accumulates(conv: nn.Conv2d, x_NCHW: Tensor, out_NCHW: Tensor) -> float:
-    """Return Σ input · fan-out: the number of accumulates that integers x cost in a convolution."""
+    """Return Σ |input| · fan-out: the number of accumulates that integers x cost in a convolution."""
     ones = x_NCHW.new_ones((1, 1, *conv.kernel_size), dtype=torch.float64)
     outputs = x_NCHW.new_ones((1, 1, *out_NCHW.shape[2:]), dtype=torch.float64)
     fan_out_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, outputs, conv.stride, conv.padding)[0, 0]  # pyright: ignore[reportArgumentType]
-    return conv.out_channels * (x_NCHW.sum((0, 1), dtype=torch.float64) * fan_out_HW).sum().item()
+    return conv.out_channels * (x_NCHW.abs().sum((0, 1), dtype=torch.float64) * fan_out_HW).sum().item()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multifire.datasets.loader import Batches, EventBatches
-from multifire.nn import SpikingResNet
+from multifire.nn import SpikingNetwork
 from multifire.utils.device import autocast
 from multifire.utils.memory import is_out_of_memory
 
@@ -46,14 +46,17 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: SpikingResNet,
+    model: SpikingNetwork,
     batches: Batches | EventBatches | Iterable[tuple[Tensor, Tensor]],
     precision: str = "fp32",
     on_batch: Callable[[], None] | None = None,
     total: Callable[[Tensor], Tensor] = lambda values: values,
     stop_margins: Sequence[float] = (),
+    logits: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Score the model in evaluation mode on every sample of `batches`.
+
+    Figures stay on the device until the last batch, so that the host does not wait for each one.
 
     Args:
         model: [T, N, C, H, W] -> per-step logits [T, N, K].
@@ -62,6 +65,7 @@ def evaluate(
         on_batch: called after each batch.
         total: returns the sum of a tensor over all processes that share the samples.
         stop_margins: thresholds of `EarlyStop`.
+        logits: computes the model's logits [T, N, L] from x, for instance as a CUDA graph (default: the model itself).
 
     Raises:
         ValueError: there is no sample.
@@ -70,23 +74,25 @@ def evaluate(
     was_training = model.training
     model.eval()
     losses_T: Tensor | float = 0.0
+    stopped: Tensor | float = 0.0
     predictions, labels = [], []
-    stopped = torch.zeros(len(stop_margins), 2, dtype=torch.float64)
     for x_TNCHW, y in batches.epoch(0) if isinstance(batches, Batches | EventBatches) else batches:
         with explain_out_of_memory(len(y)), autocast(x_TNCHW.device, precision):
-            logits_TNL = model(x_TNCHW, per_step=True).float()
-        losses_T = losses_T + running_losses(logits_TNL, y).double().cpu()
-        predictions.append(running_predictions(logits_TNL).cpu())
-        for row, margin in zip(stopped, stop_margins, strict=True):
-            row += _stop_early(logits_TNL, predictions[-1].eq(y.cpu()), margin)
-        labels.append(y.cpu())
+            logits_TNL = (model(x_TNCHW, per_step=True) if logits is None else logits(x_TNCHW)).float()
+        losses_T = losses_T + running_losses(logits_TNL, y).double()
+        predictions.append(running_predictions(logits_TNL))
+        labels.append(y)
+        if stop_margins:
+            hits_TN = predictions[-1].eq(y)
+            stopped = stopped + torch.stack([_stop_early(logits_TNL, hits_TN, margin) for margin in stop_margins])
         if on_batch:
             on_batch()
     model.train(was_training)
     if not isinstance(losses_T, Tensor):
         raise ValueError("there is no sample to score; pass at least one batch (x [T, N, C, H, W], y [N])")
-    sums = (losses_T, torch.cat(predictions, 1), torch.cat(labels), stopped)
-    return _score(*sums, model.num_classes, total, stop_margins)
+    stopped_M2 = torch.as_tensor(stopped).reshape(-1, 2) if stop_margins else torch.zeros(0, 2)
+    predicted_TN, labels_N = torch.cat(predictions, 1).cpu(), torch.cat(labels).cpu()
+    return _score(losses_T.cpu(), predicted_TN, labels_N, stopped_M2.cpu(), model.num_classes, total, stop_margins)
 
 
 @contextlib.contextmanager
@@ -131,7 +137,7 @@ def check_margin(margin: float) -> None:
 def _stop_early(logits_TNL: Tensor, hits_TN: Tensor, margin: float) -> Tensor:
     """Return the number of correct samples and the sum of time steps if each stops when it exceeds the margin."""
     steps = torch.arange(1, len(logits_TNL) + 1, device=logits_TNL.device)
-    stops_TN = (margins(logits_TNL.cumsum(0) / steps[:, None, None]) > margin).cpu()
+    stops_TN = margins(logits_TNL.cumsum(0) / steps[:, None, None]) > margin
     stops_TN[-1] = True
     step_N = stops_TN.byte().argmax(0)  # the first step at which the sample stops
     return torch.stack([hits_TN.gather(0, step_N[None]).sum(), (step_N + 1).sum()]).double()

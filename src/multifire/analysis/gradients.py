@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifire.analysis.probe import LabelledBatches, preserve_state, require_samples
-from multifire.nn import ConvFire, SpikingResNet
+from multifire.nn import ConvFire, SpikingNetwork
 from multifire.utils.device import autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -54,7 +54,7 @@ def mean_cross_entropy(logits_TNL: Tensor, y: Tensor) -> Tensor:
 
 
 def measure_gradients(
-    model: SpikingResNet, batches: LabelledBatches, *, loss: Loss = mean_cross_entropy, precision: str = "fp32"
+    model: SpikingNetwork, batches: LabelledBatches, *, loss: Loss = mean_cross_entropy, precision: str = "fp32"
 ) -> Gradients:
     """Measure the norm of the mean loss's gradient at each layer, in training mode.
 

@@ -13,7 +13,7 @@ from multifire.analysis.energy import AC_PJ, MAC_PJ, Energy, count_operations
 from multifire.analysis.evaluate import Evaluation, evaluate
 from multifire.analysis.gradients import Gradients, Loss, mean_cross_entropy, measure_gradients
 from multifire.analysis.probe import preserve_state, require_samples
-from multifire.nn import MLF, SpikingResNet
+from multifire.nn import MLF, SpikingNetwork
 
 EVERY = 7
 """Every 7th neuron enters the histograms: a prime number, so that all channels are covered."""
@@ -43,6 +43,8 @@ class Analysis:
             {
                 "name": layer.name,
                 "shape": list(layer.shape),
+                "thresholds": list(layer.thresholds),
+                "decay": layer.decay,
                 "dormant": layer.dormant,
                 "rate": layer.rate.tolist(),
                 "membrane": {
@@ -64,6 +66,9 @@ class Analysis:
             "neuron": {
                 "thresholds": list(self.neuron.thresholds),
                 "decay": self.neuron.decay,
+                "membranes": self.neuron.membranes,
+                "reset": self.neuron.reset,
+                "signed": self.neuron.signed,
                 "surrogate": self.neuron.surrogate,
                 "width": self.neuron.width,
                 "windows": windows(self.neuron),
@@ -87,7 +92,7 @@ class Analysis:
 
 
 def analyze(
-    model: SpikingResNet,
+    model: SpikingNetwork,
     batches: Sequence[tuple[Tensor, Tensor]],
     *,
     loss: Loss = mean_cross_entropy,
@@ -134,7 +139,10 @@ def analyze(
 
 
 def windows(neuron: MLF) -> list[list[float]] | None:
-    """Return the range in which each level's surrogate derivative is not 0; None if it is 0 nowhere."""
+    """Return the range in which each level's surrogate derivative is not 0; None if it is 0 nowhere, or not known.
+
+    Signed levels have another range, its mirror image.
+    """
     reach = {"rect": neuron.width / 2, "triangle": neuron.width}.get(neuron.surrogate)
     if reach is None:
         return None

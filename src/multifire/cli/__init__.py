@@ -26,6 +26,7 @@ from multifire.cli import (
     sweep,
     train,
 )
+from multifire.cli.code import run_code
 from multifire.utils.errors import unknown
 from multifire.utils.memory import keep_freed_memory
 from multifire.utils.progress import CONSOLE
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and argv[0] in OVERRIDING:
             return OVERRIDING[argv[0]](argv[1:])
         args = _parser().parse_args(argv or ["--help"])
+        if getattr(args, "code", None):
+            run_code(args.code, getattr(args, "folder", None))
         return args.run(args)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has ended; this keeps Python from printing a warning at exit

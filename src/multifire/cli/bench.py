@@ -27,6 +27,8 @@ class BenchArguments(RunConfig):
     """Overrides of the recipe, and the options of the command."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = ""
+    code: Annotated[str, tyro.conf.Suppress] = ""
+    code_sha256: Annotated[str, tyro.conf.Suppress] = ""
     runs: int = 7
     """How often each measurement is repeated."""
     out: Path | None = None

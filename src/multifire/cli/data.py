@@ -8,10 +8,20 @@ from typing import Any
 
 from multifire.cli.options import add_data_root
 from multifire.cli.output import print_lines, print_table
-from multifire.config import DataConfig, get_recipe
+from multifire.config import DataConfig, RunConfig, get_recipe
 from multifire.utils.progress import Bar
 
-FRAME_FIELDS = ("timesteps", "frame_size", "bin_factor", "slicing", "duration_us", "binary", "split_seed")
+FRAME_FIELDS = (
+    "timesteps",
+    "frame_size",
+    "bin_factor",
+    "slicing",
+    "duration_us",
+    "binary",
+    "split_seed",
+    "test_share",
+    "sensor",
+)
 
 
 def add_parser(commands) -> None:
@@ -54,12 +64,14 @@ def _add_frame_options(parser: argparse.ArgumentParser) -> None:
     frames.add_argument("--slicing", choices=("duration", "time", "count"), metavar="slicing", help=slicing_help)
     frames.add_argument("--duration-us", type=int, help="length of a frame in µs, for slicing by duration")
     frames.add_argument("--binary", action="store_const", const=True, help="store 0 or 1 instead of event counts")
-    frames.add_argument("--split-seed", type=int, help="cifar10-dvs: draw the training recordings with this seed")
+    frames.add_argument("--split-seed", type=int, help="cifar10-dvs, recordings: draw the split with this seed")
+    frames.add_argument("--test-share", type=float, help="recordings without a folder test: fraction held out for it")
+    frames.add_argument("--sensor", help="recordings: width and height of the sensor, such as 346x260")
 
 
 def list_data(args: argparse.Namespace) -> int:
     """Print the table of data sets."""
-    from multifire.datasets import DATASETS
+    from multifire.datasets.registry import DATASETS, OWN_DATA, REGISTERED
 
     rows = []
     for name, info in DATASETS.items():
@@ -70,6 +82,8 @@ def list_data(args: argparse.Namespace) -> int:
         rows.append([name, shape, train, test, how])
     print_table(["data set", "shape", "train", "test", "download"], rows, text_columns=2)
     print_lines(f"{name}: {info.about}" for name, info in DATASETS.items())
+    print_lines(f"{name}: {about}" for name, about in OWN_DATA.items())
+    print_lines(f"{name}: registered" for name in REGISTERED)
     print_lines(["next: multifire data download NAME; for events also multifire data prepare NAME"])
     return 0
 
@@ -147,13 +161,13 @@ def show(args: argparse.Namespace) -> int:
 
 
 def _data_config(args: argparse.Namespace) -> DataConfig:
-    """Return the recipe's DataConfig, with the values from the command line."""
-    from multifire.datasets import DATASETS, get_info
+    """Return the recipe's DataConfig, for own recordings the default one, with the values from the command line."""
+    from multifire.datasets import DATASETS, get_info, is_own
 
-    if not get_info(args.name).events:
-        event_sets = ", ".join(name for name, info in DATASETS.items() if info.events)
+    if args.name != "recordings" and (is_own(args.name) or not get_info(args.name).events):
+        event_sets = ", ".join([*(name for name, info in DATASETS.items() if info.events), "recordings"])
         raise ValueError(f"{args.name} holds images, which need no preparation; event sets: {event_sets}")
     given = {name: getattr(args, name) for name in FRAME_FIELDS if getattr(args, name) is not None}
-    recipe = get_recipe(args.name)
+    recipe = RunConfig(data=DataConfig(name=args.name)) if args.name == "recordings" else get_recipe(args.name)
     cfg = dataclasses.replace(recipe.data, root=str(args.root), **given)
     return dataclasses.replace(recipe, data=cfg).data  # RunConfig checks the values

@@ -10,6 +10,11 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
                         help="best or last (default: the one whose accuracy summary.json holds)")  # fmt: skip
 
 
+def add_code(parser: argparse.ArgumentParser) -> None:
+    """Add --code."""
+    parser.add_argument("--code", type=Path, help="Python file that registers what the run needs; this file is run")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

@@ -5,8 +5,10 @@ import dataclasses
 import io
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+from multifire.cli.code import recipe_from
 from multifire.config import RECIPES, RunConfig, get_recipe
 from multifire.utils.errors import nearest
 
@@ -41,7 +43,7 @@ def parse_overrides(
                 args=_complete_resume(args),
                 return_unknown_args=True,
                 prog=f"multifire {command} {cfg.recipe}",
-                description=RECIPES[cfg.recipe].about,
+                description=f"the recipe in {cfg.code}" if cfg.code else RECIPES[cfg.recipe].about,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -63,7 +65,7 @@ def asks_for_help(argv: Sequence[str]) -> bool:
 
 
 def recipe_of(argv: Sequence[str], command: str) -> RunConfig:
-    """Return the configuration of the recipe that the first argument names.
+    """Return the configuration of the recipe that the first argument names, which may be a Python file.
 
     Raises:
         ValueError: the recipe is unknown, or an option stands in its place.
@@ -71,6 +73,8 @@ def recipe_of(argv: Sequence[str], command: str) -> RunConfig:
     if argv[0].startswith("-"):
         usage = f"multifire {command} RECIPE [--overrides]"
         raise ValueError(f"expected a recipe before {argv[0]}: {usage}; recipes: {', '.join(RECIPES)}")
+    if argv[0].endswith(".py"):
+        return recipe_from(Path(argv[0]))
     return get_recipe(argv[0])
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from multifire.cli.output import print_table
 from multifire.config import RECIPES
-from multifire.config.architecture import parse_model_name
+from multifire.config.architecture import architecture
 from multifire.config.parameters import count_parameters
 
 
@@ -19,7 +19,7 @@ def recipes(args: argparse.Namespace) -> int:
     for name, recipe in RECIPES.items():
         cfg = recipe.config
         published = "-" if recipe.published is None else f"{recipe.published:.2f}"
-        depth = 6 * parse_model_name(cfg.model.name)[1] + 2
+        depth = architecture(cfg.model.name).depth
         figures = (cfg.data.timesteps, depth, cfg.model.width, f"{count_parameters(cfg.model):,}", published)
         rows.append([name, cfg.data.name, *map(str, figures)])
     head = ["recipe", "data", "T", "depth", "width", "parameters", "paper %"]

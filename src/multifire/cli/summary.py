@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from multifire.cli.options import add_code
 from multifire.cli.output import print_lines, print_table
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ def add_parser(commands) -> None:
     """Add the command and its options to the parser."""
     parser = commands.add_parser("summary", help="print a network's layers, parameters, operations, energy and memory")
     parser.add_argument("what", metavar="RECIPE|RUN", help="recipe, or run folder")
+    add_code(parser)
     parser.add_argument("--root", help="folder of the data sets (default: the recipe's or the run's)")
     parser.set_defaults(run=summary)
 

@@ -37,6 +37,8 @@ class SweepArguments(RunConfig):
     """Overrides of the recipe, and the options of the command."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = ""
+    code: Annotated[str, tyro.conf.Suppress] = ""
+    code_sha256: Annotated[str, tyro.conf.Suppress] = ""
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A field and its values, such as model.levels=1,2,3. You can give this option several times."""
     seeds: str = "0"
@@ -89,10 +91,10 @@ def _override(cfg: RunConfig, args: Sequence[str]) -> RunConfig:
 
 def _prepare_data(cells: Sequence) -> None:
     """Prepare each data set now, so that several runs do not prepare it at the same time."""
-    from multifire.datasets import get_info
+    from multifire.datasets import needs_preparation
 
     for data in {repr(cell.cfg.data): cell.cfg.data for cell in cells}.values():
-        if get_info(data.name).events:
+        if needs_preparation(data.name):
             prepare_with_bar(data)
 
 

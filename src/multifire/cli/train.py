@@ -31,6 +31,8 @@ class TrainArguments(TrainOptions, RunConfig):
     """Overrides of the recipe, and the options of the command."""
 
     recipe: Annotated[str, tyro.conf.Suppress] = ""
+    code: Annotated[str, tyro.conf.Suppress] = ""
+    code_sha256: Annotated[str, tyro.conf.Suppress] = ""
     out: Path | None = None
     """Run folder; None: runs/RECIPE."""
     seeds: str | None = None
@@ -78,12 +80,12 @@ def until_stopped(run: Callable[[], int]) -> int:
 
 def run_training(cfg: RunConfig, out: Path, options: TrainOptions) -> int:
     """Prepare the data, train, print the result, and suggest the next command."""
-    from multifire.datasets import get_info
+    from multifire.datasets import describe, needs_preparation
     from multifire.training.loop import train
 
-    info = get_info(cfg.data.name)
-    if info.events:
+    if needs_preparation(cfg.data.name):
         prepare_with_bar(cfg.data)
+    info = describe(cfg.data)
     keep_freed_memory(after_first_step=True)
     summary = train(cfg, out, options)
     if CONSOLE.quiet:

@@ -45,6 +45,18 @@ def flatten_config(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
+def convert(cfg: RunConfig, name: str, value: Any) -> Any:
+    """Return a value in the type of the configuration's field with this full name, such as "optim.epochs".
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    part, _, field = name.rpartition(".")
+    owner = getattr(cfg, part) if part else cfg
+    value = list(value) if isinstance(value, tuple) else value
+    return _convert(get_type_hints(type(owner))[field], value, name)
+
+
 def model_config(values: Any, source: str) -> ModelConfig:
     """Return the ModelConfig that a JSON object describes; `source` names the file in errors.
 

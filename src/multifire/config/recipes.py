@@ -4,10 +4,13 @@
 `DataConfig`, `ModelConfig` and `OptimConfig` in schema.py say what each option means, with its unit.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from multifire.config.json_format import convert, flatten_config
 from multifire.config.schema import DataConfig, ModelConfig, OptimConfig, RunConfig
-from multifire.utils.errors import unknown
+from multifire.utils.errors import nearest, unknown
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,39 @@ RECIPES: dict[str, Recipe] = {
     "nmnist": Recipe(NMNIST, "N-MNIST for a laptop"),
     "digits-dvs": Recipe(DIGITS_DVS, "the demo with events, simulated from those digits"),
 }
+
+
+def recipe(name: str, **overrides: Any) -> RunConfig:
+    """Return the configuration of a recipe, with some values replaced.
+
+        mf.recipe("cifar10", **{"optim.epochs": 5, "model.width": 16})
+
+    Args:
+        name: the recipe, see `multifire recipes`.
+        overrides: values by the names of the command line.
+
+    Raises:
+        ValueError: an unknown recipe or name (the message suggests the nearest), or a value that is not valid.
+    """
+    return override(get_recipe(name), overrides)
+
+
+def override(cfg: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration with values replaced by their full names, such as "optim.epochs".
+
+    Raises:
+        ValueError: an unknown name (the message suggests the nearest), or a value that is not valid.
+    """
+    known = flatten_config(asdict(cfg))
+    for name in values:
+        if name not in known:
+            raise ValueError(f"unknown override {name!r}{nearest(name, list(known))}")
+    parts: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        part, _, field = name.rpartition(".")
+        parts.setdefault(part, {})[field] = convert(cfg, name, value)
+    nested = {part: replace(getattr(cfg, part), **fields) for part, fields in parts.items() if part}
+    return replace(cfg, **nested, **parts.get("", {}))
 
 
 def get_recipe(name: str) -> RunConfig:

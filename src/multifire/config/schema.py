@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from multifire.config.architecture import parse_model_name
+from multifire.config import neurons
+from multifire.config.architecture import check_model_name
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,42 @@ class DataConfig:
     binary: bool = False
     """Events: store 0 or 1 in a cell instead of the number of events."""
     split_seed: int | None = None
-    """CIFAR10-DVS: draw 900 training recordings of each class with this seed; None: take the first 900."""
+    """CIFAR10-DVS: draw 900 training recordings of each class with this seed; None: take the first 900.
+    folder, npz, recordings: draw the test samples with this seed; None: 0."""
+    test_share: float = 0.2
+    """folder, npz, recordings without a test part: fraction of each class that is held out for the test."""
+    size: str | None = None
+    """folder: stretch every picture to this height and width, such as 32x32; None: all must be of one size."""
+    channels: int | None = None
+    """folder: convert every picture to grey (1) or RGB (3); None: all must be of one kind."""
+    sensor: str | None = None
+    """recordings: width and height of the sensor in pixels, such as 346x260; None: as the files say."""
+    classes: tuple[str, ...] | None = None
+    """Own data: names of the classes, in the order of the labels; None: from the data."""
+    shape: tuple[int, ...] | None = None
+    """Own data: channels, height and width of an image or a sensor, or T, 2, height and width of event frames; None:
+    from the data."""
+    mean: tuple[float, ...] | None = None
+    """Images: mean of each channel, for bytes as 0..1; None: that of the data set, or of the training images."""
+    std: tuple[float, ...] | None = None
+    """Images: standard deviation of each channel; None: as for the mean."""
     roll: int = 0
     """Events: random cyclic shift by up to this many pixels along x and along y."""
     rotation: float = 0.0
     """Events: random rotation by up to this many degrees in either direction."""
     cutout: int = 0
-    """Events: set a random square, up to this many pixels wide, to zero in every frame of a sample."""
+    """Images: set a square of this many pixels around a random pixel to the mean colour. Events: set a random square,
+    up to this many pixels wide, to zero in every frame of a sample."""
     swap_polarity: float = 0.0
     """Events: probability that the ON and OFF events of a sample are swapped."""
     time_jitter: int = 0
     """Events: random shift in time by up to this many frames, earlier or later; empty frames fill the gap."""
+    random_erasing: float = 0.0
+    """Images: probability that a random rectangle, 2 to 33 % of the image, is set to the mean colour."""
+    trivial_augment: bool = False
+    """Images: change each by one random operation of random strength (TrivialAugment-wide)."""
+    mixup: float = 0.0
+    """Images: mix each image and label with another one's; the share is drawn from Beta(mixup, mixup). 0: off."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +93,18 @@ class ModelConfig:
     """Firing threshold of each level; None: 0.6, 1.6, 2.6 and so on."""
     decay: float = 0.25
     """Factor by which the membrane potential is multiplied in each time step."""
-    surrogate: Literal["rect", "triangle", "atan"] = "rect"
-    """Shape of the surrogate derivative."""
+    learn_thresholds: bool = False
+    """Learn the thresholds of each layer, starting from these."""
+    learn_decay: bool = False
+    """Learn the decay of each layer, starting from this one."""
+    membranes: Literal["own", "shared"] = "own"
+    """own: each level of a neuron has its own membrane; shared: all levels have one."""
+    reset: Literal["zero", "subtract", "any"] = "zero"
+    """What a spike does to its own membrane: zero, subtract; to a shared one: subtract, or any (zero at any spike)."""
+    signed: bool = False
+    """Levels also fire -1, where the membrane is below minus their threshold."""
+    surrogate: str = "rect"
+    """Shape of the surrogate derivative: rect, triangle, atan, sigmoid, gaussian, or a registered name."""
     surrogate_width: float = 1.0
     """Width a of the surrogate derivative."""
     detach_reset: bool = False
@@ -89,10 +125,12 @@ class OptimConfig:
     """Images in one training step."""
     lr: float = 0.1
     """Highest learning rate."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd, with momentum as in the paper, or adamw."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD; the first of the two decay rates of AdamW."""
     weight_decay: float = 1e-4
-    """L2 weight decay of every parameter, as in the paper."""
+    """Weight decay of every parameter: L2 as in the paper (sgd), or decoupled from the gradient (adamw)."""
     schedule: Literal["step", "cosine", "one-cycle"] = "step"
     """step: lr × gamma every step_epochs; cosine: lr falls to 0; one-cycle: lr rises for warmup_share, then falls."""
     step_epochs: int = 40
@@ -129,6 +167,10 @@ class RunConfig:
 
     recipe: str = "digits"
     """Recipe that the run started from."""
+    code: str = ""
+    """File with the recipe and what it registers, if the recipe is not one of multifire's."""
+    code_sha256: str = ""
+    """Digest of this file."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -166,14 +208,18 @@ class RunConfig:
         _require(data.split_seed is None or data.split_seed >= 0, "data.split_seed", data.split_seed, "at least 0")
         for name in ("roll", "rotation", "cutout", "time_jitter"):
             _require(getattr(data, name) >= 0, f"data.{name}", getattr(data, name), "at least 0")
+        _require(0 <= data.random_erasing <= 1, "data.random_erasing", data.random_erasing, "0 <= probability <= 1")
+        _require(0 <= data.mixup <= 1, "data.mixup", data.mixup, "0 <= mixup <= 1")
         _require(data.rotation <= 180, "data.rotation", data.rotation, "at most 180 degrees")
         _require(0 <= data.swap_polarity <= 1, "data.swap_polarity", data.swap_polarity, "0 <= probability <= 1")
-        parse_model_name(model.name)
+        _check_own_data(data)
+        check_model_name(model.name)
         _require(model.levels >= 1, "model.levels", model.levels, "at least 1")
         _require(model.width >= 1, "model.width", model.width, "at least 1")
         _require(model.surrogate_width > 0, "model.surrogate_width", model.surrogate_width, "above 0")
         one_each = model.thresholds is None or len(model.thresholds) == model.levels
         _require(one_each, "model.thresholds", model.thresholds, f"one for each of the {model.levels} levels")
+        _check_neuron(model)
         _require(optim.epochs >= 1, "optim.epochs", optim.epochs, "at least 1")
         _require(optim.batch_size >= 1, "optim.batch_size", optim.batch_size, "at least 1")
         _require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
@@ -210,6 +256,8 @@ class TrainOptions:
     """Write a checkpoint and stop after this time, such as 90s, 30m or 4h; --resume continues the run."""
     track: tuple[str, ...] | None = None
     """Trackers: tensorboard, mlflow, wandb; None: TensorBoard, if it is installed."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """On a GPU, replay training steps and evaluations as CUDA graphs where that is possible (auto)."""
     analyze_every: int = 1
     """Analyse the network every this many epochs and at the end (analysis.jsonl, analysis.json); 0: never."""
 
@@ -227,6 +275,41 @@ class TrainOptions:
             parse_duration(self.checkpoint_every, "checkpoint_every")
         if self.max_time is not None:
             parse_duration(self.max_time, "max_time")
+
+
+def _check_neuron(model: ModelConfig) -> None:
+    neurons.check_surrogate(model.surrogate)
+    thresholds = model.thresholds or tuple(0.6 + k * model.surrogate_width for k in range(model.levels))
+    neurons.check_dynamics(thresholds, model.reset, model.membranes, model.signed)
+    neurons.check_learnable(thresholds, model.decay, model.learn_thresholds, model.learn_decay)
+
+
+def _check_own_data(data: DataConfig) -> None:
+    _require(0 < data.test_share < 1, "data.test_share", data.test_share, "0 < fraction < 1")
+    for name in ("size", "sensor"):
+        if (text := getattr(data, name)) is not None:
+            parse_size(text, f"data.{name}")
+    _require(data.channels in (None, 1, 3), "data.channels", data.channels, "1 (grey) or 3 (RGB)")
+    classes, shape = data.classes, data.shape
+    _require(classes is None or len(set(classes)) == len(classes) > 1, "data.classes", classes, "two or more names")
+    well_shaped = shape is None or (len(shape) in (3, 4) and min(shape) >= 1)
+    _require(well_shaped, "data.shape", shape, "three or four numbers of at least 1")
+    for name in ("mean", "std"):
+        values = getattr(data, name)
+        _require(values is None or all(map(math.isfinite, values)), f"data.{name}", values, "finite numbers")
+    _require(data.std is None or min(data.std, default=0) > 0, "data.std", data.std, "numbers above 0")
+
+
+def parse_size(text: str, name: str) -> tuple[int, int]:
+    """Return the two numbers of a text such as 346x260; `name` names the option in errors.
+
+    Raises:
+        ValueError: `text` is no such pair.
+    """
+    first, _, second = text.partition("x")
+    if not all(number.isascii() and number.isdecimal() and 0 < int(number) < 1 << 15 for number in (first, second)):
+        raise ValueError(f"{name} is {text!r}, expected two numbers such as 346x260")
+    return int(first), int(second)
 
 
 def parse_duration(text: str, name: str) -> float:

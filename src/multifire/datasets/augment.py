@@ -1,4 +1,4 @@
-"""Augmentation of event frames, batch by batch, on the batch's device.
+"""Random numbers of a batch, and augmentation of event frames, batch by batch, on the batch's device.
 
 Shapes: N samples, T frames, C polarities, H rows, W columns, P = H·W cells of a plane.
 """

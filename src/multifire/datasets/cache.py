@@ -9,13 +9,14 @@ cache.json is written last, so a folder with one is complete. The folder's name 
 import hashlib
 import json
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from multifire.config import RECIPES, DataConfig
+from multifire.datasets.classes import CACHE_FOLDER, find_home
 from multifire.datasets.registry import get_info
 from multifire.datasets.splits import EventSplit
 from multifire.events import FrameOptions
@@ -24,6 +25,8 @@ from multifire.utils.files import write_atomic
 CACHE_VERSION = 1
 """Version of the files and of the frames that the same options make of the same recordings."""
 SPLITS = ("train", "test")
+OWN = "recordings"
+"""Name of the data set of own recordings."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Record:
     """Fingerprint of the recordings."""
     source_names: list[str]
     splits: dict[str, SplitRecord]
+    classes: list[str] = field(default_factory=list)
+    """Names of the classes of own recordings; empty for data sets of the registry."""
+    sensor: list[int] = field(default_factory=list)
+    """Height and width of the sensor of own recordings."""
 
 
 def frame_options(cfg: DataConfig) -> FrameOptions:
@@ -72,8 +79,10 @@ def cache_options(cfg: DataConfig) -> dict[str, Any]:
     }
     if cfg.slicing == "duration":
         options["duration_us"] = cfg.duration_us
-    if cfg.name == "cifar10-dvs":
+    if cfg.name in ("cifar10-dvs", OWN):
         options["split_seed"] = cfg.split_seed
+    if cfg.name == OWN:
+        options |= {"test_share": cfg.test_share, "sensor": cfg.sensor}
     return options
 
 
@@ -81,7 +90,8 @@ def cache_folder(cfg: DataConfig, root: Path) -> Path:
     """Return the folder of the frames for these options."""
     options = cache_options(cfg)
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
-    return root / cfg.name / "frames" / f"T{cfg.timesteps}-{cfg.frame_size}x{cfg.frame_size}-{cfg.slicing}-{digest[:8]}"
+    home = find_home(root, OWN) / CACHE_FOLDER if cfg.name == OWN else root / cfg.name
+    return home / "frames" / f"T{cfg.timesteps}-{cfg.frame_size}x{cfg.frame_size}-{cfg.slicing}-{digest[:8]}"
 
 
 def load(name: str, root: Path, cfg: DataConfig) -> tuple[EventSplit, EventSplit]:
@@ -105,7 +115,7 @@ def load(name: str, root: Path, cfg: DataConfig) -> tuple[EventSplit, EventSplit
 def command(cfg: DataConfig, root: Path, *more: str) -> str:
     """Return the command that prepares these frames."""
     words = ["multifire", "data", "prepare", cfg.name, "--root", str(root)]
-    usual = cache_options(RECIPES[cfg.name].config.data)
+    usual = cache_options(RECIPES[cfg.name].config.data if cfg.name in RECIPES else DataConfig(name=cfg.name))
     for key, value in cache_options(cfg).items():
         if value != usual.get(key) and key != "data":
             words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
@@ -170,5 +180,5 @@ def open_split(folder: Path, split: str, record: Record, cfg: DataConfig, root: 
         raise ValueError(f"{path}: damaged: its sha256 is {found}, expected {split_record.sha256}; {again}")
     labels = np.array(split_record.labels, dtype=np.int64)
     assert labels.shape == frames.shape[:1]
-    assert labels.max(initial=0) < len(get_info(cfg.name).classes)
+    assert labels.max(initial=0) < len(record.classes or get_info(cfg.name).classes)
     return EventSplit(frames, labels, np.array(split_record.names, dtype=str), np.arange(len(labels)))

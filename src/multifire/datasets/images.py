@@ -14,6 +14,7 @@ import numpy as np
 
 from multifire.datasets.archives import AGAIN, TAR_BLOCK, open_unpacked, tar_header
 from multifire.datasets.registry import DATASETS, DatasetInfo
+from multifire.datasets.unpickle import read_pickle
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images [N, C, H, W] uint8 and labels [N] int64."""
@@ -26,6 +27,19 @@ CIFAR_SUBFOLDER = "cifar-10-batches-bin"
 CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 CIFAR_FILES: Layout = tuple((name,) for name in (*CIFAR_TRAIN, CIFAR_TEST))
 CIFAR_RECORD = 1 + 3 * 32 * 32
+PYTHON_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+PYTHON_SUBFOLDER = "cifar-10-batches-py"
+PYTHON_ARCHIVE = "cifar-10-python.tar.gz"
+CIFAR_LAYOUTS: tuple[Layout, ...] = (
+    CIFAR_FILES,
+    ((CIFAR_ARCHIVE,),),
+    tuple((name,) for name in PYTHON_BATCHES),
+    ((PYTHON_ARCHIVE,),),
+)
+CIFAR100_FILES = ("train.bin", "test.bin")
+CIFAR100_SUBFOLDER = "cifar-100-binary"
+CIFAR100_ARCHIVE = "cifar-100-binary.tar.gz"
+CIFAR100_LAYOUTS: tuple[Layout, ...] = (tuple((name,) for name in CIFAR100_FILES), ((CIFAR100_ARCHIVE,),))
 
 IDX_FILES: Layout = tuple(
     (stem, f"{stem}.gz")
@@ -37,8 +51,10 @@ IDX_FILES: Layout = tuple(
     )
 )
 
-# Valid files are much smaller: 30 MB for a CIFAR batch, 185 MB for its archive, 47 MB for MNIST's training images.
+# Valid files are much smaller: 30 MB for a CIFAR batch, 185 MB for its archive, 47 MB for MNIST's training images. Of
+# CIFAR-100, all 50,000 training images are one file of 154 MB.
 MAX_MEMBER = 64 << 20
+MAX_CIFAR100 = 256 << 20
 MAX_ARCHIVE = 512 << 20
 MAX_IDX = 256 << 20
 DEFLATE_RATIO = 1032  # deflate's maximum compression ratio
@@ -53,9 +69,13 @@ def read(name: str, info: DatasetInfo, root: Path) -> tuple[Arrays, Arrays]:
     # MNIST and Fashion-MNIST have the same file names, so one is not searched in the other's folder.
     homes = [root / name] if root.name in DATASETS and root.name != name else [root / name, root]
     if name == "cifar10":
-        folders = [folder for home in homes for folder in (home, home / CIFAR_SUBFOLDER)]
-        paths = find(name, info, root, folders, (CIFAR_FILES, ((CIFAR_ARCHIVE,),)))
+        folders = [folder for home in homes for folder in (home, home / CIFAR_SUBFOLDER, home / PYTHON_SUBFOLDER)]
+        paths = find(name, info, root, folders, CIFAR_LAYOUTS)
         return read_cifar10(paths, classes=len(info.classes))
+    if name == "cifar100":
+        folders = [folder for home in homes for folder in (home, home / CIFAR100_SUBFOLDER)]
+        paths = find(name, info, root, folders, CIFAR100_LAYOUTS)
+        return read_cifar100(paths, classes=len(info.classes))
     paths = find(name, info, root, homes, (IDX_FILES,))
     return (
         read_idx_pair(paths[0], paths[1], size=info.size, classes=len(info.classes)),
@@ -96,7 +116,7 @@ def _why_missing(name: str, info: DatasetInfo, root: Path, folders: list[Path], 
             if len(absent) < len(layout):
                 return f"{folder} has no {', '.join(absent)}, only the rest of {name}; run `{_command(name, root)}`"
     home = root / name
-    expected = " or ".join(", ".join(names[-1] for names in layout) for layout in reversed(layouts))
+    expected = " or ".join(", ".join(names[-1] for names in layout) for layout in sorted(layouts, key=len))
     if home.is_dir() and not any(home.iterdir()):
         return f"{home} is empty, expected {expected}; run `{_command(name, root)}`"
     return f"no {name} in {', '.join(map(str, folders))}: expected {expected}; run `{_command(name, root)}`"
@@ -114,43 +134,96 @@ def read_digits() -> tuple[Arrays, Arrays]:
 
 
 def read_cifar10(paths: list[Path], classes: int = 10) -> tuple[Arrays, Arrays]:
-    """Read CIFAR-10 in its official binary format.
+    """Read CIFAR-10 in its official binary or Python format.
 
     Args:
-        paths: the archive alone, or data_batch_1.bin ... data_batch_5.bin and test_batch.bin, in this order.
+        paths: an archive alone, or the five training batches and the test batch, in this order.
         classes: labels are 0 .. classes - 1.
 
     Raises:
-        ValueError: a damaged, truncated or too large file, a label out of range, or a missing batch.
+        ValueError: a damaged, truncated or too large file, a label out of range, a missing batch, or a pickle that
+            holds anything but arrays and plain values.
 
-    Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
+    Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version" and "Python version".
     """
-    if len(paths) == 1:
-        files = read_tar(paths[0], (*CIFAR_TRAIN, CIFAR_TEST))
-        batches = [_cifar_records(files[name], f"{paths[0]}: {name}", classes) for name in (*CIFAR_TRAIN, CIFAR_TEST)]
-    else:
-        batches = [_cifar_records(_read_bounded(path), str(path), classes) for path in paths]
+    batches = []
+    for name, data, where in _contents(paths, (CIFAR_ARCHIVE, (*CIFAR_TRAIN, CIFAR_TEST)), MAX_MEMBER):
+        read_batch = _cifar_records if name.endswith(".bin") else _cifar_pickle
+        batches.append(read_batch(data, where, classes))
     return _join(batches[:-1]), _join(batches[-1:])
 
 
-def _read_bounded(path: Path) -> bytes:
+def read_cifar100(paths: list[Path], classes: int = 100) -> tuple[Arrays, Arrays]:
+    """Read CIFAR-100, with its fine labels, in its official binary format.
+
+    Args:
+        paths: the archive alone, or train.bin and test.bin.
+        classes: labels are 0 .. classes - 1.
+
+    Raises:
+        ValueError: a damaged, truncated or too large file, a label out of range, or a missing file.
+
+    Source: https://www.cs.toronto.edu/~kriz/cifar.html, "Binary version".
+    """
+    train, test = (
+        _join([_cifar_records(data, where, classes, labels=2)])
+        for _, data, where in _contents(paths, (CIFAR100_ARCHIVE, CIFAR100_FILES), MAX_CIFAR100)
+    )
+    return train, test
+
+
+def _contents(paths: list[Path], binary: tuple[str, tuple[str, ...]], most: int) -> Iterator[tuple[str, bytes, str]]:
+    """Yield name, content and place of each file; `binary` is the name of the binary archive and of its files."""
+    if len(paths) > 1:
+        for path in paths:
+            yield path.name, _read_bounded(path, most), str(path)
+        return
+    names = binary[1] if paths[0].name == binary[0] else PYTHON_BATCHES
+    files = read_tar(paths[0], names, most)
+    for name in names:
+        yield name, files.pop(name), f"{paths[0]}: {name}"
+
+
+def _read_bounded(path: Path, most: int) -> bytes:
     with path.open("rb") as file:
-        data = file.read(min(path.stat().st_size, MAX_MEMBER) + 1)
-    if len(data) > MAX_MEMBER:
-        raise ValueError(f"{path}: has more than {MAX_MEMBER:,} bytes, too many for a batch of CIFAR-10; {AGAIN}")
+        data = file.read(min(path.stat().st_size, most) + 1)
+    if len(data) > most:
+        raise ValueError(f"{path}: has more than {most:,} bytes, too many for a file of CIFAR; {AGAIN}")
     return data
 
 
-def _cifar_records(data: bytes, where: str, classes: int) -> Arrays:
-    """Parse records of one label byte and 3,072 pixel bytes (planes R, G, B) as views of `data`."""
-    if not data or len(data) % CIFAR_RECORD:
+def _cifar_records(data: bytes, where: str, classes: int, labels: int = 1) -> Arrays:
+    """Parse records of label bytes, of which the last counts, and 3,072 pixel bytes (planes R, G, B), as views."""
+    size = CIFAR_RECORD - 1 + labels
+    if not data or len(data) % size:
         raise ValueError(
-            f"{where}: cut short: has {len(data):,} bytes, expected a multiple of {CIFAR_RECORD:,} "
-            f"(records of one label and 3,072 pixels); {AGAIN}"
+            f"{where}: cut short: has {len(data):,} bytes, expected a multiple of {size:,} "
+            f"(records of {'one label' if labels == 1 else 'two labels'} and 3,072 pixels); {AGAIN}"
         )
-    records = np.frombuffer(data, np.uint8).reshape(-1, CIFAR_RECORD)
-    _check_labels(records[:, 0], where, classes)
-    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
+    records = np.frombuffer(data, np.uint8).reshape(-1, size)
+    _check_labels(records[:, labels - 1], where, classes)
+    return records[:, labels:].reshape(-1, 3, 32, 32), records[:, labels - 1]
+
+
+def _cifar_pickle(data: bytes, where: str, classes: int) -> Arrays:
+    """Parse a batch of the Python version: a dict with the pixels of each image in a row, and a list of labels."""
+    content = read_pickle(data, where)
+    fields = {}
+    if isinstance(content, dict):
+        fields = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    pixels, labels = fields.get("data"), fields.get("labels")
+    if not isinstance(pixels, np.ndarray) or not isinstance(labels, list):
+        raise ValueError(f"{where}: holds no array `data` and list `labels`, as a batch of CIFAR-10 does; {AGAIN}")
+    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * 32 * 32) or not labels:
+        raise ValueError(
+            f"{where}: its data are {pixels.dtype} {list(pixels.shape)}, expected uint8 [{len(labels)}, 3072], "
+            f"a row for each of N >= 1 labels; {AGAIN}"
+        )
+    if not all(type(label) is int and 0 <= label < 256 for label in labels):
+        raise ValueError(f"{where}: holds a label that is no number from 0 to {classes - 1}; {AGAIN}")
+    numbers = np.array(labels, np.uint8)
+    _check_labels(numbers, where, classes)
+    return pixels.reshape(-1, 3, 32, 32), numbers
 
 
 def _check_labels(labels: np.ndarray, where: str, classes: int) -> None:
@@ -167,7 +240,7 @@ def _join(batches: list[Arrays]) -> Arrays:
     return np.concatenate(images), np.concatenate(labels).astype(np.int64)
 
 
-def read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
+def read_tar(path: Path, wanted: tuple[str, ...], most: int = MAX_MEMBER) -> dict[str, bytes]:
     """Return the content of the regular files with these base names in a tar archive, gzipped or not.
 
     Only the classic header is read, which gives three guarantees that tarfile does not: bounded memory, no links and
@@ -178,7 +251,7 @@ def read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """
     found: dict[str, bytes] = {}
     with open_unpacked(path) as stream:
-        for name, content in _tar_files(stream, path):
+        for name, content in _tar_files(stream, path, most):
             if name in found:
                 raise ValueError(f"{path}: holds {name} twice; {AGAIN}")
             if name in wanted:
@@ -189,7 +262,7 @@ def read_tar(path: Path, wanted: tuple[str, ...]) -> dict[str, bytes]:
     return found
 
 
-def _tar_files(stream: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, bytes]]:
+def _tar_files(stream: io.BufferedIOBase, path: Path, most: int) -> Iterator[tuple[str, bytes]]:
     """Yield base name and content of each regular file, and read the stream to its end."""
     total = 0
     while (header := stream.read(TAR_BLOCK)) not in (b"", bytes(TAR_BLOCK)):
@@ -197,8 +270,8 @@ def _tar_files(stream: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, byt
         if kind in b"123456":  # links, devices, folders: no content follows, whatever size they claim
             size = 0
         padded = size + -size % TAR_BLOCK
-        if size > MAX_MEMBER:
-            raise ValueError(f"{path}: member {name!r} claims {size:,} bytes, too many for CIFAR-10; {AGAIN}")
+        if size > most:
+            raise ValueError(f"{path}: member {name!r} claims {size:,} bytes, too many for CIFAR; {AGAIN}")
         total = _bounded(total + TAR_BLOCK + padded, path)
         content = stream.read(padded)
         if len(content) < padded:
@@ -211,7 +284,7 @@ def _tar_files(stream: io.BufferedIOBase, path: Path) -> Iterator[tuple[str, byt
 
 def _bounded(total: int, path: Path) -> int:
     if total > MAX_ARCHIVE:
-        raise ValueError(f"{path}: unpacks to more than {MAX_ARCHIVE:,} bytes, too many for CIFAR-10; {AGAIN}")
+        raise ValueError(f"{path}: unpacks to more than {MAX_ARCHIVE:,} bytes, too many for CIFAR; {AGAIN}")
     return total
 
 

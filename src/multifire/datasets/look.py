@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from multifire.config import DataConfig
-from multifire.datasets.cache import SPLITS, cache_folder, open_split, read_record
-from multifire.datasets.registry import get_info
+from multifire.datasets import own_recordings
+from multifire.datasets.cache import OWN, SPLITS, cache_folder, open_split, read_record
+from multifire.datasets.registry import DatasetInfo, get_info
 from multifire.datasets.splits import EventSplit
 from multifire.utils import images
 
@@ -43,7 +44,7 @@ def describe(cfg: DataConfig, folder: Path) -> Figures:
     Raises:
         FileNotFoundError, ValueError: see `multifire.datasets.cache.read_record`.
     """
-    info, record = get_info(cfg.name), read_record(folder, cfg, Path(cfg.root))
+    info, record = _info(cfg), read_record(folder, cfg, Path(cfg.root))
     train, test = (record.splits[split] for split in SPLITS)
     labels, events, span_us, clipped = (
         np.array([*getattr(train, name), *getattr(test, name)]) for name in ("labels", "events", "span_us", "clipped")
@@ -63,7 +64,8 @@ def describe(cfg: DataConfig, folder: Path) -> Figures:
         )
     slices = f"of {cfg.duration_us / 1000:g} ms" if cfg.slicing == "duration" else f"of equal {cfg.slicing}"
     lines = [
-        f"sensor {info.size}×{info.size}, frames [T, 2, H, W] = [{', '.join(map(str, train.shape[1:]))}], {slices}",
+        f"sensor {info.width or info.size}×{info.size}, "
+        f"frames [T, 2, H, W] = [{', '.join(map(str, train.shape[1:]))}], {slices}",
         f"made from {', '.join(record.source_names)}; cells that saw more than 255 events: {clipped.sum():,}",
     ]
     if info.simulated:
@@ -76,7 +78,7 @@ def contact_sheet(cfg: DataConfig, folder: Path) -> Path:
     """Write a picture with the frame of most events of the first samples of each class; return its file."""
     split = _open(cfg, folder, "train")
     rows = []
-    for label in range(len(get_info(cfg.name).classes)):
+    for label in range(len(_info(cfg).classes)):
         chosen = split.rows[split.labels == label][:SAMPLES_OF_A_CLASS]
         rows.append([images.paint(_busiest(split.frames[row])) for row in chosen])
     path = folder / "contact-sheet.png"
@@ -100,9 +102,13 @@ def animate(cfg: DataConfig, name: str, index: int, out: Path) -> str:
     frames = images.paint(np.asarray(split.frames[split.rows[index]]))
     milliseconds = max(round(cfg.duration_us / 1000), 50) if cfg.slicing == "duration" else 100
     images.save(out, images.enlarge(frames, WIDTH), milliseconds)
-    info = get_info(cfg.name)
+    info = _info(cfg)
     simulated = ", simulated" if info.simulated else ""
     return f"{split.names[index]}: {info.classes[split.labels[index]]}{simulated}"
+
+
+def _info(cfg: DataConfig) -> DatasetInfo:
+    return own_recordings.describe(Path(cfg.root), cfg) if cfg.name == OWN else get_info(cfg.name)
 
 
 def _open(cfg: DataConfig, folder: Path, name: str) -> EventSplit:

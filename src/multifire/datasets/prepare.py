@@ -27,8 +27,9 @@ from typing import NamedTuple
 import numpy as np
 
 from multifire.config import DataConfig
-from multifire.datasets import cifar10_dvs, digits_dvs, dvs_gesture, nmnist
+from multifire.datasets import cifar10_dvs, digits_dvs, dvs_gesture, nmnist, own_recordings
 from multifire.datasets.cache import (
+    OWN,
     SPLITS,
     Record,
     SplitRecord,
@@ -50,6 +51,7 @@ FINDERS: dict[str, Callable[[Path, DataConfig], Source]] = {
     "cifar10-dvs": cifar10_dvs.find,
     "nmnist": nmnist.find,
     "digits-dvs": digits_dvs.find,
+    OWN: own_recordings.find,
 }
 Progress = Callable[[int, int], None]
 """Called with the number of finished recordings and of all recordings."""
@@ -101,21 +103,22 @@ def prepare(
         ValueError: a damaged recording, label file or archive, or a cache made from another source.
         OSError: the disk is full or fails; finished parts are kept.
     """
-    info = get_info(cfg.name)
-    if not info.events:
+    if cfg.name not in FINDERS:
         raise ValueError(f"{cfg.name} holds images, which need no preparation")
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
     folder = cache_folder(cfg, root)
-    if not rebuild and source is None and (folder / "cache.json").is_file():
+    if not rebuild and source is None and cfg.name != OWN and (folder / "cache.json").is_file():
         read_record(folder, cfg, root)
         return folder
-    location = root / cfg.name if source is None else source
     if source is not None and not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
+    default = own_recordings.home(root) if cfg.name == OWN else root / cfg.name
+    location = default if source is None else source
     found = FINDERS[cfg.name](location, cfg)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder.with_name(f"{folder.name}.lock"), _say_busy), _told_of_a_full_disk(folder):
+        rebuild = rebuild or (cfg.name == OWN and _has_changed(folder, cfg, root, found))
         if rebuild and folder.exists():
             (folder / "cache.json").unlink(missing_ok=True)
             shutil.rmtree(folder)
@@ -126,6 +129,14 @@ def prepare(
         _make_parts(parts, found, frame_options(cfg), workers or os.cpu_count() or 1, on_progress or (lambda *_: None))
         _join(folder, parts, cfg, found)
     return folder
+
+
+def _has_changed(folder: Path, cfg: DataConfig, root: Path, found: Source) -> bool:
+    """Return True if own recordings were added, changed or taken away since their frames were made."""
+    changed = (folder / "cache.json").is_file() and read_record(folder, cfg, root).source != found.fingerprint
+    if changed:
+        log.info("the recordings in %s have changed; their frames are made again", found.files[0])
+    return changed
 
 
 def _say_busy() -> None:
@@ -306,13 +317,15 @@ def _join(folder: Path, parts: Path, cfg: DataConfig, source: Source) -> None:
     if 0 in sizes:
         raise ValueError(f"{source.files[0]}: makes {sizes[0]:,} training and {sizes[1]:,} test samples; needs both")
     _report(cfg, sizes, splits)
-    write_record(folder, Record(cache_options(cfg), source.fingerprint, [path.name for path in source.files], splits))
+    names = [path.name for path in source.files]
+    own = (list(source.classes), list(source.sensor))
+    write_record(folder, Record(cache_options(cfg), source.fingerprint, names, splits, *own))
     for old in folder.glob("parts-*"):
         shutil.rmtree(old)
 
 
 def _report(cfg: DataConfig, sizes: tuple[int, ...], splits: dict[str, SplitRecord]) -> None:
-    published = get_info(cfg.name).published_sizes
+    published = sizes if cfg.name == OWN else get_info(cfg.name).published_sizes
     if sizes != published:
         log.warning(
             "%s: %s training and %s test samples; the published data set has %s and %s",

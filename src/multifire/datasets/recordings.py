@@ -75,6 +75,10 @@ class Source:
     """Changes when the recordings do."""
     jobs: Callable[[Container[str], Path], Iterator[Job]]
     """Jobs without those whose keys are in the container; the folder is for copies of recordings."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, if the data set is not in the registry."""
+    sensor: tuple[int, ...] = ()
+    """Height and width of the sensor, if the data set is not in the registry."""
 
 
 def fingerprint(files: Sequence[Path], names: Iterable[str] = ()) -> str:

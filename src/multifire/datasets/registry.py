@@ -1,11 +1,24 @@
 """The known data sets: sizes, classes, normalisation, where to get them. Imports neither torch nor NumPy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+from multifire.config import DataConfig
 from multifire.utils.errors import unknown
 
 DIGIT_NAMES = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_LABELS = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
+CIFAR100_NAMES = tuple(CIFAR100_LABELS.split())
 GESTURE_NAMES = (
     "hand clapping",
     "right hand wave",
@@ -37,12 +50,12 @@ class Download:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Description of a data set, known before it is read."""
+    """Description of a data set; of those in DATASETS it is known before they are read."""
 
     about: str
     channels: int
     size: int
-    """Height and width of an image or a sensor, in pixels."""
+    """Height of an image or a sensor, in pixels, and its width unless `width` says otherwise."""
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     """Mean of each channel over the training images, for pixels in 0..1; empty for events, not normalised."""
@@ -60,6 +73,15 @@ class DatasetInfo:
     """True if the events are computed from images."""
     mirror: tuple[int, ...] = ()
     """Class of the mirror image of each class; empty if it is the class itself."""
+    width: int | None = None
+    """Width of an image or a sensor, in pixels; None: as the height."""
+    timesteps: int | None = None
+    """Number of frames T of each sample of event frames that were made elsewhere; None: DataConfig.timesteps."""
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of an image or a sensor, in pixels."""
+        return self.size, self.width or self.size
 
 
 def _idx_downloads(base_url: str, sizes_and_md5s: dict[str, tuple[int, str]]) -> tuple[Download, ...]:
@@ -93,6 +115,23 @@ DATASETS: dict[str, DatasetInfo] = {
                 filename="cifar-10-binary.tar.gz",
                 size=170_052_171,
                 checksum="sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+            ),
+        ),
+    ),
+    "cifar100": DatasetInfo(
+        about="CIFAR-100: small colour photographs of a hundred kinds of thing",
+        channels=3,
+        size=32,
+        classes=CIFAR100_NAMES,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        published_sizes=(50_000, 10_000),
+        downloads=(
+            Download(
+                url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+                filename="cifar-100-binary.tar.gz",
+                size=168_513_733,
+                checksum="sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
             ),
         ),
     ),
@@ -195,12 +234,58 @@ DATASETS: dict[str, DatasetInfo] = {
 }
 
 
-def get_info(name: str) -> DatasetInfo:
-    """Return the description of the data set `name`.
+OWN_DATA: dict[str, str] = {
+    "folder": "own pictures: train/CLASS/*.png, jpg or webp, and test/CLASS likewise",
+    "npz": "own arrays: x_train, y_train, x_test, y_test, or images and labels, in one .npz file",
+    "recordings": "own recordings of an event camera: CLASS/FILE in any format that `multifire data prepare` knows",
+}
+"""Data sets whose classes and sizes are known when they are read."""
+REGISTERED: dict[str, Callable[[DataConfig], Any]] = {}
+"""Functions that return an own data set; see `register_dataset`."""
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+
+def register_dataset(name: str) -> Callable[[Maker], Maker]:
+    """Register a function or class as the data set `name`, for `--data.name NAME` and `multifire.datasets.load`.
+
+    It is called with the DataConfig of a run and returns a `multifire.datasets.Dataset`, a pair (train, test), or an
+    object with the attributes `train` and `test`. Each part is a pair of arrays (samples, labels) as for `from_arrays`,
+    or a torch Dataset. An attribute `classes` names the classes, an attribute `augment` is called on training batches
+    (see `multifire.datasets.loader.Augment`).
 
     Raises:
-        ValueError: unknown data set; suggests the nearest name.
+        ValueError: the name exists.
     """
+
+    def register(maker: Maker) -> Maker:
+        if name in DATASETS or is_own(name):
+            raise ValueError(f"a data set {name!r} exists already; register yours under another name")
+        REGISTERED[name] = maker
+        return maker
+
+    return register
+
+
+def is_own(name: str) -> bool:
+    """Return True if the description of the data set `name` comes from its samples."""
+    return name in OWN_DATA or name in REGISTERED
+
+
+def needs_preparation(name: str) -> bool:
+    """Return True if the data set `name` holds recordings, which `multifire data prepare` cuts into frames."""
+    return name == "recordings" or (not is_own(name) and get_info(name).events)
+
+
+def get_info(name: str) -> DatasetInfo:
+    """Return the description of the data set `name`, which is known before it is read.
+
+    Raises:
+        ValueError: unknown data set (suggests the nearest name), or one that must be read; see `describe`.
+    """
+    if is_own(name):
+        raise ValueError(
+            f"the classes of {name!r} are known when its samples are read; use multifire.datasets.describe"
+        )
     if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+        raise unknown("data set", name, [*DATASETS, *OWN_DATA, *REGISTERED])
     return DATASETS[name]

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images [N, C, H, W] uint8 and their labels [N] int64."""
+    """Images [N, C, H, W], uint8 or float32, and their labels [N] int64."""
 
     images: "np.ndarray"
     labels: "np.ndarray"
 
     def __post_init__(self):
         assert self.images.ndim == 4
-        assert self.images.dtype == "uint8"
+        assert self.images.dtype in ("uint8", "float32")
         assert self.labels.dtype == "int64"
         assert self.labels.shape == self.images.shape[:1]
 

@@ -16,13 +16,13 @@ from rich.live import Live
 
 from multifire.analysis.evaluate import check_margin, margins
 from multifire.config import DataConfig
-from multifire.datasets import DatasetInfo, get_info
+from multifire.datasets import DatasetInfo, describe, input_size
 from multifire.datasets.cache import frame_options
 from multifire.events import Recording, frames_of_windows, open_recording
 from multifire.events.live import LiveFrame, LiveFrames, Records, UdpRecords
 from multifire.events.recording import Packed
 from multifire.export import fold
-from multifire.nn import SpikingResNet
+from multifire.nn import SpikingNetwork, require_known
 from multifire.training.load_run import load_run
 from multifire.utils.device import autocast, pick_device
 from multifire.utils.log import log
@@ -52,7 +52,7 @@ class Prediction(NamedTuple):
 
 @torch.inference_mode()
 def classify(
-    model: SpikingResNet,
+    model: SpikingNetwork,
     frames: Iterable[np.ndarray],
     timesteps: int,
     margin: float | None = None,
@@ -139,7 +139,7 @@ def _open(path: Path, info: DatasetInfo) -> Recording:
     if recording.sensor_size is not None:
         return recording
     recording.close()
-    return open_recording(path, sensor_size=(info.size, info.size))
+    return open_recording(path, sensor_size=info.height_width)
 
 
 def _frames_of_recording(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[LiveFrame]:
@@ -162,7 +162,7 @@ def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo) -> UdpRecor
         raise ValueError(
             "this run was trained on images, expected events to follow; play an .npy file or a folder of them"
         )
-    size = (info.size, info.size)
+    size = info.height_width
     return Records(file, size, "standard input") if port is None else UdpRecords(port, size)
 
 
@@ -195,8 +195,7 @@ def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{file}: not an .npy array of numbers ({' '.join(str(error).split())})") from None
-    size = cfg.frame_size if info.events else info.size
-    shape = (info.channels, size, size)
+    shape = (info.channels, *input_size(cfg, info))
     if array.dtype.kind not in "uif" or array.ndim not in (3, 4) or array.shape[-3:] != shape:
         raise ValueError(
             f"{file}: {array.dtype} {list(array.shape)}, expected numbers [T, C, H, W] with C, H, W = "
@@ -232,9 +231,10 @@ class Player:
             check_margin(margin)
         target = pick_device(device)
         run = load_run(folder, which)
+        require_known(run.model, "multifire run")
         self.cfg = run.cfg
         self.model = fold(run.model).to(target)  # computes the same in less time
-        self.info, self.margin = get_info(self.cfg.data.name), margin
+        self.info, self.margin = describe(self.cfg.data), margin
         self.latencies = Latencies()
         self.decisions = 0
 
@@ -245,14 +245,12 @@ class Player:
     def follow(self, file: BinaryIO, port: int | None) -> None:
         """Print the predictions for events from a UDP port or, if `port` is None, from an open file, until they end."""
         with open_stream(port, file, self.info) as records:
-            size = (self.info.size, self.info.size)
-            live = LiveFrames(size, frame_options(self.cfg.data), "a stream")
+            live = LiveFrames(self.info.height_width, frame_options(self.cfg.data), "a stream")
             CONSOLE.print(f"following {records.name}; Ctrl-C ends", highlight=False, markup=False)
             self._show(frame.counts for frame in follow(live, records))
 
     def _show(self, frames: Iterator[np.ndarray]) -> None:
-        size = self.cfg.data.frame_size if self.info.events else self.info.size
-        blank_CHW = np.zeros((self.info.channels, size, size), np.float32)
+        blank_CHW = np.zeros((self.info.channels, *input_size(self.cfg.data, self.info)), np.float32)
         list(classify(self.model, [blank_CHW], 1, None, self.cfg.precision))  # warm-up: the first call is slow
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Live(console=CONSOLE, transient=True)) if CONSOLE.is_terminal else None

@@ -35,6 +35,7 @@ class Plan:
 def plan(cfg: RunConfig) -> Plan:
     """Train and evaluate the network of `cfg` on a few random batches, and extrapolate to the whole run."""
     device = pick_device(cfg.device)
+    cfg, info = datasets.describe_run(cfg)
     network = Network(cfg, device)
     timed = alternate({"train": network.step, "evaluate": network.evaluate}, STEPS, device)
     step_seconds, evaluation_seconds = median(timed["train"]), median(timed["evaluate"])
@@ -43,7 +44,7 @@ def plan(cfg: RunConfig) -> Plan:
     start = time.perf_counter()
     peak = peak_in_own_process(cfg)
     start_seconds = time.perf_counter() - start
-    train, test = datasets.get_info(cfg.data.name).published_sizes
+    train, test = info.published_sizes
     held_out = int(train * cfg.data.validation)
     steps = _batches(min(train - held_out, cfg.data.limit or train), cfg)
     epoch_seconds = steps * step_seconds + _batches(held_out or test, cfg) * evaluation_seconds

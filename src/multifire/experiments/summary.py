@@ -9,7 +9,7 @@ from multifire import datasets
 from multifire.analysis import Energy, measure_energy
 from multifire.analysis.probe import preserve_state
 from multifire.config import RECIPES, RunConfig, get_recipe
-from multifire.nn import SpikingResNet, kept_for_backward, model_from_config
+from multifire.nn import SpikingNetwork, kept_for_backward, model_from_config, require_known
 from multifire.training.data import load_batches
 from multifire.training.load_run import load_run
 from multifire.utils.device import autocast, pick_device
@@ -75,15 +75,16 @@ def summarise(name: str, root: str | None = None) -> Summary:
         run = load_run(Path(name))
         model, cfg, source = run.model, run.cfg, f"{name}, {run.which} checkpoint"
     else:
-        cfg = get_recipe(name)
+        cfg, _ = datasets.describe_run(get_recipe(name))
         torch.manual_seed(cfg.seed)
         model, source = model_from_config(cfg.model, cfg.backend), f"{name}, untrained"
+    require_known(model, "multifire summary")
     model.to(device).train(not trained)
     if root is not None:
         cfg = replace(cfg, data=replace(cfg.data, root=root))
-    info = datasets.get_info(cfg.data.name)
-    size = cfg.data.frame_size if info.events else info.size
-    frames = torch.rand(cfg.data.timesteps, 2, cfg.model.in_channels, size, size, device=device)
+    info = datasets.describe(cfg.data)
+    size = datasets.input_size(cfg.data, info)
+    frames = torch.rand(cfg.data.timesteps, 2, cfg.model.in_channels, *size, device=device)
     missing_data = ""
     try:
         batches = load_batches(cfg, device).test_analysis.epoch(0)
@@ -100,7 +101,7 @@ def summarise(name: str, root: str | None = None) -> Summary:
     return Summary(cfg, source, _rows(model, energy, not missing_data), energy, missing_data, kept, 3 * weights)
 
 
-def _rows(model: SpikingResNet, energy: Energy, has_data: bool) -> list[Row]:
+def _rows(model: SpikingNetwork, energy: Energy, has_data: bool) -> list[Row]:
     """Return a row for each connection; its parameters include those of the norm that follows it."""
     rows = []
     for connection in energy.connections:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multifire.config import RunConfig
-from multifire.config.architecture import parse_model_name
+from multifire.config.architecture import architecture, is_own_network
 from multifire.config.json_format import flatten_config
 
 LEVELS = (1, 2, 3)
@@ -48,9 +48,8 @@ def variations(kind: str, cfg: RunConfig, vary: Sequence[str]) -> dict[str, list
     Raises:
         ValueError: a text of another form, a field twice, or nothing to vary.
     """
-    depth = 6 * parse_model_name(cfg.model.name)[1] + 2
     fields: dict[str, list[str]] = {
-        "ablation": {"model.name": _model_names([depth]), "model.levels": [str(k) for k in LEVELS]},
+        "ablation": {"model.name": _model_names([_depth(cfg)]), "model.levels": [str(k) for k in LEVELS]},
         "depth": {"model.name": _model_names(DEPTHS)},
         "grid": {},
     }[kind]
@@ -68,6 +67,10 @@ def variations(kind: str, cfg: RunConfig, vary: Sequence[str]) -> dict[str, list
     if not fields:
         raise ValueError("nothing to vary: give --vary FIELD=V1,V2, such as --vary optim.lr=0.1,0.05")
     return fields
+
+
+def _depth(cfg: RunConfig) -> int:
+    return 20 if is_own_network(cfg.model.name) else architecture(cfg.model.name).depth
 
 
 def _model_names(depths: Sequence[int]) -> list[str]:

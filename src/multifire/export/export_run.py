@@ -4,10 +4,11 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from multifire.datasets import get_info
+from multifire.datasets import describe, input_size
 from multifire.export.int8 import quantise_network
 from multifire.export.pretrained import save_pretrained
 from multifire.export.provenance import make_provenance
+from multifire.nn import require_known
 from multifire.training.load_run import load_run
 
 ENDINGS = {"onnx": ".onnx", "onnx-int8": "-int8.onnx", "nir": ".nir", "pretrained": "-pretrained"}
@@ -29,21 +30,22 @@ def write_run(folder: Path, to: str, out: Path | None = None, which: str | None 
     """
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
+    require_known(model, "multifire export")
     provenance = make_provenance(folder, run.which)
-    info = get_info(cfg.data.name)
-    side = cfg.data.frame_size if info.events else info.size
+    info = describe(cfg.data)
+    size = input_size(cfg.data, info)
     path = out or folder / f"{run.which}{'-step' if step else ''}{ENDINGS[to]}"
     if to == "pretrained":
         save_pretrained(model, path, provenance)
         return path
     module = import_format(to)
     if to == "onnx":
-        module.write_onnx(path, model, (side, side), provenance, step=step)
+        module.write_onnx(path, model, size, provenance, step=step)
     elif to == "onnx-int8":
         network = quantise_network(model, cfg.model, info.events)
-        module.write_onnx_int8(path, model, network, (side, side), provenance, step=step)
+        module.write_onnx_int8(path, model, network, size, provenance, step=step)
     else:
-        module.write_nir(path, model, (side, side), provenance)
+        module.write_nir(path, model, size, provenance)
     return path
 
 

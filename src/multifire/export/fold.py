@@ -12,7 +12,7 @@ import copy
 from torch import Tensor, nn
 
 from multifire import ops
-from multifire.nn import ConvFire, ConvNorm, SpikingResNet, Stream, Streaming, TdBatchNorm2d
+from multifire.nn import ConvFire, ConvNorm, SpikingNetwork, Stream, Streaming, TdBatchNorm2d
 from multifire.nn.block import convolve, is_static_input
 
 
@@ -66,7 +66,7 @@ class Shift(nn.Module):
         return x_TNCHW - self.mean.view(-1, 1, 1)
 
 
-def fold(model: SpikingResNet) -> SpikingResNet:
+def fold(model: SpikingNetwork) -> SpikingNetwork:
     """Return a copy of the network for evaluation, with its norms folded into its convolutions; it computes the same.
 
     Every ConvFire becomes a FoldedFire, a plain block's shortcut becomes a convolution with a bias, and an input norm

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor, nn
 
 from multifire.export.fold import FoldedFire, Shift
-from multifire.nn import MLF, DSBlock, PlainBlock, SpikingResNet
+from multifire.nn import MLF, DSBlock, PlainBlock, SpikingNetwork
 
 Value = TypeVar("Value")
 
@@ -38,7 +38,7 @@ class Target(Protocol[Value]):
         ...
 
 
-def trace(model: SpikingResNet, x: Value, to: Target[Value]) -> Value:
+def trace(model: SpikingNetwork, x: Value, to: Target[Value]) -> Value:
     """Call the operations of a target for one time step of a folded network; return the logits."""
     if isinstance(model.input_norm, Shift):
         x = to.shift(x, model.input_norm.mean, "input_norm")
@@ -50,7 +50,10 @@ def trace(model: SpikingResNet, x: Value, to: Target[Value]) -> Value:
 
 
 def _trace_block(x: Value, block: nn.Module, name: str, to: Target[Value]) -> Value:
-    assert isinstance(block, DSBlock | PlainBlock)
+    if not isinstance(block, DSBlock | PlainBlock):
+        raise ValueError(
+            f"{name} is a {type(block).__name__}, which the format cannot hold; expected ds or plain blocks"
+        )
     residual = x
     if isinstance(block, DSBlock) and block.shortcut is not None:
         residual = _fire(x, block.shortcut, f"{name}.shortcut", to)

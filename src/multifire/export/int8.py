@@ -30,7 +30,7 @@ from multifire.export.int8_conv import LARGEST_ACTIVATION, LARGEST_WEIGHT, Count
 from multifire.export.int8_conv import LARGEST_SUM as LARGEST_SUM
 from multifire.export.int8_conv import vendor_has_int8 as vendor_has_int8
 from multifire.export.provenance import KEY, KINDS, accuracy_record, make_provenance, read_provenance, stored
-from multifire.nn import MLF, SpikingResNet, Stream, Streaming, StreamState, model_from_config
+from multifire.nn import MLF, SpikingNetwork, Stream, Streaming, StreamState, model_from_config
 from multifire.nn.block import convolve, is_static_input
 from multifire.training.load_run import load_run
 from multifire.utils.progress import Bar
@@ -107,6 +107,8 @@ class Int8MLF(Streaming):
             state=stream and stream.take(),
             return_state=stream is not None,
             timesteps=timesteps,
+            reset=self.neuron.reset,
+            membranes=self.neuron.membranes,
             backend=self.neuron.backend,
         )
         if stream is not None and state is not None:
@@ -115,13 +117,13 @@ class Int8MLF(Streaming):
 
 
 class Int8Network(nn.Module):
-    """An int8 network for CPUs with the interface of SpikingResNet; `quantise_network` and `load_int8` return it.
+    """An int8 network for CPUs with the interface of SpikingNetwork; `quantise_network` and `load_int8` return it.
 
     If `counts` is True, inputs are event counts, which the stem convolves as integers; it convolves images as floats.
     """
 
     def __init__(
-        self, network: SpikingResNet, model: ModelConfig, counts: bool, provenance: dict[str, Any] | None = None
+        self, network: SpikingNetwork, model: ModelConfig, counts: bool, provenance: dict[str, Any] | None = None
     ):
         super().__init__()
         self.network, self.model, self.counts, self.provenance = network, model, counts, provenance
@@ -139,7 +141,7 @@ class Int8Network(nn.Module):
         return logits_TNL if per_step else logits_TNL.mean(0)
 
     def step(self, frame_NCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """Compute one time step of a stream; see `SpikingResNet.step`."""
+        """Compute one time step of a stream; see `SpikingNetwork.step`."""
         return self.network.step(frame_NCHW.float(), state)
 
 
@@ -150,7 +152,7 @@ class Widen(nn.Module):
         return x.float()
 
 
-def quantise_network(trained: SpikingResNet, model: ModelConfig, counts: bool) -> Int8Network:
+def quantise_network(trained: SpikingNetwork, model: ModelConfig, counts: bool) -> Int8Network:
     """Return the int8 network of a trained one: norms folded, weights quantised.
 
     Args:
@@ -205,7 +207,7 @@ def export_run(
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
     provenance = make_provenance(folder, run.which)
-    info = datasets.get_info(cfg.data.name)
+    info = datasets.describe(cfg.data)
     network, accuracy = quantise_network(model, cfg.model, info.events), None
     if measure:
         data = datasets.load(cfg.data.name, cfg.data.root if root is None else root, cfg.data)
@@ -267,8 +269,10 @@ def load_int8(path: str | Path, backend: str = "auto") -> Int8Network:
     return Int8Network(network, model, counts, provenance)
 
 
-def _skeleton(folded: SpikingResNet, model: ModelConfig, counts: bool) -> SpikingResNet:
+def _skeleton(folded: SpikingNetwork, model: ModelConfig, counts: bool) -> SpikingNetwork:
     """Return an int8 network with the layers and shapes of a folded one, whose weights are still to be filled in."""
+    if folded.stem.neuron.signed:
+        raise ValueError("int8 has activations 0, 1, 2, ..., found signed=True, whose levels also fire -1")
     residual, blocks = parse_model_name(model.name)
     if residual != "ds":
         raise ValueError(f"{model.name} adds before firing, so sums are not integers; int8 is for ds_resnet networks")
@@ -306,7 +310,7 @@ def largest_activation(model: ModelConfig) -> int:
     return model.levels * (1 + parse_model_name(model.name)[1])
 
 
-def _check_sums(network: SpikingResNet, model: ModelConfig, source: str) -> None:
+def _check_sums(network: SpikingNetwork, model: ModelConfig, source: str) -> None:
     """Raise a ValueError if a weight is -128, or if a layer's sums may exceed 2^24."""
     for name, layer in network.named_modules():
         if isinstance(layer, Int8Conv2d):

@@ -37,7 +37,7 @@ from multifire.export.fold import fold
 from multifire.export.graph import trace
 from multifire.export.onnx_digest import MAX_TEXT_BYTES
 from multifire.export.provenance import KEY, KEYS, stored
-from multifire.nn import MLF, ConvFire, SpikingResNet, config_of_model, model_from_config
+from multifire.nn import MLF, ConvFire, SpikingNetwork, config_of_model, model_from_config
 from multifire.utils.files import write_atomic
 
 NIR_VERSION = 1
@@ -51,6 +51,8 @@ MAX_ARRAY_BYTES = 1 << 29
 """Maximum size of one array."""
 MAX_OBJECTS = 100_000
 """Maximum number of arrays or edges; DS-ResNet254 has 7,670 arrays and 9,913 edges."""
+LEARNED = "neurons"
+"""Key of the metadata with the learned numbers."""
 METADATA = "node/metadata/"
 DIGEST = f"{METADATA}digest"
 KINDS = {"AvgPool2d", "Affine", "Conv2d", "Flatten", "Input", "LIF", "NIRGraph", "Output"}
@@ -114,7 +116,7 @@ def _array(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
-def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str] | None = None) -> nir.NIRGraph:
+def to_nir(model: SpikingNetwork, size: tuple[int, int], metadata: dict[str, str] | None = None) -> nir.NIRGraph:
     """Return a network as a NIR graph for frames of H × W, in the network's precision.
 
     Args:
@@ -123,11 +125,13 @@ def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str]
         metadata: further texts for the graph's metadata.
 
     Raises:
-        ValueError: the decay is not in [0, 1), so no LIF of NIR computes the same.
+        ValueError: the decay is not in [0, 1), or a neuron is no MLF neuron, so no LIF of NIR computes the same.
     """
-    decay = model.stem.neuron.decay
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay is {decay}, expected 0 <= decay < 1: a LIF of NIR has τ = 1/(1 - decay)")
+    neurons = {name: module for name, module in model.named_modules() if isinstance(module, MLF)}
+    for neuron in neurons.values():
+        neuron.refuse_other_members("a LIF of NIR")
+        if not 0 <= neuron.decay < 1:
+            raise ValueError(f"decay is {neuron.decay}, expected 0 <= decay < 1: a LIF of NIR has τ = 1/(1 - decay)")
     folded = fold(model) if isinstance(model.stem, ConvFire) else model
     target = NirNodes(size)
     shape = (model.in_channels, *size)
@@ -138,11 +142,34 @@ def to_nir(model: SpikingResNet, size: tuple[int, int], metadata: dict[str, str]
         "discretisation": DISCRETISATION,
         "dt": "1.0",
         "model": json.dumps(dataclasses.asdict(config_of_model(model))),
+        **_learned_numbers(neurons),
     }
     return nir.NIRGraph(target.nodes, target.edges, metadata={**(metadata or {}), **described})
 
 
-def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], provenance: dict[str, Any]) -> None:
+def _learned_numbers(neurons: dict[str, MLF]) -> dict[str, str]:
+    """Return the metadata with each layer's thresholds and decay, if learned: a configuration has one value of each."""
+    if not any(neuron.is_learned for neuron in neurons.values()):
+        return {}
+    numbers = {name: [list(neuron.thresholds), neuron.decay] for name, neuron in neurons.items()}
+    return {LEARNED: json.dumps(numbers)}
+
+
+def _set_learned_numbers(model: SpikingNetwork, graph: nir.NIRGraph, name: str) -> None:
+    """Give the neurons of a network with constant thresholds the numbers that `_learned_numbers` wrote."""
+    try:
+        numbers = json.loads(graph.metadata[LEARNED])
+        for key, neuron in model.named_modules():
+            if isinstance(neuron, MLF):
+                thresholds, decay = numbers[key]
+                if len(thresholds) != neuron.levels or not 0 <= decay < 1 or not all(map(math.isfinite, thresholds)):
+                    raise ValueError(f"those of {key} are {thresholds}, {decay}")
+                neuron.initial_thresholds, neuron.initial_decay = tuple(map(float, thresholds)), float(decay)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name}: its metadata have no valid learned thresholds and decays ({error})") from None
+
+
+def write_nir(path: Path, model: SpikingNetwork, size: tuple[int, int], provenance: dict[str, Any]) -> None:
     """Write a network with its provenance as a NIR file, after checking that `from_nir` reads the same weights back."""
     graph = to_nir(model, size, {KEY: json.dumps(provenance)})
     content = io.BytesIO()
@@ -154,7 +181,7 @@ def write_nir(path: Path, model: SpikingResNet, size: tuple[int, int], provenanc
     write_atomic(path, content.getvalue())
 
 
-def from_nir(source: nir.NIRGraph | str | Path) -> SpikingResNet:
+def from_nir(source: nir.NIRGraph | str | Path) -> SpikingNetwork:
     """Return the folded network of a NIR graph or file that multifire wrote.
 
     Raises:
@@ -167,7 +194,10 @@ def from_nir(source: nir.NIRGraph | str | Path) -> SpikingResNet:
     size = _frame_size(graph, cfg, name)
     voting = graph.nodes["voting"]
     assert isinstance(voting, nir.Affine)
-    model = fold(model_from_config(cfg)).to(torch.from_numpy(voting.weight).dtype)
+    constant = dataclasses.replace(cfg, learn_thresholds=False, learn_decay=False)
+    model = fold(model_from_config(constant)).to(torch.from_numpy(voting.weight).dtype)
+    if cfg != constant:
+        _set_learned_numbers(model, graph, name)
     expected = to_nir(model, size)
     _check_graph(graph, expected, name)
     tensors = {}

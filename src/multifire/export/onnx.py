@@ -1,9 +1,9 @@
 """Export a network to ONNX with standard operators only, for any ONNX runtime.
 
-The graph of a step takes a frame [N, C, H, W] and every layer's membranes u·(1 - s) [K, N, C, H, W], and returns the
-frame's logits [N, classes] and the new membranes. The graph of a sequence [T, N, C, H, W] is ONNX's Scan over that step
-and the mean of its logits. T and N are free. torch's exporter is not used: it unrolls time, takes minutes, and writes
-the machine's paths into the file.
+The graph of a step takes a frame [N, C, H, W] and every layer's membranes after the reset [K, N, C, H, W], or
+[1, N, C, H, W] if the levels share one, and returns the frame's logits [N, classes] and the new membranes. The graph of
+a sequence [T, N, C, H, W] is ONNX's Scan over that step and the mean of its logits. T and N are free. torch's exporter
+is not used: it unrolls time, takes minutes, and writes the machine's paths into the file.
 """
 
 import copy
@@ -24,7 +24,7 @@ from multifire.export.fold import fold
 from multifire.export.graph import trace
 from multifire.export.onnx_digest import append_digest
 from multifire.export.provenance import KEY
-from multifire.nn import MLF, SpikingResNet
+from multifire.nn import MLF, SpikingNetwork
 from multifire.utils.files import write_atomic
 
 OPSET = 18
@@ -67,19 +67,39 @@ class OnnxStep:
         return self._shaped(out, x, conv)
 
     def fire(self, current: str, neuron: MLF, name: str) -> str:
-        levels, (channels, height, width) = len(neuron.thresholds), self._shapes[current]
         before, after = f"{name}.before", f"{name}.after"
-        thresholds = np.array(neuron.thresholds, self._dtype).reshape(-1, 1, 1, 1, 1)
         decayed = self.node("Mul", [before, self.constant(f"{name}.decay", np.array(neuron.decay))], f"{name}.decayed")
         u = self.node("Add", [decayed, current], f"{name}.u")
-        fired = self.node("Greater", [u, self.constant(f"{name}.thresholds", thresholds)], f"{name}.fired")
-        self.node("Where", [fired, self.constant("zero", np.array(0.0)), u], after)
+        thresholds = np.array(neuron.thresholds, self._dtype).reshape(-1, 1, 1, 1, 1)
+        theta = self.constant(f"{name}.thresholds", thresholds)
+        fired = self.node("Greater", [u, theta], f"{name}.fired")
         spikes = self.node("Cast", [fired], f"{name}.spikes", to=_element(self._dtype))
+        if neuron.signed:
+            falls = self.node("Less", [u, self.constant(f"{name}.negative", -thresholds)], f"{name}.falls")
+            negative = self.node("Cast", [falls], f"{name}.falling", to=_element(self._dtype))
+            spikes = self.node("Sub", [spikes, negative], f"{name}.signed")
+            fired = self.node("Or", [fired, falls], f"{name}.either")
         axis = self.constant("first_axis", np.array([0]))
         out = self.node("ReduceSum", [spikes, axis], f"{name}.out", keepdims=0)
-        self.membranes.append((before, after, (levels, channels, height, width)))
-        self._shapes[out] = self._shapes[current]
+        self._reset(u, theta, spikes, fired, neuron, name)
+        shape = self._shapes[out] = self._shapes[current]
+        self.membranes.append((before, after, (1 if neuron.membranes == "shared" else neuron.levels, *shape)))
         return out
+
+    def _reset(self, u: str, theta: str, spikes: str, fired: str, neuron: MLF, name: str) -> None:
+        """Add what the membranes keep, as `multifire.ops.reference` does."""
+        after = f"{name}.after"
+        if neuron.reset == "subtract":
+            axis = self.constant("first_axis", np.array([0]))
+            if neuron.membranes == "shared":
+                cost = self.node("ReduceSum", [spikes, axis], f"{name}.cost", keepdims=1)
+            else:
+                cost = self.node("Mul", [theta, spikes], f"{name}.cost")
+            self.node("Sub", [u, cost], after)
+            return
+        if neuron.reset == "any":  # if any level fires, the first does
+            fired = self.node("Gather", [fired, self.constant("first_level", np.array([0]))], f"{name}.any", axis=0)
+        self.node("Where", [fired, self.constant("zero", np.array(0.0)), u], after)
 
     def add(self, a: str, b: str, name: str) -> str:
         out = self.node("Add", [a, b], f"{name}.out")
@@ -108,7 +128,7 @@ def _element(dtype: type) -> int:
 
 
 def onnx_graph(
-    folded: SpikingResNet,
+    folded: SpikingNetwork,
     size: tuple[int, int],
     *,
     step: bool = False,
@@ -173,7 +193,7 @@ def _sequence(
 
 
 def write_onnx(
-    path: Path, model: SpikingResNet, size: tuple[int, int], provenance: dict[str, Any], *, step: bool = False
+    path: Path, model: SpikingNetwork, size: tuple[int, int], provenance: dict[str, Any], *, step: bool = False
 ) -> None:
     """Write a network with its provenance as an ONNX file, after checking that the file computes the same.
 
@@ -201,7 +221,7 @@ def metadata(provenance: dict[str, Any], step: bool, weights: str) -> dict[str, 
 
 
 @torch.no_grad()
-def check(content: bytes, folded: SpikingResNet, size: tuple[int, int], *, step: bool) -> None:
+def check(content: bytes, folded: SpikingNetwork, size: tuple[int, int], *, step: bool) -> None:
     """Compare an ONNX file with its network on a few frames of noise.
 
     In float64, in which no spike flips by rounding, the logits of ONNX's reference evaluator must equal the network's

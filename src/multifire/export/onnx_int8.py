@@ -19,7 +19,7 @@ from multifire.export.fold import fold
 from multifire.export.int8 import SAMPLES_AT_ONCE, Int8Conv2d, Int8MLF, Int8Network
 from multifire.export.onnx import OnnxStep, check_predictions, metadata, onnx_graph, run_frames, zero_states
 from multifire.export.onnx_digest import append_digest
-from multifire.nn import SpikingResNet
+from multifire.nn import SpikingNetwork
 from multifire.utils.files import write_atomic
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -65,7 +65,7 @@ def _per_pixel(values: Tensor) -> Tensor:
 
 def write_onnx_int8(
     path: Path,
-    model: SpikingResNet,
+    model: SpikingNetwork,
     network: Int8Network,
     size: tuple[int, int],
     provenance: dict[str, Any],
@@ -94,7 +94,7 @@ def write_onnx_int8(
 
 
 @torch.no_grad()
-def check(content: bytes, folded: SpikingResNet, network: Int8Network, size: tuple[int, int], *, step: bool) -> None:
+def check(content: bytes, folded: SpikingNetwork, network: Int8Network, size: tuple[int, int], *, step: bool) -> None:
     """Compare an ONNX file with its int8 network on a few frames: the activations of each layer, and the predictions.
 
     Raises:

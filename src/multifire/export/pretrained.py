@@ -18,7 +18,7 @@ from multifire.config.json_format import model_config
 from multifire.config.parameters import count_parameters
 from multifire.export import hub
 from multifire.export.provenance import KEY, KEYS, describe, read_provenance, stored
-from multifire.nn import SpikingResNet, config_of_model, model_from_config
+from multifire.nn import SpikingNetwork, config_of_model, model_from_config
 from multifire.utils.files import write_atomic, write_json
 from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
 
@@ -28,7 +28,7 @@ MAX_CONFIG_BYTES = 1 << 20
 """Maximum size of config.json: parsed JSON takes many times its size in memory."""
 
 
-def save_pretrained(model: SpikingResNet, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
+def save_pretrained(model: SpikingNetwork, folder: str | Path, provenance: dict[str, Any] | None = None) -> None:
     """Save the network and its provenance in a folder, which is created if necessary.
 
     Raises:
@@ -46,7 +46,7 @@ def save_pretrained(model: SpikingResNet, folder: str | Path, provenance: dict[s
     write_atomic(folder / "README.md", _card(model, provenance).encode())
 
 
-def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str | None = None) -> SpikingResNet:
+def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str | None = None) -> SpikingNetwork:
     """Load a network that `save_pretrained` wrote, in evaluation mode.
 
     Args:

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from multifire import __version__
+from multifire import __version__, datasets
 from multifire.config import RunConfig
-from multifire.datasets import get_info
 from multifire.training.checkpoint import CHECKPOINT_VERSION, Checkpoint, load_checkpoint
 from multifire.training.run_folder import RunFolder
 from multifire.utils.device import processor
@@ -52,7 +51,7 @@ def make_provenance(folder: Path, which: str | None = None) -> dict[str, Any]:
 def provenance_of(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the provenance that follows from the checkpoint alone, without accuracy and energy."""
     cfg = checkpoint.config
-    info = get_info(cfg.data.name)
+    info = datasets.describe(cfg.data)
     return {
         KEY: PROVENANCE_VERSION,
         "recipe": cfg.recipe,

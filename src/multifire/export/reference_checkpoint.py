@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multifire.nn import SpikingResNet, build_model
+from multifire.nn import SpikingNetwork, build_model
 from multifire.utils.tensor_files import check_keys
 
 # The authors' names and ours. We number stages from 0, the authors number layers from 1.
@@ -31,7 +31,7 @@ _COUNTER = "num_batches_tracked"
 
 def load_reference_checkpoint(
     path_or_state_dict: str | Path | Mapping[str, Any], residual: str = "ds", levels: int = 3, **options: Any
-) -> SpikingResNet:
+) -> SpikingNetwork:
     """Load a checkpoint of the authors' code, `{"model": state_dict, "epoch": int}` or a state_dict, as a network.
 
     Width, depth, channels, classes and the input norm follow from the shapes of the tensors.
@@ -58,8 +58,16 @@ def load_reference_checkpoint(
     return model
 
 
-def to_reference_state_dict(model: SpikingResNet) -> dict[str, Tensor]:
-    """Return a network's weights under the authors' names, as the authors' scripts load them."""
+def to_reference_state_dict(model: SpikingNetwork) -> dict[str, Tensor]:
+    """Return a network's weights under the authors' names, as the authors' scripts load them.
+
+    Raises:
+        ValueError: its neurons are not those of the authors' code, which has constant thresholds.
+    """
+    neuron = model.stem.neuron
+    neuron.refuse_other_members("the authors' code")
+    if neuron.is_learned:
+        raise ValueError("the authors' code has no learned thresholds or decay, so it cannot load this network")
     theirs: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         key = _their_name(name)
@@ -99,7 +107,7 @@ def _unpickle_tensors(path: Path, source: str) -> Any:
 
 def _build_for(
     theirs: Mapping[str, Tensor], residual: str, levels: int, options: dict[str, Any], source: str
-) -> SpikingResNet:
+) -> SpikingNetwork:
     """Return a network, not yet loaded, whose sizes follow from the tensors' names and shapes."""
     for name, rank in (("conv1.weight", 4), ("voting.weight", 2)):
         if name not in theirs or theirs[name].dim() != rank:

@@ -53,7 +53,7 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, neuron: MLF):
         super().__init__()
         self.conv = make_conv(in_channels, out_channels, kernel, stride)
-        self.norm = TdBatchNorm2d(out_channels, v_threshold=neuron.thresholds[0], backend=neuron.backend)
+        self.norm = TdBatchNorm2d(out_channels, v_threshold=neuron.initial_thresholds[0], backend=neuron.backend)
 
     def forward(self, x_TNCHW: Tensor) -> Tensor:
         return self.norm(convolve(self.conv, x_TNCHW))
@@ -71,7 +71,7 @@ class ConvFire(Streaming):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, neuron: MLF):
         super().__init__()
         self.conv = make_conv(in_channels, out_channels, kernel, stride)
-        self.norm = TdBatchNorm2d(out_channels, v_threshold=neuron.thresholds[0])
+        self.norm = TdBatchNorm2d(out_channels, v_threshold=neuron.initial_thresholds[0])
         self.neuron = neuron
 
     def forward(

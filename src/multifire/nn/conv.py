@@ -13,10 +13,13 @@ from multifire import ops
 class SpikeConv2d(nn.Conv2d):
     """nn.Conv2d that keeps an input of small integers in 2, 4 or 8 bits each for the backward pass.
 
-    Spikes and sums of spikes are such integers. The pass that packs them checks every value: an input that does not fit
-    is kept unpacked, which costs memory but never a wrong gradient.
+    Spikes and sums of spikes are such integers. On a CPU the pass that packs them checks every value: an input that
+    does not fit is kept unpacked, which costs memory but never a wrong gradient. On a GPU nothing is checked: inputs
+    are packed only with a `max_input`, and they must keep to it.
     """
 
+    max_input: int | None = None
+    """Largest of the integers 0, 1, 2, ... that an input may hold; None: unknown. The network's builder sets it."""
     bits = 2  # bits of the last input, with which packing the next one starts
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -30,7 +33,7 @@ class SpikeConv2d(nn.Conv2d):
             input = input.to(torch.get_autocast_dtype(input.device.type))
         if picks:
             input = cast(Tensor, _PickPixels.apply(input, self.stride))
-        packed = ops.pack_spikes(input, self.bits)
+        packed = ops.pack_spikes(input, self.bits, self.max_input)
         if packed is None:
             return F.conv2d(input, weight.to(input.dtype), None, stride, self.padding, self.dilation)
         self.bits = packed.bits

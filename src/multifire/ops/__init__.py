@@ -10,10 +10,12 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from multifire.ops import cpu, reference, triton
+from multifire.config import neurons
+from multifire.ops import compiled, cpu, reference, triton
+from multifire.ops.checks import check_neuron, check_no_norm, check_norm
+from multifire.ops.surrogates import register_surrogate as register_surrogate
 from multifire.utils.errors import unknown
 from multifire.utils.log import log
 
@@ -21,6 +23,7 @@ PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
 
 _used: dict[str, None] = {}
+_announced_surrogates: set[str] = set()
 
 
 def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], width: float = 1.0) -> tuple[float, ...]:
@@ -28,18 +31,24 @@ def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], wi
     return tuple(v_threshold + k * width for k in range(levels))
 
 
-def choose_backend(backend: str, x: Tensor, levels: int = 1) -> ModuleType:
+def choose_backend(backend: str, x: Tensor, levels: int = 1, surrogate: str = "rect") -> ModuleType:
     """Return the module that computes for `x`; see `backend_name`. Its first use is announced in the log.
+
+    For a registered surrogate it is the reference under torch.compile.
 
     Raises:
         ValueError: no such backend, or it cannot run here; says why.
     """
-    name = backend_name(backend, x, levels)
-    _announce(name, backend == "auto" and x.is_cpu)
+    name = backend_name(backend, x, levels, surrogate)
+    is_registered = surrogate not in neurons.SURROGATES
+    _announce(name, backend == "auto" and x.is_cpu and not is_registered)
+    if is_registered:
+        _announce_registered(surrogate)
+        return compiled
     return BACKENDS[name]
 
 
-def backend_name(backend: str, x: Tensor, levels: int = 1) -> str:
+def backend_name(backend: str, x: Tensor, levels: int = 1, surrogate: str = "rect") -> str:
     """Return the name of the backend that computes for `x`.
 
     "auto" is the environment variable MULTIFIRE_BACKEND if it is set, else the fastest backend that can run.
@@ -50,12 +59,19 @@ def backend_name(backend: str, x: Tensor, levels: int = 1) -> str:
     name = os.environ.get("MULTIFIRE_BACKEND", "auto") if backend == "auto" else backend
     if name == "auto":
         fastest = "cpu" if x.is_cpu else "triton" if x.is_cuda else "reference"
-        name = fastest if BACKENDS[fastest].why_not(x, levels) is None else "reference"
-    elif name not in BACKENDS:
+        return fastest if _why_not(fastest, x, levels, surrogate) is None else "reference"
+    if name not in BACKENDS:
         raise unknown("backend", name, ["auto", *BACKENDS])
-    elif (reason := BACKENDS[name].why_not(x, levels)) is not None:
+    if (reason := _why_not(name, x, levels, surrogate)) is not None:
         raise ValueError(f"backend {name!r} cannot run here: {reason}")
     return name
+
+
+def _why_not(backend: str, x: Tensor, levels: int, surrogate: str) -> str | None:
+    """Return the reason why a backend cannot compute, or None if it can."""
+    if backend != "reference" and surrogate not in neurons.SURROGATES:
+        return f"surrogate {surrogate!r} is a registered function, which runs on the reference; take backend='auto'"
+    return BACKENDS[backend].why_not(x, levels)
 
 
 def backends_used() -> list[str]:
@@ -73,6 +89,13 @@ def _announce(name: str, wanted_cpu: bool) -> None:
         log.warning("the CPU kernel is missing, the slow reference computes: %s", cpu.NOT_BUILT)
 
 
+@torch.compiler.assume_constant_result
+def _announce_registered(surrogate: str) -> None:
+    if surrogate not in _announced_surrogates:
+        _announced_surrogates.add(surrogate)
+        log.warning("surrogate %r is a registered function: its neurons take the slow path, the reference", surrogate)
+
+
 def mlf(
     x: Tensor,
     thresholds: Sequence[float] = PAPER_THRESHOLDS,
@@ -82,34 +105,56 @@ def mlf(
     width: float = 1.0,
     detach_reset: bool = False,
     state: Tensor | None = None,
+    reset: str = "zero",
+    membranes: str = "own",
+    signed: bool = False,
+    learned_thresholds: Tensor | None = None,
+    learned_decay: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Multi-level firing neurons over time.
+    """Multi-level firing neurons over time, and the neurons that followed them.
 
-        u_k[t] = decay · u_k[t-1] · (1 - s_k[t-1]) + x[t],   s_k[t] = 1 if u_k[t] > θ_k else 0,   o[t] = Σ_k s_k[t]
+        u_k[t] = decay · c_k[t-1] + x[t],   s_k[t] = 1 if u_k[t] > θ_k else 0,   o[t] = Σ_k s_k[t]
+
+    Signed levels also fire downwards: s_k = -1 if -u_k > θ_k. A membrane at its threshold does not fire. What it keeps:
+
+        membranes="own",    reset="zero":      c_k = 0 if s_k, else u_k           MLF; signed with K = 1: ternary
+        membranes="own",    reset="subtract":  c_k = u_k - θ_k·s_k
+        membranes="shared", reset="any":       c = 0 if any s_k, else u           MSF: one u for all levels
+        membranes="shared", reset="subtract":  c = u - Σ_k s_k                    I-LIF
 
     Args:
         x: input currents [T, ...]; half precision is computed in fp32.
-        thresholds: θ, one for each of the K levels.
+        thresholds: θ, one for each of the K levels; ascending if membranes are shared.
         decay: factor of the membrane from one time step to the next.
-        surrogate: "rect", "triangle" or "atan", the derivative ∂s_k/∂u_k used backward.
-        width: width a of the surrogate; each has area 1.
-        detach_reset: stop the gradient at the reset gate 1 - s_k[t-1].
-        state: u·(1 - s) [K, ...] returned by an earlier call, to continue from; zeros by default.
+        surrogate: the derivative ∂s_k/∂u_k used backward: "rect", "triangle", "atan", "sigmoid", "gaussian" or a name
+            that `register_surrogate` has registered.
+        width: width a of the surrogate; each built-in one has area 1.
+        detach_reset: the spikes in c are constants for the gradient.
+        state: c [K, ...], or [1, ...] if shared, returned by an earlier call, to continue from; zeros by default.
+        reset: "zero", "subtract" or "any".
+        membranes: "own": each level has its own; "shared": all levels have one.
+        signed: levels fire in both directions.
+        learned_thresholds: θ as a tensor [K] that gets a gradient; takes the place of `thresholds`.
+        learned_decay: decay as a tensor [] that gets a gradient; takes the place of `decay`.
         backend: "auto" or a name in BACKENDS.
 
     Returns:
-        Spikes o [T, ...], integers 0..K in x's dtype, and the state [K, ...] after the last step.
+        Spikes o [T, ...], integers 0..K (-K..K if signed) in x's dtype, and the state after the last step.
 
     Raises:
-        ValueError: no time step, no threshold, an unknown surrogate or backend, a state of another shape.
+        ValueError: no time step, no threshold, an unknown surrogate or backend, a state of another shape, a tensor
+            as thresholds or decay, or options that do not go together.
 
-    Source: Feng et al., IJCAI 2022, eq. 5-7 and 9.
+    Source: Feng et al., IJCAI 2022, eq. 5-7 and 9; for the others see `multifire.nn.MSF`, `ILIF` and `Ternary`.
     """
-    _check_neuron(x, thresholds, surrogate, width, state)
-    return choose_backend(backend, x, len(thresholds)).mlf(
-        x, tuple(thresholds), decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state
-    )
+    neuron = {
+        "surrogate": surrogate, "width": width, "state": state, "reset": reset, "membranes": membranes,
+        "signed": signed, "learned_thresholds": learned_thresholds, "learned_decay": learned_decay,
+    }  # fmt: skip
+    check_neuron(x, thresholds, decay, **neuron)
+    body = choose_backend(backend, x, len(thresholds), surrogate)
+    return body.mlf(x, tuple(thresholds), decay, detach_reset=detach_reset, **neuron)
 
 
 def tdbn(
@@ -151,7 +196,7 @@ def tdbn(
 
     Source: Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks", AAAI 2021.
     """
-    _check_norm(x, weight, bias, running_mean, running_var, training, sync)
+    check_norm(x, weight, bias, running_mean, running_var, training, sync)
     return choose_backend(backend, x).tdbn(
         x, weight, bias, running_mean, running_var,
         training=training, sync=sync, momentum=momentum, eps=eps, scale=scale,
@@ -180,6 +225,11 @@ def tdbn_mlf(
     state: Tensor | None = None,
     return_state: bool = False,
     timesteps: int | None = None,
+    reset: str = "zero",
+    membranes: str = "own",
+    signed: bool = False,
+    learned_thresholds: Tensor | None = None,
+    learned_decay: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Compute tdBN, an optional sum, multi-level firing, and another optional sum, in one pass over the data.
@@ -201,10 +251,14 @@ def tdbn_mlf(
         ValueError: as `tdbn` and `mlf`, or a shortcut of another shape.
     """
     if running_mean is None or running_var is None:
-        _check_no_norm(x, weight, bias, running_mean, running_var, training)
+        check_no_norm(x, weight, bias, running_mean, running_var, training)
     else:
-        _check_norm(x, weight, bias, running_mean, running_var, training, sync)
-    _check_neuron(x, thresholds, surrogate, width, state)
+        check_norm(x, weight, bias, running_mean, running_var, training, sync)
+    neuron = {
+        "surrogate": surrogate, "width": width, "state": state, "reset": reset, "membranes": membranes,
+        "signed": signed, "learned_thresholds": learned_thresholds, "learned_decay": learned_decay,
+    }  # fmt: skip
+    check_neuron(x, thresholds, decay, **neuron)
     timesteps = x.shape[0] if timesteps is None else timesteps
     if timesteps < 1 or x.shape[0] not in (1, timesteps):
         raise ValueError(f"x has shape {tuple(x.shape)}, expected 1 or timesteps = {timesteps} >= 1 in front")
@@ -212,7 +266,7 @@ def tdbn_mlf(
     for name, add in (("add_before", add_before), ("add_after", add_after)):
         if add is not None and add.shape != expected:
             raise ValueError(f"{name} has shape {tuple(add.shape)}, expected x's {expected}")
-    return choose_backend(backend, x, len(thresholds)).tdbn_mlf(
+    return choose_backend(backend, x, len(thresholds), surrogate).tdbn_mlf(
         x,
         weight,
         bias,
@@ -225,14 +279,12 @@ def tdbn_mlf(
         scale=scale,
         thresholds=tuple(thresholds),
         decay=decay,
-        surrogate=surrogate,
-        width=width,
         detach_reset=detach_reset,
         add_before=add_before,
         add_after=add_after,
-        state=state,
         return_state=return_state,
         timesteps=timesteps,
+        **neuron,
     )
 
 
@@ -247,6 +299,8 @@ def mlf_uint8(
     state: Tensor | None = None,
     return_state: bool = False,
     timesteps: int | None = None,
+    reset: str = "zero",
+    membranes: str = "own",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
     """Multi-level firing on a convolution's integer sums, for int8 inference; spikes are uint8.
@@ -259,15 +313,16 @@ def mlf_uint8(
         bias: [C], or [C, H, W] if it differs along the borders.
         add_after: uint8 [T, N, C, H, W]; the caller ensures that the sum stays within 255.
         return_state: return the membranes after the last step, to continue from.
+        reset: as in `mlf`, also `membranes`.
 
     Returns:
-        o [T, N, C, H, W] in uint8, and the state [K, N, C, H, W], or None without return_state.
+        o [T, N, C, H, W] in uint8, and the state [K or 1, N, C, H, W], or None without return_state.
 
     Raises:
         ValueError: a shape or type that does not fit, or no threshold.
     """
     timesteps = sums.shape[0] if timesteps is None else timesteps
-    _check_neuron(sums, thresholds, "rect", 1.0, state)
+    check_neuron(sums, thresholds, decay, "rect", 1.0, state, reset, membranes)
     if sums.dim() != 5 or sums.dtype != torch.float32 or sums.shape[0] not in (1, timesteps):
         found = f"sums has shape {tuple(sums.shape)}, {sums.dtype}"
         raise ValueError(f"{found}, expected [T, N, C, H, W] in float32 with T = 1 or timesteps = {timesteps}")
@@ -281,7 +336,8 @@ def mlf_uint8(
     body = cpu if choose_backend(backend, sums, len(thresholds)) is cpu else reference
     return body.mlf_uint8(
         sums, scale, bias, tuple(thresholds), decay,
-        add_after=add_after, state=state, return_state=return_state, timesteps=timesteps,
+        add_after=add_after, state=state, return_state=return_state, timesteps=timesteps, reset=reset,
+        membranes=membranes,
     )  # fmt: skip
 
 
@@ -293,72 +349,41 @@ class PackedSpikes(NamedTuple):
     """Bits of a value: 2, 4 or 8."""
     shape: torch.Size
     order: torch.memory_format
+    backend: str
+    """Name of the backend that packed them: each has its own order of values in a byte."""
 
 
-def pack_spikes(x: Tensor, bits: int = 2) -> PackedSpikes | None:
-    """Pack integers 0..255 into 2, 4 or 8 bits each, at least `bits`; return None if x holds other values.
+def pack_spikes(x: Tensor, bits: int = 2, max_value: int | None = None) -> PackedSpikes | None:
+    """Pack integers 0..255 into 2, 4 or 8 bits each; return None if x is to be kept unpacked.
 
-    Also None if x does not lie on a CPU: checking the values on a GPU would make the host wait in every layer.
+    On a CPU every value is checked: the number of bits, at least `bits`, is the smallest that fits, and the result is
+    None if x holds another value. On a GPU a check would make the host wait in every layer: `max_value`, the largest
+    integer that x may hold, gives the number of bits. Without it, or above 255, the result is None.
     """
-    if cpu.why_not(x, 1) is not None:
+    backend = _packing_backend(x)
+    if BACKENDS[backend].why_not(x, 1) is not None:
         return None
     last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     order = torch.channels_last if last else torch.contiguous_format
     x = x.contiguous(memory_format=order)
-    for tried in cpu.BITS:
-        if tried >= bits and (packed := cpu.pack(x, tried)) is not None:
-            return PackedSpikes(packed, tried, x.shape, order)
+    if backend == "cpu":
+        for tried in cpu.BITS:
+            if tried >= bits and (packed := cpu.pack(x, tried)) is not None:
+                return PackedSpikes(packed, tried, x.shape, order, backend)
+    elif max_value is not None and max_value < 256:
+        fitting = next(tried for tried in cpu.BITS if max_value < 2**tried)
+        return PackedSpikes(triton.pack(x, fitting), fitting, x.shape, order, backend)
     return None
 
 
 def unpack_spikes(packed: PackedSpikes, dtype: torch.dtype) -> Tensor:
     """Return the spikes that `pack_spikes` packed, as a tensor of type `dtype`."""
-    x = torch.empty(packed.shape, dtype=dtype, memory_format=packed.order)
-    cpu.unpack(packed.bytes, packed.bits, x)
+    x = torch.empty(packed.shape, dtype=dtype, memory_format=packed.order, device=packed.bytes.device)
+    (cpu if packed.backend == "cpu" else triton).unpack(packed.bytes, packed.bits, x)
     return x
 
 
-def _check_neuron(x: Tensor, thresholds: Sequence[float], surrogate: str, width: float, state: Tensor | None) -> None:
-    if x.dim() < 1 or x.shape[0] < 1:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, ...] with at least one time step")
-    if not x.is_floating_point():
-        raise ValueError(f"x is of {x.dtype}, expected floating point; convert it with x.float()")
-    if len(thresholds) < 1:
-        raise ValueError("thresholds is empty, expected one for each of K >= 1 levels")
-    if surrogate not in reference.SURROGATES:
-        raise ValueError(f"unknown surrogate {surrogate!r}, expected one of {', '.join(reference.SURROGATES)}")
-    if not width > 0:
-        raise ValueError(f"surrogate width is {width}, expected above 0")
-    if state is not None and state.shape != (len(thresholds), *x.shape[1:]):
-        raise ValueError(f"state has shape {tuple(state.shape)}, expected {(len(thresholds), *x.shape[1:])}")
-
-
-def _check_no_norm(x: Tensor, *of_norm: Tensor | bool | None) -> None:
-    if x.dim() != 5:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, N, C, H, W]")
-    if any(value is not None and value is not False for value in of_norm):
-        raise ValueError("without running_mean and running_var there is no norm: expected no weight, bias or training")
-
-
-def _check_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    training: bool,
-    sync: bool,
-) -> None:
-    channels = running_mean.numel()
-    of_channels = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, tensor in of_channels.items():
-        if tensor is not None and tensor.shape != (channels,):  # a kernel would read past its end
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({channels},), running_mean's")
-    if not x.is_floating_point():
-        raise ValueError(f"x is of {x.dtype}, expected floating point; convert it with x.float()")
-    if x.dim() != 5 or x.shape[2] != channels:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected [T, N, {channels}, H, W]")
-    if sync and not (dist.is_available() and dist.is_initialized()):
-        raise ValueError("sync needs a process group; start the program with torchrun, or leave sync out")
-    if training and not sync and x.numel() <= channels:
-        raise ValueError(f"x has shape {tuple(x.shape)}: training needs more than one value per channel")
+def _packing_backend(x: Tensor) -> str:
+    """Return "triton" for a GPU, or where its interpreter is chosen by MULTIFIRE_BACKEND; else "cpu"."""
+    interpreted = triton.INTERPRETED and os.environ.get("MULTIFIRE_BACKEND") == "triton"
+    return "triton" if x.is_cuda or interpreted else "cpu"

@@ -45,12 +45,18 @@ class FusedOps:
         width: float,
         detach_reset: bool,
         state: Tensor | None,
+        reset: str = "zero",
+        membranes: str = "own",
+        signed: bool = False,
+        learned_thresholds: Tensor | None = None,
+        learned_decay: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Multi-level firing over time; see `multifire.ops.mlf`."""
-        _refuse_tangents(x, state)
+        _refuse_tangents(x, state, learned_thresholds, learned_decay)
         out, last, *_ = self._run(
-            x, None, None, None, None, None, None, _float(state), x.shape[0], False, False, 0.0, 1.0,
-            thresholds, decay, surrogate, width, detach_reset, True,
+            x, None, None, None, None, None, None, _float(state), _row(learned_thresholds), _float(learned_decay),
+            x.shape[0], False, False, 0.0, 1.0, thresholds, decay, surrogate, width, detach_reset,
+            reset, membranes, signed, True,
         )  # fmt: skip
         return out, last
 
@@ -99,17 +105,23 @@ class FusedOps:
         state: Tensor | None,
         return_state: bool,
         timesteps: int,
+        reset: str = "zero",
+        membranes: str = "own",
+        signed: bool = False,
+        learned_thresholds: Tensor | None = None,
+        learned_decay: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
-        _refuse_tangents(x, weight, bias, add_before, add_after, state)
+        _refuse_tangents(x, weight, bias, add_before, add_after, state, learned_thresholds, learned_decay)
         dtype = x.dtype
         if any(add is not None and add.dtype != dtype for add in (add_before, add_after)):
             x, add_before, add_after = x.float(), _float(add_before), _float(add_after)
         out, new_state, mean, var, values = self._run(
             x, _float(weight), _float(bias),
             None if training else _row(running_mean), None if training else _row(running_var),
-            add_before, add_after, _float(state), timesteps, training, sync, eps, scale,
-            thresholds, decay, surrogate, width, detach_reset, return_state,
+            add_before, add_after, _float(state), _row(learned_thresholds), _float(learned_decay),
+            timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset,
+            reset, membranes, signed, return_state,
         )  # fmt: skip
         if training and running_mean is not None and running_var is not None:
             n = values if sync else timesteps * x.shape[1] * x.shape[3] * x.shape[4]
@@ -119,7 +131,7 @@ class FusedOps:
         return out.to(dtype), new_state if return_state else None
 
 
-TENSORS = 7
+TENSORS = 9
 """Number of arguments after x that are tensors or None."""
 
 
@@ -175,6 +187,8 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         add_before: Tensor | None,
         add_after: Tensor | None,
         state: Tensor | None,
+        learned_thresholds: Tensor | None,
+        learned_decay: Tensor | None,
         timesteps: int,
         training: bool,
         sync: bool,
@@ -185,17 +199,21 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         surrogate: str,
         width: float,
         detach_reset: bool,
+        reset: str,
+        membranes: str,
+        signed: bool,
         return_state: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return spikes, state, and in training mean, variance and, with `sync`, the values per channel of x.
 
         Outputs that are not needed are empty. Evaluation uses the given mean and variance; without them, no norm.
         """
-        outputs = _outputs(x, timesteps, training, sync, thresholds, return_state)
+        outputs = _outputs(x, timesteps, training, sync, _rows(thresholds, membranes) if return_state else 0)
         out, new_state, own_mean, own_var, values = outputs
         call = Call(
             x, weight, bias, own_mean if mean is None else mean, own_var if var is None else var, add_before, add_after,
-            state, timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset,
+            state, learned_thresholds, learned_decay, timesteps, training, sync, eps, scale, thresholds, decay,
+            surrogate, width, detach_reset, reset, membranes, signed,
         )  # fmt: skip
         saved_by_backend = backend.measure(call) if training else None
         if training and sync:
@@ -204,10 +222,11 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         return outputs
 
     def fake_forward(
-        x, weight, bias, mean, var, add_before, add_after, state, timesteps, training, sync, eps, scale,
-        thresholds, decay, surrogate, width, detach_reset, return_state,
+        x, weight, bias, mean, var, add_before, add_after, state, learned_thresholds, learned_decay, timesteps,
+        training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset, reset, membranes, signed,
+        return_state,
     ):  # fmt: skip
-        return _outputs(x, timesteps, training, sync, thresholds, return_state)
+        return _outputs(x, timesteps, training, sync, _rows(thresholds, membranes) if return_state else 0)
 
     def backward(
         grad_out: Tensor | None,
@@ -219,6 +238,8 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         var: Tensor,
         add_before: Tensor | None,
         state: Tensor | None,
+        learned_thresholds: Tensor | None,
+        learned_decay: Tensor | None,
         timesteps: int,
         training: bool,
         sync: bool,
@@ -229,12 +250,18 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         surrogate: str,
         width: float,
         detach_reset: bool,
+        reset: str,
+        membranes: str,
+        signed: bool,
         needs: Sequence[bool],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return gradients of x, weight, bias, add_before and state; the last four are empty unless `needs` is set."""
-        grads = _gradients(x, timesteps, thresholds, needs)
-        saved = (x, weight, bias, mean, var, add_before, state)
-        options = (timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients in the order of `Gradients`; all but that of x are empty unless `needs` is set."""
+        grads = _gradients(x, timesteps, len(thresholds), _rows(thresholds, membranes), needs)
+        saved = (x, weight, bias, mean, var, add_before, state, learned_thresholds, learned_decay)
+        options = (
+            timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset,
+            reset, membranes, signed,
+        )  # fmt: skip
         fill(grads, needs, grad_out, grad_state, saved, options)
         return grads
 
@@ -247,8 +274,8 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         options: Sequence[Any],
     ) -> None:
         x: Tensor = saved[0]
-        _, weight, bias, mean, var, add_before, state = saved
-        call = Call(x, weight, bias, mean, var, add_before, None, state, *options)
+        _, weight, bias, mean, var, add_before, *rest = saved
+        call = Call(x, weight, bias, mean, var, add_before, None, *rest, *options)
         if grad_out is None:
             grad_out = x.new_zeros(1).expand(call.timesteps, *x.shape[1:])
         if grad_state is not None and grad_state.numel() == 0:  # a compiled graph passes one for the empty state
@@ -264,19 +291,20 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
             backend.finish(call, filled, grad_sums, values, saved_by_backend)
 
     def fake_backward(
-        grad_out, grad_state, x, weight, bias, mean, var, add_before, state, timesteps, training, sync, eps, scale,
-        thresholds, decay, surrogate, width, detach_reset, needs,
+        grad_out, grad_state, x, weight, bias, mean, var, add_before, state, learned_thresholds, learned_decay,
+        timesteps, training, sync, eps, scale, thresholds, decay, surrogate, width, detach_reset, reset, membranes,
+        signed, needs,
     ):  # fmt: skip
-        return _gradients(x, timesteps, thresholds, needs)
+        return _gradients(x, timesteps, len(thresholds), _rows(thresholds, membranes), needs)
 
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias, mean, var, add_before, _, state, *options, _ = inputs
+        x, weight, bias, mean, var, add_before, _, state, learned_thresholds, learned_decay, *options, _ = inputs
         _, _, own_mean, own_var, values = output
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(own_mean, own_var, values)
         # Copies, since running statistics may be updated before the backward pass.
         mean, var = own_mean if mean is None else mean.clone(), own_var if var is None else var.clone()
-        ctx.save_for_backward(x, weight, bias, mean, var, add_before, state)
+        ctx.save_for_backward(x, weight, bias, mean, var, add_before, state, learned_thresholds, learned_decay)
         ctx.options = options
 
     def forward_eager(ctx, *inputs):
@@ -286,21 +314,22 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
 
     def differentiate(ctx, grad_out, grad_state, *_):
         saved = ctx.saved_tensors  # read once: torch.utils.checkpoint allows no second time
-        need_x, need_weight, need_bias, _, _, need_before, need_after, need_state, *rest = ctx.needs_input_grad
-        needs = [need_weight, need_bias, need_before, need_state]
+        need_x, need_weight, need_bias, _, _, need_before, need_after, *others = ctx.needs_input_grad
+        need_state, need_thresholds, need_decay, *rest = others
+        needs = [need_weight, need_bias, need_before, need_state, need_thresholds, need_decay]
         if _can_skip_dispatcher(saved[0], grad_out, grad_state):
-            timesteps, *_, thresholds = ctx.options[:6]
-            grads = _gradients(saved[0], timesteps, thresholds, needs)
+            timesteps, thresholds, membranes = ctx.options[0], ctx.options[5], ctx.options[-2]
+            grads = _gradients(saved[0], timesteps, len(thresholds), _rows(thresholds, membranes), needs)
             fill(grads, needs, grad_out, grad_state, saved, ctx.options)
         else:
             grads = op_backward(grad_out, grad_state, *saved, *ctx.options, needs)
         grad_x, *others = grads
-        grad_weight, grad_bias, grad_before, grad_initial = (
+        grad_weight, grad_bias, grad_before, *grads_of_neuron = (
             grad if needed else None for grad, needed in zip(others, needs, strict=True)
         )
         return (
             grad_x if need_x else None, grad_weight, grad_bias, None, None, grad_before,
-            grad_out if need_after else None, grad_initial, *[None] * len(rest),
+            grad_out if need_after else None, *grads_of_neuron, *[None] * len(rest),
         )  # fmt: skip
 
     def refuse(ctx, *_):
@@ -347,13 +376,19 @@ def _empty(x: Tensor, leading: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty_strided((leading, N, C, H, W), (N * H * W * C, H * W * C, 1, W * C, C), dtype=dtype)
 
 
+def _rows(thresholds: Sequence[float], membranes: str) -> int:
+    """Return the number of membranes of a neuron."""
+    return 1 if membranes == "shared" else len(thresholds)
+
+
 def _outputs(
-    x: Tensor, timesteps: int, training: bool, sync: bool, thresholds: Sequence[float], return_state: bool
+    x: Tensor, timesteps: int, training: bool, sync: bool, rows: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the forward pass's outputs, to be filled; `rows` is the number of membranes to return."""
     channels = x.shape[2] if training else 0
     return (
         _empty(x, timesteps, x.dtype),
-        _empty(x, len(thresholds), torch.float32) if return_state else x.new_empty(0, dtype=torch.float32),
+        _empty(x, rows, torch.float32) if rows else x.new_empty(0, dtype=torch.float32),
         x.new_empty(channels, dtype=torch.float32),
         x.new_empty(channels, dtype=torch.float32),
         x.new_empty(() if training and sync else 0, dtype=torch.float64),
@@ -361,14 +396,21 @@ def _outputs(
 
 
 def _gradients(
-    x: Tensor, timesteps: int, thresholds: Sequence[float], needs: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    need_weight, need_bias, need_before, need_state = needs
+    x: Tensor, timesteps: int, levels: int, rows: int, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients, to be filled, in the order of `Gradients`."""
+    need_weight, need_bias, need_before, need_state, need_thresholds, need_decay = needs
     nothing = (0,)
+
+    def row(size: int | tuple[int, ...], needed: bool) -> Tensor:
+        return x.new_empty(size if needed else nothing, dtype=torch.float32)
+
     return (
         _empty(x, x.shape[0], x.dtype),
-        x.new_empty(x.shape[2] if need_weight else nothing, dtype=torch.float32),
-        x.new_empty(x.shape[2] if need_bias else nothing, dtype=torch.float32),
+        row(x.shape[2] if need_weight else 0, need_weight),
+        row(x.shape[2] if need_bias else 0, need_bias),
         _empty(x, timesteps, x.dtype) if need_before else x.new_empty(nothing),
-        _empty(x, len(thresholds), torch.float32) if need_state else x.new_empty(nothing, dtype=torch.float32),
+        _empty(x, rows, torch.float32) if need_state else row(nothing, False),
+        row(levels, need_thresholds),
+        row((), need_decay),
     )

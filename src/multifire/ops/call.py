@@ -23,6 +23,9 @@ class Call(NamedTuple):
     add_before: Tensor | None
     add_after: Tensor | None
     state: Tensor | None
+    learned_thresholds: Tensor | None
+    """θ [K] and decay [] that get gradients; None: the numbers below."""
+    learned_decay: Tensor | None
     timesteps: int
     training: bool
     sync: bool
@@ -35,6 +38,19 @@ class Call(NamedTuple):
     surrogate: str
     width: float
     detach_reset: bool
+    reset: str
+    membranes: str
+    signed: bool
+
+    @property
+    def is_mlf(self) -> bool:
+        """True for the neuron of the paper: own membranes, reset to zero, that fires upwards only."""
+        return self.membranes == "own" and self.reset == "zero" and not self.signed
+
+    @property
+    def is_learned(self) -> bool:
+        """True if thresholds or decay are learned."""
+        return self.learned_thresholds is not None or self.learned_decay is not None
 
     @property
     def norm(self) -> bool:
@@ -63,6 +79,8 @@ class Gradients(NamedTuple):
     bias: Tensor | None
     add_before: Tensor | None
     state: Tensor | None
+    learned_thresholds: Tensor | None
+    learned_decay: Tensor | None
 
 
 class Backend(NamedTuple):
@@ -71,7 +89,7 @@ class Backend(NamedTuple):
     measure: Callable[[Call], Any]
     """Fills the call's mean and variance with those of its x."""
     forward: Callable[[Call, Tensor, Tensor | None, Any], None]
-    """Fills out [T, N, C, H, W] and, unless None, the state [K, N, C, H, W]; gets the result of `measure`."""
+    """Fills out [T, N, C, H, W] and, unless None, the state [K or 1, N, C, H, W]; gets the result of `measure`."""
     backward: Callable[[Call, Tensor, Tensor | None, Gradients, Tensor], Any]
     """Fills the gradients from those of out and of the state, and with a norm grad_sums [2, C] float64 with Σ dy and
     Σ dy·(x - μ). In training the gradient of x is left to `finish`."""

@@ -9,30 +9,33 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from multifire.config import neurons
 from multifire.ops import reference
 from multifire.ops.autograd import FusedOps
 from multifire.ops.call import Backend, Call, Gradients, to_layout
 
 MAX_LEVELS = 8
 DTYPES = (torch.float32, torch.bfloat16)
-SURROGATE_CODES = {name: code for code, name in enumerate(reference.SURROGATES)}
+SURROGATE_CODES = {name: code for code, name in enumerate(neurons.SURROGATES)}
 LIBRARY = Path(os.environ.get("MULTIFIRE_LIBRARY", Path(__file__).with_name("_mlf_cpu.so")))
 NOT_BUILT = "it was not built when multifire was installed; install a C++ compiler, then multifire again"
 
 _INTEGERS = (
     "timesteps", "outer", "channels", "inner", "static_input", "bf16", "training", "threads",
-    "levels", "surrogate", "detach_reset",
+    "levels", "surrogate", "detach_reset", "shared_membrane", "subtract", "signed_levels", "learned",
 )  # fmt: skip
 _FLOATS = ("decay", "width", "eps", "scale")
 _POINTERS = (
     "x", "mean", "var", "weight", "bias", "add_before", "add_after", "state", "out", "state_out",
-    "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state", "sums",
+    "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state",
+    "grad_thresholds", "grad_decay", "sums",
 )  # fmt: skip
-_FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "static_input", "levels", "threads")
+_FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "static_input", "levels", "threads", "shared_membrane", "subtract")
 _FIRE_POINTERS = ("sums", "scale", "bias", "add_after", "state", "out", "state_out")
 
 
@@ -169,7 +172,8 @@ def _backward(
         args.grad_state_out = kept.pointer(grad_state.float(), call.channels_last)
     for name, grad in grads._asdict().items():
         if grad is not None:
-            setattr(args, f"grad_{name}", grad.data_ptr())
+            setattr(args, f"grad_{name.removeprefix('learned_')}", grad.data_ptr())
+    args.learned = grads.learned_thresholds is not None or grads.learned_decay is not None
     _LIBRARY.multifire_backward(ctypes.byref(args))
     return kept, args
 
@@ -220,11 +224,14 @@ def _args(call: Call) -> tuple[_Kept, Args]:
         levels=len(call.thresholds),
         surrogate=SURROGATE_CODES[call.surrogate],
         detach_reset=call.detach_reset,
-        decay=call.decay,
+        shared_membrane=call.membranes == "shared",
+        subtract=call.reset == "subtract",
+        signed_levels=call.signed,
+        decay=_number(call.learned_decay, call.decay),
         width=call.width,
         eps=call.eps,
         scale=call.scale,
-        thresholds=(ctypes.c_double * MAX_LEVELS)(*call.thresholds),
+        thresholds=(ctypes.c_double * MAX_LEVELS)(*_number(call.learned_thresholds, call.thresholds)),
         mean=kept.pointer(call.mean, False) if call.norm else None,
         var=kept.pointer(call.var, False) if call.norm else None,
         x=kept.pointer(x, order),
@@ -235,8 +242,17 @@ def _args(call: Call) -> tuple[_Kept, Args]:
     )
 
 
+def _number(learned: Tensor | None, constant: Any) -> Any:
+    """Return the numbers that a learned tensor holds, or without one the constant."""
+    if learned is None:
+        return constant
+    if not learned.is_cpu:
+        raise ValueError(f"learned thresholds or decay lie on {learned.device}, expected on the CPU, where x lies")
+    return learned.tolist()
+
+
 BITS = (2, 4, 8)
-_GROUP = 16  # kGroup of csrc/kernels.cpp
+_GROUP = 16  # kGroup of csrc/packing.h
 
 
 def pack(spikes: Tensor, bits: int) -> Tensor | None:
@@ -267,13 +283,16 @@ def mlf_uint8(
     state: Tensor | None,
     return_state: bool,
     timesteps: int,
+    reset: str,
+    membranes: str,
 ) -> tuple[Tensor, Tensor | None]:
     """Scale, bias, multi-level firing and sum in uint8; see `multifire.ops.mlf_uint8`."""
     assert _LIBRARY is not None
     kept = _Kept()
     _, N, C, H, W = sums.shape
     out = sums.new_empty((timesteps, N, H, W, C), dtype=torch.uint8)
-    new_state = sums.new_empty((len(thresholds), N, H, W, C)) if return_state else None
+    rows = 1 if membranes == "shared" else len(thresholds)
+    new_state = sums.new_empty((rows, N, H, W, C)) if return_state else None
     bias_last = bias if bias.dim() == 1 else bias.permute(1, 2, 0)
     _LIBRARY.multifire_fire(
         ctypes.byref(
@@ -285,6 +304,8 @@ def mlf_uint8(
                 static_input=sums.shape[0] < timesteps,
                 levels=len(thresholds),
                 threads=torch.get_num_threads(),
+                shared_membrane=membranes == "shared",
+                subtract=reset == "subtract",
                 decay=decay,
                 thresholds=(ctypes.c_double * MAX_LEVELS)(*thresholds),
                 sums=kept.pointer(sums, True),

@@ -4,32 +4,13 @@ Shapes: T time steps, K levels, N samples, C channels, H rows, W columns; [...] 
 Source: Feng et al., "Multi-Level Firing with Spiking DS-ResNet", IJCAI 2022.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from multifire.ops import collective
-
-
-def rect(v: Tensor, width: float) -> Tensor:
-    """Rectangular surrogate derivative, 1/a where |v| < a/2."""
-    return (v.abs() < width / 2).to(v.dtype) / width
-
-
-def triangle(v: Tensor, width: float) -> Tensor:
-    """Triangular surrogate derivative, max(0, 1 - |v|/a) / a."""
-    return (1 - v.abs() / width).clamp_min(0) / width
-
-
-def atan(v: Tensor, width: float) -> Tensor:
-    """Derivative of atan(πv/a)/π, which is 1 / (a·(1 + (πv/a)²))."""
-    return 1 / (width * (1 + (math.pi / width * v).square()))
-
-
-SURROGATES = {"rect": rect, "triangle": triangle, "atan": atan}
-"""A new one also goes into the kernels, csrc/kernels.cpp and triton_kernels.py, at the same position."""
+from multifire.ops import collective, surrogates
+from multifire.ops.surrogates import SURROGATES as SURROGATES
 
 
 class Fire(torch.autograd.Function):
@@ -44,7 +25,7 @@ class Fire(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
         (v,) = ctx.saved_tensors
-        return grads[0] * SURROGATES[ctx.surrogate](v, ctx.width), None, None
+        return grads[0] * surrogates.derivative(ctx.surrogate, v, ctx.width), None, None
 
 
 def why_not(x: Tensor, levels: int) -> str | None:
@@ -60,21 +41,54 @@ def mlf(
     width: float,
     detach_reset: bool,
     state: Tensor | None,
+    reset: str = "zero",
+    membranes: str = "own",
+    signed: bool = False,
+    learned_thresholds: Tensor | None = None,
+    learned_decay: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Multi-level firing over time; see `multifire.ops.mlf`.
+    """Firing over time of a neuron of the family; see `multifire.ops.mlf`.
 
-    `carry` = u·(1 - s) is differentiated with respect to u and to s; with detach_reset, with respect to u only.
+    Tensors have K levels in front, and membranes K or, if the levels share one, 1. `carry` is what the membranes keep
+    after the reset: it is differentiated with respect to u, θ and the spikes; with detach_reset, not to the spikes.
     """
     currents = _wide(x)
-    theta = torch.tensor(thresholds, dtype=currents.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
-    carry = currents.new_zeros(len(thresholds), *x.shape[1:]) if state is None else state.to(currents.dtype)
-    fired = []
+    theta = _thresholds(currents, thresholds, learned_thresholds)
+    beta = decay if learned_decay is None else learned_decay.to(currents.dtype)
+    rows = 1 if membranes == "shared" else len(thresholds)
+    carry = currents.new_zeros(rows, *x.shape[1:]) if state is None else state.to(currents.dtype)
+    spikes = []
     for current in currents.unbind(0):
-        u = decay * carry + current
-        s = Fire.apply(u - theta, surrogate, width)
-        carry = u * (1 - (s.detach() if detach_reset else s))
-        fired.append(s.sum(0))
-    return torch.stack(fired).to(x.dtype), carry
+        u = beta * carry + current
+        s = f = Fire.apply(u - theta, surrogate, width)
+        if signed:
+            negative = Fire.apply(-u - theta, surrogate, width)
+            s, f = s - negative, s + negative
+        spikes.append(s.sum(0))
+        if detach_reset:
+            s, f = s.detach(), f.detach()
+        carry = _after_reset(u, theta, s, f, reset, membranes)
+    return torch.stack(spikes).to(x.dtype), carry
+
+
+def _thresholds(like: Tensor, thresholds: Sequence[float], learned: Tensor | None) -> Tensor:
+    """Return θ as a tensor [K, 1, ...] of the currents' type."""
+    ones = [1] * (like.dim() - 1)
+    if learned is not None:
+        return learned.to(like.dtype).view(-1, *ones)
+    # Filled on the device: a CUDA graph cannot copy them from the host.
+    return torch.stack([like.new_full(ones, threshold) for threshold in thresholds])
+
+
+def _after_reset(u: Tensor, theta: Tensor, s: Tensor, f: Tensor, reset: str, membranes: str) -> Tensor:
+    """Return what the membranes keep: u·(1 - f) if they are set to zero, else u less what the spikes stand for."""
+    if reset == "zero":
+        return u * (1 - f)
+    if reset == "any":
+        return u * (1 - f[:1])  # if any level fires, the lowest does
+    if membranes == "own":
+        return u - theta * s
+    return u - s.sum(0, keepdim=True)
 
 
 def tdbn(
@@ -128,8 +142,14 @@ def tdbn_mlf(
     state: Tensor | None,
     return_state: bool,
     timesteps: int,
+    reset: str = "zero",
+    membranes: str = "own",
+    signed: bool = False,
+    learned_thresholds: Tensor | None = None,
+    learned_decay: Tensor | None = None,
+    fire: Callable[..., tuple[Tensor, Tensor]] = mlf,
 ) -> tuple[Tensor, Tensor | None]:
-    """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`."""
+    """Norm, sum, firing, sum; see `multifire.ops.tdbn_mlf`. `fire` computes `mlf`."""
     x = x.expand(timesteps, *x.shape[1:])
     y = _wide(x)
     if running_mean is not None and running_var is not None:
@@ -137,7 +157,10 @@ def tdbn_mlf(
         y = tdbn(x, weight, bias, running_mean, running_var, **norm)
     if add_before is not None:
         y = y + add_before
-    spikes, state = mlf(y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state)
+    spikes, state = fire(
+        y, thresholds, decay, surrogate=surrogate, width=width, detach_reset=detach_reset, state=state, reset=reset,
+        membranes=membranes, signed=signed, learned_thresholds=learned_thresholds, learned_decay=learned_decay,
+    )  # fmt: skip
     if add_after is not None:
         spikes = spikes + add_after
     return spikes.to(x.dtype), state if return_state else None
@@ -154,13 +177,18 @@ def mlf_uint8(
     state: Tensor | None,
     return_state: bool,
     timesteps: int,
+    reset: str,
+    membranes: str,
 ) -> tuple[Tensor, Tensor | None]:
     """Inference in int8: y = scale·sums + bias in fp32, firing, spikes and their sum as uint8; see
     `multifire.ops.mlf_uint8`.
     """
     y = sums * _per_channel(scale) + (_per_channel(bias) if bias.dim() == 1 else bias)
     y = y.expand(timesteps, *y.shape[1:])
-    spikes, state = mlf(y, thresholds, decay, surrogate="rect", width=1.0, detach_reset=False, state=state)
+    spikes, state = mlf(
+        y, thresholds, decay, surrogate="rect", width=1.0, detach_reset=False, state=state, reset=reset,
+        membranes=membranes,
+    )  # fmt: skip
     spikes = spikes.to(torch.uint8)
     return spikes if add_after is None else spikes + add_after, state if return_state else None
 

@@ -159,7 +159,8 @@ class RunFiles:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; empty for an unknown data set."""
         known = DATASETS.get(str(self.fields.get("data.name", self.summary.get("data"))))
-        return known.classes if known else ()
+        own = self.fields.get("data.classes")
+        return known.classes if known else tuple(map(str, own)) if isinstance(own, list) else ()
 
     def class_name(self, label: int) -> str:
         return self.classes[label] if label < len(self.classes) else str(label)

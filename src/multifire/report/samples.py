@@ -20,7 +20,7 @@ from multifire.analysis.evaluate import evaluate
 from multifire.config import RunConfig
 from multifire.datasets import EventSplit, Split
 from multifire.datasets.loader import make_batches
-from multifire.nn import SpikingResNet
+from multifire.nn import SpikingNetwork
 from multifire.training.checkpoint import load_model
 from multifire.training.run_folder import RunFolder
 from multifire.training.step import sum_of_losses
@@ -61,7 +61,7 @@ class Samples:
     """For events only: right and wrong predictions."""
 
 
-def load(folder: Path, root: str | None) -> tuple[SpikingResNet, RunConfig, datasets.Dataset]:
+def load(folder: Path, root: str | None) -> tuple[SpikingNetwork, RunConfig, datasets.Dataset]:
     """Load the network whose accuracy the run reports, and its data.
 
     Raises:
@@ -78,7 +78,7 @@ def load(folder: Path, root: str | None) -> tuple[SpikingResNet, RunConfig, data
     return model.to(pick_device("auto")), cfg, data
 
 
-def spread(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset, samples: int) -> tuple[Any, Any]:
+def spread(model: SpikingNetwork, cfg: RunConfig, data: datasets.Dataset, samples: int) -> tuple[Any, Any]:
     """Return this number of test samples, evenly spread, and their batches on the model's device."""
     test = data.test.pick(np.linspace(0, len(data.test) - 1, min(samples, len(data.test))).round().astype(np.int64))
     device = next(model.parameters()).device
@@ -86,7 +86,7 @@ def spread(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset, samples
     return test, make_batches(test, data.info, cfg.data, batch_size=size, device=device, shuffle=False)
 
 
-def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dict[str, Any]:
+def measure(model: SpikingNetwork, cfg: RunConfig, data: datasets.Dataset) -> dict[str, Any]:
     """Return the record of analysis.json, measured on a few test samples; the scores are of more samples."""
     scored = evaluate(model, spread(model, cfg, data, SCORED_SAMPLES)[1], cfg.precision)
     batches = list(spread(model, cfg, data, ANALYSED_SAMPLES)[1].epoch(0))
@@ -98,7 +98,7 @@ def measure(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> dic
 
 
 @torch.no_grad()
-def look(model: SpikingResNet, cfg: RunConfig, data: datasets.Dataset) -> Samples:
+def look(model: SpikingNetwork, cfg: RunConfig, data: datasets.Dataset) -> Samples:
     """Return predictions for some test samples: mistakes and, for events, recordings."""
     device = next(model.parameters()).device
     test, batches = spread(model, cfg, data, SCORED_SAMPLES)

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from multifire.config import RunConfig, json_format
 from multifire.config.parameters import count_parameters
-from multifire.nn import SpikingResNet, model_from_config
+from multifire.nn import SpikingNetwork, model_from_config
 from multifire.utils.files import older
 from multifire.utils.log import log
 from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
@@ -59,7 +59,7 @@ class Checkpoint:
     position: Position
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    """Momentum of each parameter; empty in the `best` checkpoint, which holds weights only."""
+    """Tensors of the optimiser, such as momenta, by parameter; empty in the `best` checkpoint."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """Moving average of the weights, if the run keeps one; the `best` checkpoint stores it as `model`."""
 
@@ -128,7 +128,7 @@ def _versions(path: Path) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunConfig]:
+def load_model(path: Path, backend: str = "auto") -> tuple[SpikingNetwork, RunConfig]:
     """Return the network of a checkpoint file, in evaluation mode, and its configuration.
 
     Raises:
@@ -144,7 +144,7 @@ def load_model(path: Path, backend: str = "auto") -> tuple[SpikingResNet, RunCon
     return model.eval(), checkpoint.config
 
 
-def load_weights(model: SpikingResNet, state: Mapping[str, Tensor], source: str) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy the tensors of `state` into the model; `source` names them in errors.
 
     Raises:

@@ -10,14 +10,18 @@ from multifire.config import DataConfig, RunConfig
 from multifire.datasets.loader import Batches, EventBatches, make_batches
 from multifire.training.distributed import ALONE, Processes
 
-IMAGES_ONLY = ("crop_padding",)
-EVENTS_ONLY = ("roll", "rotation", "cutout", "swap_polarity", "time_jitter")
+IMAGES_ONLY = ("crop_padding", "random_erasing", "trivial_augment", "mixup")
+EVENTS_ONLY = ("roll", "rotation", "swap_polarity", "time_jitter")
 
 
 @dataclass(frozen=True)
 class RunBatches:
     """Batches of a run, by purpose."""
 
+    cfg: RunConfig
+    """The configuration of the run, with everything that comes from the data."""
+    info: datasets.DatasetInfo
+    """What the data set is."""
     train: Batches | EventBatches
     selection: Batches | EventBatches
     """Scored after every epoch to choose the best one: the validation split if there is one, else the test split."""
@@ -28,14 +32,17 @@ class RunBatches:
     """A few samples of `test`, which are analysed at the end."""
 
 
-def load_batches(cfg: RunConfig, device: torch.device, processes: Processes = ALONE) -> RunBatches:
-    """Load the data set of `cfg` and split it into the batches of a run.
+def load_batches(
+    cfg: RunConfig, device: torch.device, processes: Processes = ALONE, own: datasets.Dataset | None = None
+) -> RunBatches:
+    """Load the data set of `cfg`, unless the user gives one, and split it into the batches of a run.
 
     Raises:
         ValueError: the network or an option does not fit the data.
         FileNotFoundError: the data are missing.
     """
-    data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
+    data = datasets.load(cfg.data.name, cfg.data.root, cfg.data) if own is None else own
+    cfg = datasets.complete(cfg, data)
     check_fits(cfg, data)
     train, selection = data.train, data.test
     if cfg.data.validation:
@@ -44,7 +51,12 @@ def load_batches(cfg: RunConfig, device: torch.device, processes: Processes = AL
         train = datasets.take(train, cfg.data.limit, cfg.seed)
     count = analysis_samples(len(train))
     per_step = max(1, cfg.optim.batch_size // (cfg.optim.accumulate * processes.world))
-    training: dict[str, Any] = {"batch_size": cfg.optim.batch_size, "shuffle": True, "seed": cfg.seed}
+    training: dict[str, Any] = {
+        "batch_size": cfg.optim.batch_size,
+        "shuffle": True,
+        "seed": cfg.seed,
+        "augment": data.augment,
+    }
     scoring: dict[str, Any] = {"batch_size": cfg.eval_batch_size, "shuffle": False}
     analysis: dict[str, Any] = {"batch_size": min(count, per_step), "shuffle": False}
 
@@ -52,6 +64,8 @@ def load_batches(cfg: RunConfig, device: torch.device, processes: Processes = AL
         return make_batches(split, data.info, cfg.data, device=device, processes=part, **options)
 
     return RunBatches(
+        cfg=cfg,
+        info=data.info,
         train=batches(train, training, processes.rank_and_world),
         selection=batches(selection, scoring, processes.rank_and_world),
         test=batches(data.test, scoring, processes.rank_and_world),
@@ -78,5 +92,6 @@ def check_fits(cfg: RunConfig, data: datasets.Dataset) -> None:
         if getattr(cfg.data, name) != getattr(defaults, name):
             kind = "events" if data.info.events else "images"
             raise ValueError(f"data.{name} is {getattr(cfg.data, name)}, but {data.name} holds {kind}; leave it out")
-    if cfg.data.crop_padding > data.info.size:
-        raise ValueError(f"data.crop_padding is {cfg.data.crop_padding}, expected at most the image's {data.info.size}")
+    shortest = min(data.info.height_width)
+    if cfg.data.crop_padding > shortest:
+        raise ValueError(f"data.crop_padding is {cfg.data.crop_padding}, expected at most the image's {shortest}")

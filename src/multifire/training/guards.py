@@ -19,7 +19,7 @@ from multifire.training.meter import DIVERGED, Meter
 from multifire.training.resume import save_last
 from multifire.training.signals import Interrupted
 from multifire.training.state import Training
-from multifire.training.step import forward_backward
+from multifire.training.step import forward_backward, targets
 from multifire.utils.log import log
 from multifire.utils.memory import is_out_of_memory
 
@@ -152,7 +152,7 @@ def gradients_fit(training: Training, x_TNCHW: Tensor, y: Tensor) -> bool:
     """Return True if the memory suffices to compute the gradients of these samples."""
     training.optimizer.zero_grad(set_to_none=True)
     try:
-        forward_backward(training.model, x_TNCHW, y, training.cfg, 1.0)
+        forward_backward(training.model, x_TNCHW, targets(y, training.cfg), training.cfg, 1.0)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -18,15 +18,15 @@ from multifire.training.guards import (
 from multifire.training.messages import TrainingBar, epoch_line, show_header
 from multifire.training.meter import Meter
 from multifire.training.optim import set_learning_rate
+from multifire.training.own import NOTHING_OWN, Own
 from multifire.training.records import epoch_figures, record_epoch, selection_split, summarise
 from multifire.training.resume import restore_if_resuming, save_best, save_last
 from multifire.training.signals import catch_signals
 from multifire.training.state import Training, open_run_folder, set_up
-from multifire.training.step import train_step
 from multifire.utils.memory import return_freed_memory
 
 
-def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dict[str, Any]:
+def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None, own: Own = NOTHING_OWN) -> dict[str, Any]:
     """Train the network of `cfg` on its data, write the run into the folder `out`, and return its summary.
 
     Args:
@@ -34,6 +34,7 @@ def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dic
         out: the run's folder.
         options: resuming ("yes" or "auto" continues the newest checkpoint in `out`), checkpoints, time limit, trackers;
             they do not change what is computed.
+        own: a network, data, a loss, an optimiser or a function of the user, in place of the configuration's.
 
     Raises:
         ValueError: the configuration, the data or a checkpoint is not usable.
@@ -47,7 +48,7 @@ def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None) -> dic
             steps.
     """
     with catch_signals() as requests, process_group() as processes:
-        training = set_up(cfg, out, options or TrainOptions(), processes, requests)
+        training = set_up(cfg, out, options or TrainOptions(), processes, requests, own)
         with explain_full_disk(out), open_run_folder(training):
             restore_if_resuming(training)
             show_header(training)
@@ -66,11 +67,9 @@ def train_epoch(training: Training, bar: TrainingBar, watchdog: Watchdog) -> Non
         set_learning_rate(training.optimizer, cfg.optim, training.step, training.steps_per_epoch)
         samples = batches.order.size(position.step)
         with explain_out_of_memory(training, x_TNCHW, y):
-            result = train_step(training.network, training.optimizer, x_TNCHW, y, cfg, samples, training.processes)
+            result = training.do_step(x_TNCHW, y, samples)
         meter.add(result)
         position.step += 1
-        if training.average:
-            training.average.update_parameters(training.model)
         bar.step_finished(meter.figures())
         step_name = f"{bar.epoch_name}, step {position.step}"
         watchdog.progress(step_name)
@@ -89,6 +88,8 @@ def finish_epoch(training: Training, bar: TrainingBar, watchdog: Watchdog) -> No
         position.best, position.best_epoch = scored.accuracy, position.epoch
     bar.say(epoch_line(training, figures))
     record_epoch(training, scored, figures)
+    if training.own.on_epoch and training.processes.is_first:
+        training.own.on_epoch({"epoch": position.epoch, **figures})
     position.finish_epoch()
     if is_best:
         save_best(training)
@@ -106,5 +107,11 @@ def score(training: Training, bar: TrainingBar, watchdog: Watchdog) -> Evaluatio
         # The checkpoint after the last step of the epoch is written, so a stop here loses no training.
         stop_if_asked(training, f"in {evaluation_name}")
 
-    model, batches, total = training.scored_model, training.batches.selection, training.processes.total
-    return evaluate(model, batches, training.cfg.precision, on_batch, total=total)
+    return evaluate(
+        training.scored_model,
+        training.batches.selection,
+        training.cfg.precision,
+        on_batch,
+        total=training.processes.total,
+        logits=training.logits,
+    )

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 
-from multifire import datasets, ops
+from multifire import ops
 from multifire.training.records import selection_split
 from multifire.training.state import Training
 from multifire.utils.device import processor
@@ -22,16 +22,17 @@ def show_header(training: Training) -> None:
 def header(training: Training) -> list[tuple[str, str]]:
     """Return name and text of each line of the header."""
     cfg, batches, unit = training.cfg, training.batches, training.sample_name
-    info = datasets.get_info(cfg.data.name)
+    info = batches.info
     parameters = sum(p.numel() for p in training.model.parameters())
     scored = f"{batches.selection.order.samples:,} {selection_split(cfg)}"
-    device = training.model.voting.weight.device
+    weight = next(training.model.parameters())
+    device = weight.device
     device_text = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"{processor()}, {torch.get_num_threads()} threads"
     )
-    kernel = ops.backend_name(cfg.backend, training.model.voting.weight, cfg.model.levels)
+    kernel = ops.backend_name(cfg.backend, weight, cfg.model.levels)
     processes = f", {training.processes.world} processes" if training.processes.world > 1 else ""
     epochs = f"{cfg.optim.epochs} of {training.steps_per_epoch:,} steps with {cfg.optim.batch_size} {unit}"
     resumed = f", resumed at epoch {training.position.epoch + 1}" if training.step else ""
@@ -42,7 +43,7 @@ def header(training: Training) -> list[tuple[str, str]]:
         ("data", f"{cfg.data.name}{' (simulated)' * info.simulated}: {batches.train.order.samples:,} training and "
                  f"{scored} {unit}"),
         ("device", f"{device_text}{processes}"),
-        ("kernel", f"{kernel}, {cfg.precision}"),
+        ("kernel", f"{kernel}, {cfg.precision}{', CUDA graphs' * training.do_step.is_captured}"),
         ("epochs", f"{epochs}{resumed}"),
         ("folder", str(training.run.path)),
     ]  # fmt: skip

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from multifire.training.state import Training
-from multifire.training.step import StepResult
+from multifire.training.step import StepResult, learning_parameters
+from multifire.utils.host_copy import HostCopy
 from multifire.utils.log import log
 
 DIVERGED = "the last good checkpoint, if there is one, is kept; a lower --optim.lr or --optim.clip-norm 1 may help"
@@ -16,21 +17,22 @@ DIVERGED = "the last good checkpoint, if there is one, is kept; a lower --optim.
 class Meter:
     """Adds the figures of each training step to the run's position, one step later.
 
-    Reading a tensor waits until the device has computed it. One step later it is ready, so that nothing waits.
+    By then the device has computed them, so that the host does not wait.
     """
 
     def __init__(self, training: Training):
         self._training = training
         self._position = training.position
-        self._pending: StepResult | None = None
+        self._pending: HostCopy | None = None
         self._since = time.monotonic()
         self._seen_at_start = self._position.seen
         self._seconds_at_start = self._position.epoch_seconds
 
     def add(self, result: StepResult) -> None:
-        """Keep the result of a step as pending, and count the step before it."""
+        """Count the step before, and start to copy the result of this one to the host."""
+        copy = HostCopy(self._training.processes.total(result.totals), result.grad_norms)
         self.flush()
-        self._pending = StepResult(self._training.processes.total(result.totals), result.grad_norms)
+        self._pending = copy
 
     def flush(self) -> None:
         """Count the pending step.
@@ -40,7 +42,7 @@ class Meter:
         """
         if self._pending is None:
             return
-        (totals, grad_norms), self._pending = self._pending, None
+        (totals, grad_norms), self._pending = self._pending.wait(), None
         loss_sum, correct, samples = totals.tolist()
         position = self._position
         if math.isfinite(loss_sum) and torch.isfinite(grad_norms).all():
@@ -58,7 +60,7 @@ class Meter:
         position, training = self._position, self._training
         where = f"epoch {position.epoch + 1}, step {position.step}"
         names = {id(parameter): name for name, parameter in training.model.named_parameters()}
-        ordered_names = [names[id(p)] for group in training.optimizer.param_groups for p in group["params"]]
+        ordered_names = [names[id(p)] for p in learning_parameters(training.optimizer)]
         norms = dict(zip(ordered_names, grad_norms, strict=True))
         first_bad = next((name for name, norm in norms.items() if not math.isfinite(norm)), "none")
         position.skipped += 1

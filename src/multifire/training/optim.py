@@ -13,9 +13,37 @@ ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1e-4
 """Learning rate at the start and at the end of the one-cycle schedule, as factors of the highest rate."""
 
 
+ADAM_BETA_2 = 0.999
+
+
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return SGD for the model's parameters, with the momentum and weight decay of `optim`."""
-    return SGD(parameter_groups(model, optim), optim.lr, optim.momentum, optim.weight_decay)
+    """Return the optimiser that `optim` names, for the model's parameters.
+
+    On a GPU the learning rate is a tensor on the device, which a CUDA graph reads at each replay.
+    """
+    parameter = next(model.parameters())
+    lr = torch.tensor(optim.lr, device=parameter.device) if parameter.is_cuda else optim.lr
+    groups = parameter_groups(model, optim)
+    if optim.optimizer == "adamw":
+        betas = (optim.momentum, ADAM_BETA_2)
+        return torch.optim.AdamW(groups, lr, betas, weight_decay=optim.weight_decay, capturable=parameter.is_cuda)
+    return SGD(groups, lr, optim.momentum, optim.weight_decay)
+
+
+def prepare_own_optimizer(optimizer: torch.optim.Optimizer, captured: bool) -> None:
+    """Let an optimiser that the user made follow the schedule, from its own learning rates, and a CUDA graph read them.
+
+    Raises:
+        ValueError: it holds no parameters.
+    """
+    if not any(group["params"] for group in optimizer.param_groups):
+        raise ValueError("the optimiser holds no parameters; make it of those that the function gets")
+    for group in optimizer.param_groups:
+        group["initial_lr"] = float(group["lr"])
+        if captured:
+            group["lr"] = torch.tensor(group["initial_lr"], device=group["params"][0].device)
+            if "capturable" in group:
+                group["capturable"] = True
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -27,9 +55,18 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, steps_per_epoch: int) -> None:
-    """Set the learning rate of all parameter groups for training step number `step`."""
+    """Set the learning rate of all parameter groups for training step number `step`.
+
+    A group with an `initial_lr` of its own follows the same schedule, with that as its highest rate.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(optim, step, steps_per_epoch)
+        rate = learning_rate(optim, step, steps_per_epoch)
+        if "initial_lr" in group:
+            rate *= group["initial_lr"] / optim.lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
@@ -62,7 +99,7 @@ class SGD(torch.optim.SGD):
     have the same form as in torch.
     """
 
-    def __init__(self, params: Any, lr: float, momentum: float = 0.0, weight_decay: float = 0.0):
+    def __init__(self, params: Any, lr: float | Tensor, momentum: float = 0.0, weight_decay: float = 0.0):
         super().__init__(params, lr, momentum, weight_decay=weight_decay, fused=True)
 
     @torch.no_grad()

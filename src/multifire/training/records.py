@@ -4,15 +4,16 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from multifire import datasets, ops
+from multifire import ops
 from multifire.analysis import analyze
 from multifire.analysis.evaluate import Evaluation, evaluate
 from multifire.config import RunConfig
 from multifire.datasets.loader import Batches, EventBatches
+from multifire.nn import is_own
 from multifire.training.checkpoint import load_checkpoint, load_weights
 from multifire.training.optim import learning_rate
 from multifire.training.state import Training
-from multifire.training.step import sum_of_losses
+from multifire.training.step import sum_of_losses, sum_of_own
 from multifire.utils.device import describe_machine
 from multifire.utils.log import log
 
@@ -53,8 +54,14 @@ def record_epoch(training: Training, scored: Evaluation, figures: dict[str, Any]
 
 
 def analyse_or_warn(training: Training, batches: Batches | EventBatches, scored: Evaluation) -> dict[str, Any] | None:
-    """Return the analysis of the scored network on a few samples; warn and return None if a membrane is NaN."""
-    loss = partial(sum_of_losses, optim=training.cfg.optim)
+    """Return the analysis of the scored network on a few samples.
+
+    Return None for a network of the user, whose layers are not known, and with a warning if a membrane is NaN.
+    """
+    if is_own(training.model):
+        return None
+    own = training.own.loss
+    loss = partial(sum_of_losses, optim=training.cfg.optim) if own is None else partial(sum_of_own, own)
     model, precision = training.scored_model, training.cfg.precision
     try:
         return analyze(model, list(batches.epoch(0)), loss=loss, precision=precision, scored=scored).record()
@@ -80,7 +87,7 @@ def summarise(training: Training) -> dict[str, Any]:
     summary = {
         "recipe": cfg.recipe,
         "data": cfg.data.name,
-        "simulated": datasets.get_info(cfg.data.name).simulated,
+        "simulated": training.batches.info.simulated,
         "test_accuracy": headline.accuracy,
         "test_accuracy_of": checkpoint,
         "test_loss": headline.loss,
@@ -110,5 +117,9 @@ def summarise(training: Training) -> dict[str, Any]:
 def score_test(training: Training) -> Evaluation:
     """Score the network on the test split; the processes share the samples."""
     return evaluate(
-        training.scored_model, training.batches.test, training.cfg.precision, total=training.processes.total
+        training.scored_model,
+        training.batches.test,
+        training.cfg.precision,
+        total=training.processes.total,
+        logits=training.logits,
     )

@@ -1,11 +1,15 @@
 """Write the state of a run as a checkpoint, and restore it from the newest one."""
 
 import torch
+from torch import Tensor
 
 from multifire.training.checkpoint import Checkpoint, load_newest, load_weights, save_checkpoint
 from multifire.training.state import Training
 from multifire.utils.log import log
 from multifire.utils.tensor_files import check_keys
+
+MOMENTUM = "momentum_buffer"
+"""SGD's name of the momentum."""
 
 
 def save_last(training: Training) -> None:
@@ -23,10 +27,27 @@ def save_best(training: Training) -> None:
 
 def snapshot(training: Training) -> Checkpoint:
     """Return the run's state. It shares its tensors with the network, so write it before the next step."""
-    states = {name: training.optimizer.state[parameter] for name, parameter in training.model.named_parameters()}
-    momentum = {name: state["momentum_buffer"] for name, state in states.items() if "momentum_buffer" in state}
     average = training.average.module.state_dict() if training.average else {}
-    return Checkpoint(training.cfg, training.position, training.model.state_dict(), momentum, average)
+    return Checkpoint(training.cfg, training.position, training.model.state_dict(), optimizer_state(training), average)
+
+
+def optimizer_state(training: Training) -> dict[str, Tensor]:
+    """Return the optimiser's tensors: the momentum under the parameter's name, others as PARAMETER:NAME.
+
+    Raises:
+        ValueError: the optimiser keeps something else, which a checkpoint cannot hold.
+    """
+    tensors = {}
+    for name, parameter in training.model.named_parameters():
+        for key, value in training.optimizer.state.get(parameter, {}).items():
+            if value is None:
+                continue
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"the optimiser keeps {key} = {value!r} of {name}, expected tensors, which a checkpoint can hold"
+                )
+            tensors[name if key == MOMENTUM else f"{name}:{key}"] = value
+    return tensors
 
 
 def restore_if_resuming(training: Training) -> None:
@@ -47,18 +68,28 @@ def restore_if_resuming(training: Training) -> None:
         return
     checkpoint, file = newest
     load_weights(training.model, checkpoint.model, str(file))
-    _restore_momentum(training, checkpoint, str(file))
+    _restore_optimizer(training, checkpoint, str(file))
     if training.average:
         load_weights(training.scored_model, checkpoint.average, f"{file}: moving average")
-        training.average.n_averaged.fill_(1)  # at 0, the next update would replace the average by the weights
+        training.average.is_empty = False
     training.position = checkpoint.position
     log.info("resuming from %s: epoch %d, step %d", file, training.position.epoch + 1, training.position.step)
 
 
-def _restore_momentum(training: Training, checkpoint: Checkpoint, source: str) -> None:
+def _restore_optimizer(training: Training, checkpoint: Checkpoint, source: str) -> None:
+    """Give the optimiser the tensors of the checkpoint; see `optimizer_state`."""
     parameters = dict(training.model.named_parameters())
-    if checkpoint.optimizer:
-        check_keys(checkpoint.optimizer, {name: p.shape for name, p in parameters.items()}, f"{source}: momentum")
-    for name, momentum in checkpoint.optimizer.items():
-        buffer = torch.empty_like(parameters[name]).copy_(momentum)
-        training.optimizer.state[parameters[name]]["momentum_buffer"] = buffer
+    momenta = {name: tensor for name, tensor in checkpoint.optimizer.items() if ":" not in name}
+    if momenta:
+        check_keys(momenta, {name: p.shape for name, p in parameters.items()}, f"{source}: momentum")
+    capturable = any(group.get("capturable") for group in training.optimizer.param_groups)
+    for full_name, tensor in checkpoint.optimizer.items():
+        name, _, key = full_name.partition(":")
+        if name not in parameters:
+            raise ValueError(f"{source}: its optimiser has a state of {name!r}, which the network has not")
+        parameter = parameters[name]
+        if tensor.shape == parameter.shape:
+            restored = torch.empty_like(parameter).copy_(tensor)
+        else:  # a counter of steps lies on the host, unless a CUDA graph counts
+            restored = tensor.to(parameter.device if capturable else "cpu")
+        training.optimizer.state[parameter][key or MOMENTUM] = restored

@@ -13,7 +13,7 @@ from multifire.training.trackers import Tracker, check_trackers, start_trackers,
 from multifire.utils.files import lock_folder, write_atomic, write_json
 
 # Fields that may differ when a run is resumed: they decide where it is computed, not what.
-_MAY_CHANGE = {"device", "backend", "eval_batch_size", "data.root"}
+_MAY_CHANGE = {"device", "backend", "eval_batch_size", "data.root", "code"}
 
 
 class RunFolder:

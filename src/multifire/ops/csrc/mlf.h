@@ -10,13 +10,16 @@ namespace multifire {
 
 constexpr int kMaxLevels = 8;
 
-// Mirrored field by field in ops/cpu.py. An absent tensor is null. Activations are of type float, or bfloat16 where `bf16`;
+// Mirrored field by field in ops/cpu.py. An absent tensor is null. States have one membrane for each level, or one if it is
+// shared. Activations are of type float, or bfloat16 where `bf16`;
 // everything per channel, and every membrane, is float.
 struct Args {
   int64_t timesteps, outer, channels, inner;
   int64_t static_input;  // x holds one time step, which stands for all of them
   int64_t bf16, training, threads;
   int64_t levels, surrogate, detach_reset;  // levels = 0: the norm alone
+  int64_t shared_membrane, subtract, signed_levels;  // the family; all 0: the MLF neuron
+  int64_t learned;                                   // compute the gradients of thresholds and decay
   double decay, width, eps, scale;
   double thresholds[kMaxLevels];
 
@@ -33,17 +36,19 @@ struct Args {
   void* grad_x;
   void* grad_add_before;
   float *grad_weight, *grad_bias, *grad_state;
+  float *grad_thresholds, *grad_decay;  // null: not needed
   double* sums;   // Σ dy and Σ dy·(x - μ) per channel: written by `backward`, read by `finish`; null: no norm
   double values;  // per channel, which the mean and variance are of; read by `finish`
 };
 
-// Inference in integers, channels last: out = MLF(scale·sums + bias) + add_after, in bytes. `sums` holds a convolution's
+// Inference in integers, channels last: out = fire(scale·sums + bias) + add_after, in bytes. `sums` holds a convolution's
 // integers as floats; they and `bias` repeat along a time step's values, with the periods given. Mirrored in ops/cpu.py.
 struct FireArgs {
   int64_t timesteps, values;  // values of one time step
   int64_t channels, bias_period;  // of `scale` and of `bias`; the second is a multiple of the first
   int64_t static_input;           // sums holds one time step, which stands for all of them
   int64_t levels, threads;
+  int64_t shared_membrane, subtract;  // as in Args
   double decay;
   double thresholds[kMaxLevels];
 
@@ -54,7 +59,7 @@ struct FireArgs {
   float* state_out;
 };
 
-// One build of kernels.cpp, for one instruction set.
+// One build of kernels.cpp and its headers, for one instruction set.
 struct Kernels {
   const char* name;
   bool (*runs_here)();

@@ -1,0 +1,55 @@
+"""Train from Python as the command line does, with parts of one's own."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from multifire import datasets
+from multifire.config import RunConfig, TrainOptions
+from multifire.config.architecture import GIVEN
+from multifire.nn import SpikingNetwork
+from multifire.report import Run
+from multifire.training.loop import train as train_run
+from multifire.training.own import Loss, MakeOptimizer, Own
+
+
+def train(
+    cfg: RunConfig,
+    out: str | Path | None = None,
+    *,
+    network: nn.Module | None = None,
+    data: datasets.Dataset | None = None,
+    loss: Loss | None = None,
+    optimizer: MakeOptimizer | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> Run:
+    """Train a network and return the run, as `multifire train` does.
+
+        run = mf.train(mf.recipe("digits", **{"optim.epochs": 3}), network=MyNetwork())
+
+    Args:
+        cfg: the configuration, such as `mf.recipe("digits")`. A part that is given below takes the place of its own.
+        out: the run's folder (default: runs/RECIPE-DATE-TIME).
+        network: [T, N, C, H, W] -> logits of each time step [T, N, classes].
+        data: a data set; see `mf.datasets.from_arrays` and `mf.datasets.from_dataset`.
+        loss: function of the logits [T, N, classes] and the classes [N] that returns the mean loss of the samples.
+        optimizer: function that makes an optimiser of the parameters, for instance
+            `lambda parameters: torch.optim.AdamW(parameters, 1e-3)`. Its learning rate is the schedule's highest.
+        on_epoch: called after each epoch with its record.
+        options: fields of TrainOptions, such as resume, max_time or analyze_every.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError, FloatingPointError, MemoryError, OSError: as
+            `multifire.training.loop.train`.
+    """
+    if network is not None and not isinstance(network, SpikingNetwork):
+        model = dataclasses.replace(cfg.model, name=f"{GIVEN}{type(network).__name__}")
+        cfg = dataclasses.replace(cfg, model=model)
+    folder = Path(out) if out is not None else Path("runs") / f"{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    train_run(cfg, folder, TrainOptions(**options), Own(network, data, loss, optimizer, on_epoch))
+    return Run(folder)
