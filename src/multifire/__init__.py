@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from multifire.export.int8 import load_int8
     from multifire.export.pretrained import from_pretrained, push_to_hub, save_pretrained
     from multifire.export.reference_checkpoint import load_reference_checkpoint, to_reference_state_dict
-    from multifire.nn import SpikingResNet, build_model, register_network
+    from multifire.nn import SpikingResNet, build_model, register_block, register_network
     from multifire.ops import register_surrogate
     from multifire.report import Run
     from multifire.training.load_run import load_weights
@@ -26,6 +26,7 @@ _NAMES = {
     "Run": "multifire.report",
     "load_weights": "multifire.training.load_run",
     "recipe": "multifire.config.recipes",
+    "register_block": "multifire.nn",
     "register_dataset": "multifire.datasets",
     "register_network": "multifire.nn",
     "train": "multifire.experiments.train",
@@ -57,6 +58,7 @@ __all__ = [
     "ops",
     "push_to_hub",
     "recipe",
+    "register_block",
     "register_dataset",
     "register_network",
     "register_surrogate",

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import multifire as mf
-from multifire.config import TrainOptions
+from multifire.config import TrainOptions, architecture
 from multifire.config.architecture import NETWORKS
+from multifire.nn import resnet
 from multifire.training.checkpoint import load_checkpoint, load_model
 from multifire.training.loop import train
 from multifire.training.optim import make_optimizer
@@ -268,12 +269,60 @@ def test_a_run_folder_never_decides_that_code_is_run(code, tmp_path):
         assert not witness.exists()
 
 
+@pytest.fixture
+def gated(registered):
+    """Register a block, and forget it afterwards."""
+    kinds, own, blocks = list(architecture.BLOCK_KINDS), set(architecture.OWN_BLOCKS), dict(resnet.ALL_BLOCKS)
+
+    @mf.register_block("gated")
+    class Gated(mf.nn.DSBlock):
+        def forward(self, x_TNCHW, stream=None):
+            return 0.5 * super().forward(x_TNCHW, stream)
+
+    yield Gated
+    architecture.BLOCK_KINDS[:] = kinds
+    architecture.OWN_BLOCKS.clear()
+    architecture.OWN_BLOCKS.update(own)
+    resnet.ALL_BLOCKS.clear()
+    resnet.ALL_BLOCKS.update(blocks)
+
+
+def test_a_registered_block_makes_networks_that_train_stream_and_are_measured(gated, tmp_path):
+    cfg = override(TINY, model={"name": "gated_resnet8"}, optim={"epochs": 1})
+    train(cfg, tmp_path / "run")
+    model, _ = load_model(tmp_path / "run" / "last.safetensors")
+    assert isinstance(model.stages[0][0], gated)
+    x_TNCHW, state = torch.rand(3, 2, 1, 12, 12), None
+    model.eval()
+    for frame_NCHW in x_TNCHW:
+        logits, state = model.step(frame_NCHW, state)
+    torch.testing.assert_close(logits, model(x_TNCHW))
+    assert (tmp_path / "run" / "analysis.json").is_file()
+    with pytest.raises(ValueError, match="the block 'gated' exists already"):
+        mf.register_block("gated")(gated)
+    with pytest.raises(ValueError, match="unknown block 'gate'; did you mean gated"):
+        mf.SpikingResNet("gate")
+
+
+@pytest.mark.parametrize("block", ["ms", "sew"])
+def test_one_of_multifires_networks_is_recorded_as_what_it_is(block, tmp_path):
+    network = mf.SpikingResNet(block, 1, in_channels=1, width=2)
+    cfg = override(TINY, optim={"epochs": 1})
+    run = mf.train(cfg, tmp_path / "run", network=network)
+    assert run.config.model.name == f"{block}_resnet8"
+    assert run.config.model.width == 2
+    model, _ = load_model(tmp_path / "run" / "last.safetensors")
+    mf.load_weights(model, run)
+    assert type(model.stages[0][0]) is type(network.stages[0][0])
+
+
 def test_the_examples_are_short_and_run(tmp_path):
     folder = Path(__file__).parents[2] / "examples"
     examples = {
         "own_network": [tmp_path / "a"],
         "own_loss": [tmp_path / "b"],
         "own_data": [tmp_path / "c"],
+        "own_block": [tmp_path / "d"],
         "plain_loop": ["2"],
     }
     for name, arguments in examples.items():

@@ -7,7 +7,10 @@ NETWORKS: dict[str, Callable[..., Any]] = {}
 """Registered networks; see `multifire.nn.register_network`."""
 GIVEN = "given:"
 """Prefix of the names of networks that were given as an object; see `multifire.train`."""
-BLOCK_KINDS = ("ds", "plain", "ms", "sew")
+BLOCK_KINDS = ["ds", "plain", "ms", "sew"]
+"""Kinds of residual block; see `multifire.nn.register_block`."""
+OWN_BLOCKS: set[str] = set()
+"""Kinds that the user has registered."""
 IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Blocks in each stage of the residual networks for large images, by depth."""
 VGG_STAGES = {9: ((1,), (2, 2), (4, 4, 4, 4)), 11: ((1,), (2, 2), (4, 4), (8, 8, 8, 8))}
@@ -51,6 +54,20 @@ def architecture(name: str) -> Architecture:
 def is_own_network(name: str) -> bool:
     """Return True for a registered name and for a network that was given as an object."""
     return name in NETWORKS or name.startswith(GIVEN)
+
+
+def has_own_blocks(name: str) -> bool:
+    """Return True for a residual network of blocks that the user has registered."""
+    return name.partition("_resnet")[0] in OWN_BLOCKS
+
+
+def is_buildable(name: str) -> bool:
+    """Return True if `architecture` knows the name."""
+    try:
+        architecture(name)
+    except ValueError:
+        return False
+    return True
 
 
 def check_model_name(name: str) -> None:

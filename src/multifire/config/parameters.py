@@ -1,15 +1,15 @@
 """Count the parameters of a configured network without building it."""
 
-from multifire.config.architecture import Architecture, architecture, is_own_network
+from multifire.config.architecture import Architecture, architecture, has_own_blocks, is_own_network
 from multifire.config.schema import ModelConfig
 
 
 def count_parameters(model: ModelConfig) -> int:
     """Return the number of parameters of the network that `build_model` builds for this configuration.
 
-    For a network of one's own return 0: only its builder knows.
+    For a network or blocks of one's own return 0: only their builder knows.
     """
-    if is_own_network(model.name):
+    if is_own_network(model.name) or has_own_blocks(model.name):
         return 0
     found = architecture(model.name)
     stem = _conv_norm(model.in_channels, model.width, 7 if found.imagenet else 3)

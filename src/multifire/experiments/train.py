@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from multifire import datasets
-from multifire.config import RunConfig, TrainOptions
-from multifire.config.architecture import GIVEN
-from multifire.nn import SpikingNetwork
+from multifire.config import ModelConfig, RunConfig, TrainOptions
+from multifire.config.architecture import GIVEN, is_buildable
+from multifire.nn import SpikingNetwork, config_of_model
 from multifire.report import Run
 from multifire.training.loop import train as train_run
 from multifire.training.own import Loss, MakeOptimizer, Own
@@ -35,7 +35,8 @@ def train(
     Args:
         cfg: the configuration, such as `mf.recipe("digits")`. A part that is given below takes the place of its own.
         out: the run's folder (default: runs/RECIPE-DATE-TIME).
-        network: [T, N, C, H, W] -> logits of each time step [T, N, classes].
+        network: [T, N, C, H, W] -> logits of each time step [T, N, classes], or one of multifire's networks. Of
+            cfg.model only num_classes counts then.
         data: a data set; see `mf.datasets.from_arrays` and `mf.datasets.from_dataset`.
         loss: function of the logits [T, N, classes] and the classes [N] that returns the mean loss of the samples.
         optimizer: function that makes an optimiser of the parameters, for instance
@@ -47,9 +48,15 @@ def train(
         ValueError, FileNotFoundError, FileExistsError, FloatingPointError, MemoryError, OSError: as
             `multifire.training.loop.train`.
     """
-    if network is not None and not isinstance(network, SpikingNetwork):
-        model = dataclasses.replace(cfg.model, name=f"{GIVEN}{type(network).__name__}")
-        cfg = dataclasses.replace(cfg, model=model)
+    if network is not None:
+        cfg = dataclasses.replace(cfg, model=_model_of(network, cfg))
     folder = Path(out) if out is not None else Path("runs") / f"{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     train_run(cfg, folder, TrainOptions(**options), Own(network, data, loss, optimizer, on_epoch))
     return Run(folder)
+
+
+def _model_of(network: nn.Module, cfg: RunConfig) -> ModelConfig:
+    """Return the description of a network that is given as an object."""
+    if isinstance(network, SpikingNetwork) and is_buildable(network.name):
+        return config_of_model(network)
+    return dataclasses.replace(cfg.model, name=f"{GIVEN}{type(network).__name__}")

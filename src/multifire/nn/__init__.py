@@ -14,6 +14,7 @@ from multifire.nn.resnet import (
     config_of_model,
     is_own,
     model_from_config,
+    register_block,
     require_known,
 )
 from multifire.nn.vgg import SpikingVGG
@@ -45,6 +46,7 @@ __all__ = [
     "is_own",
     "kept_for_backward",
     "model_from_config",
+    "register_block",
     "register_network",
     "require_known",
 ]

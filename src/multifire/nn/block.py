@@ -82,6 +82,10 @@ class ConvFire(Streaming):
         add_before: Tensor | None = None,
         add_after: Tensor | None = None,
     ) -> Tensor:
+        if x_TNCHW.dim() != 5:
+            raise ValueError(
+                f"x has shape {tuple(x_TNCHW.shape)}, expected [T, N, C, H, W]; a single frame goes through step()"
+            )
         if stream is not None and self.training:
             raise ValueError("batch statistics need all time steps at once; call model.eval() before step()")
         timesteps = x_TNCHW.shape[0]

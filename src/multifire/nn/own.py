@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from multifire.config import ModelConfig
-from multifire.config.architecture import NETWORKS, parse_model_name
+from multifire.config.architecture import NETWORKS, is_buildable
 
 Builder = Callable[[ModelConfig], nn.Module]
 
@@ -28,20 +28,12 @@ def register_network(name: str) -> Callable[[Builder], Builder]:
     """
 
     def register(builder: Builder) -> Builder:
-        if name in NETWORKS or _is_built_in(name):
+        if name in NETWORKS or is_buildable(name):
             raise ValueError(f"the network {name!r} exists already; choose another name")
         NETWORKS[name] = builder
         return builder
 
     return register
-
-
-def _is_built_in(name: str) -> bool:
-    try:
-        parse_model_name(name)
-    except ValueError:
-        return False
-    return True
 
 
 class OwnNetwork(nn.Module):

@@ -3,7 +3,7 @@
 tdBN is the threshold-dependent batch norm of `TdBatchNorm2d`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from multifire import ops
 from multifire.config import ModelConfig
-from multifire.config.architecture import GIVEN, NETWORKS, architecture
+from multifire.config.architecture import BLOCK_KINDS, GIVEN, NETWORKS, OWN_BLOCKS, architecture
 from multifire.nn.block import BLOCKS, ConvFire, MakeNeuron
 from multifire.nn.bounds import bound_inputs
 from multifire.nn.network import SpikePool, SpikingNetwork
@@ -21,7 +21,34 @@ from multifire.nn.own import OwnNetwork
 from multifire.nn.vgg import SpikingVGG
 from multifire.utils.errors import unknown
 
-ALL_BLOCKS: dict[str, type[nn.Module]] = {**BLOCKS, "ms": MSBlock, "sew": SEWBlock}
+ALL_BLOCKS: dict[str, Callable[..., nn.Module]] = {**BLOCKS, "ms": MSBlock, "sew": SEWBlock}
+
+
+MakeBlock = Callable[[int, int, int, MakeNeuron], nn.Module]
+"""block(in_channels, out_channels, stride, make_neuron): a `Streaming` module, or a class of such."""
+
+
+def register_block(name: str) -> Callable[[MakeBlock], MakeBlock]:
+    """Register a residual block, so that NAME_resnet8, NAME_resnet20 and so on are networks of such blocks.
+
+        @mf.register_block("gated")
+        class GatedBlock(mf.nn.Streaming):
+            def __init__(self, in_channels, out_channels, stride, make_neuron): ...
+            def forward(self, x, stream=None): ...    # passes the stream to every layer, always in the same order
+
+    Raises:
+        ValueError: the name exists.
+    """
+
+    def register(block: MakeBlock) -> MakeBlock:
+        if name in ALL_BLOCKS:
+            raise ValueError(f"the block {name!r} exists already; choose another name")
+        ALL_BLOCKS[name] = block
+        BLOCK_KINDS.append(name)
+        OWN_BLOCKS.add(name)
+        return block
+
+    return register
 
 
 class SpikingResNet(SpikingNetwork):
@@ -30,7 +57,8 @@ class SpikingResNet(SpikingNetwork):
         stem → stages of blocks, widths w, 2w, 4w, ... → global average pool → linear voting layer → mean over time
 
     Args:
-        block: "ds", "plain", "ms" or "sew", the kind of residual block.
+        block: "ds", "plain", "ms", "sew" or a registered name, the kind of residual block; or a block of one's own,
+            called as block(in_channels, out_channels, stride, make_neuron).
         blocks_per_stage: n for three stages, the depth being 6n + 2; or the number for each stage.
         in_channels: C of the input.
         num_classes: size of the voting layer.
@@ -45,7 +73,7 @@ class SpikingResNet(SpikingNetwork):
 
     def __init__(
         self,
-        block: str = "ds",
+        block: str | MakeBlock = "ds",
         blocks_per_stage: int | Sequence[int] = 3,
         *,
         in_channels: int = 3,
@@ -56,6 +84,10 @@ class SpikingResNet(SpikingNetwork):
         imagenet: bool = False,
         make_neuron: MakeNeuron = MLF,
     ):
+        if isinstance(block, str) and block not in ALL_BLOCKS:
+            raise unknown("block", block, list(ALL_BLOCKS))
+        make_block = ALL_BLOCKS[block] if isinstance(block, str) else block
+        kind = next((name for name, known in ALL_BLOCKS.items() if known is make_block), make_block.__name__)
         numbers = (blocks_per_stage,) * 3 if isinstance(blocks_per_stage, int) else tuple(blocks_per_stage)
         stem = ConvFire(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1, make_neuron())
         stages: list[list[nn.Module]] = []
@@ -63,7 +95,7 @@ class SpikingResNet(SpikingNetwork):
         for stage, blocks in enumerate(numbers):
             out_channels = width * 2**stage
             shapes = [(channels, 1 if stage == 0 else 2), *[(out_channels, 1)] * (blocks - 1)]
-            stages.append([ALL_BLOCKS[block](first, out_channels, stride, make_neuron) for first, stride in shapes])
+            stages.append([make_block(first, out_channels, stride, make_neuron) for first, stride in shapes])
             channels = out_channels
         if imagenet:
             stages[0].insert(0, SpikePool(3, 2))
@@ -74,8 +106,8 @@ class SpikingResNet(SpikingNetwork):
             num_classes=num_classes,
             norm_input=norm_input,
             checkpoint_stages=checkpoint_stages,
-            last=make_neuron() if block == "ms" else None,  # a membrane-shortcut block gives currents
-            name=f"{block}_resnet{2 * sum(numbers) + 2}",
+            last=make_neuron() if kind == "ms" else None,  # a membrane-shortcut block gives currents
+            name=f"{kind}_resnet{2 * sum(numbers) + 2}",
         )
         bound_inputs(self.stem, [layer for stage in stages for layer in stage])
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -23,19 +24,19 @@ class LoadedRun:
     checkpoint: Path
 
 
-def load_weights(network: nn.Module, run: str | Path, which: str | None = None) -> None:
+def load_weights(network: nn.Module, run: Any, which: str | None = None) -> None:
     """Copy the trained weights of a run, or of a checkpoint file, into a network.
 
     Args:
         network: the network that was given to `mf.train`, built again; or one of multifire's.
-        run: the run's folder, or a checkpoint.
+        run: what `mf.train` returned, the run's folder, or a checkpoint.
         which: "best" or "last" (default: the one whose accuracy the summary reports).
 
     Raises:
         FileNotFoundError: no such run or checkpoint.
         ValueError: the file is damaged, or its weights do not fit the network.
     """
-    path = Path(run)
+    path = Path(getattr(run, "path", run))
     if path.is_dir():
         folder = RunFolder(path)
         path = folder.checkpoint(which or folder.reported_checkpoint())

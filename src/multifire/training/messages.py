@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 
 from multifire import ops
+from multifire.nn import is_own
 from multifire.training.records import selection_split
 from multifire.training.state import Training
 from multifire.utils.device import processor
@@ -24,6 +25,7 @@ def header(training: Training) -> list[tuple[str, str]]:
     cfg, batches, unit = training.cfg, training.batches, training.sample_name
     info = batches.info
     parameters = sum(p.numel() for p in training.model.parameters())
+    layers = f", width {cfg.model.width}, K = {cfg.model.levels}" if not is_own(training.model) else ""
     scored = f"{batches.selection.order.samples:,} {selection_split(cfg)}"
     weight = next(training.model.parameters())
     device = weight.device
@@ -38,7 +40,7 @@ def header(training: Training) -> list[tuple[str, str]]:
     resumed = f", resumed at epoch {training.position.epoch + 1}" if training.step else ""
     return [
         ("recipe", cfg.recipe),
-        ("network", f"{cfg.model.name}, width {cfg.model.width}, K = {cfg.model.levels}, T = {cfg.data.timesteps}; "
+        ("network", f"{cfg.model.name}{layers}, T = {cfg.data.timesteps}; "
                     f"{parameters:,} parameters"),
         ("data", f"{cfg.data.name}{' (simulated)' * info.simulated}: {batches.train.order.samples:,} training and "
                  f"{scored} {unit}"),

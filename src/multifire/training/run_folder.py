@@ -72,7 +72,10 @@ class RunFolder:
         if not self.path.exists():
             return
         if not self.path.is_dir() or any(not file.name.startswith(".") for file in self.path.iterdir()):
-            raise FileExistsError(f"{self.path} exists; give --resume to continue it, or --out for another folder")
+            raise FileExistsError(
+                f"{self.path} exists; give --resume to continue it, or --out for another folder "
+                '(in Python: resume="yes", out)'
+            )
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return one record for each finished epoch; a truncated last line is ignored.
