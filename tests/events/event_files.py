@@ -53,3 +53,28 @@ def packet(events, *, overflow=0, kind=1, source=1, number=None, capacity=None, 
 
 def encode_nmnist(events) -> bytes:
     return b"".join(bytes([x, y, int(p) << 7 | int(t) >> 16, int(t) >> 8 & 255, int(t) & 255]) for t, x, y, p in events)
+
+
+def sensor_events(width: int, height: int, count: int = 2000, seed: int = 0, start_us: int = 0) -> np.ndarray:
+    """Return random events of a sensor in order of time."""
+    events = random_events(count, 1, 2_000_000, seed)
+    rng = np.random.default_rng(seed + 1)
+    events["t"] += start_us
+    events["x"], events["y"] = rng.integers(0, width, count), rng.integers(0, height, count)
+    events["p"] = rng.integers(0, 2, count)
+    return events
+
+
+def encode_davis(events, chip: str = "", other: np.ndarray | None = None, flag: int = 1 << 31) -> bytes:
+    """Encode AEDAT 2.0 of a DAVIS; where `other` is True the record carries `flag` and is no event."""
+    address = (events["y"].astype("u4") << 22) | (events["x"].astype("u4") << 12) | (events["p"].astype("u4") << 11)
+    if other is not None:
+        address[other] |= np.uint32(flag)
+    header = AEDAT2_HEADER + (f"# AEChip: {chip}\r\n".encode() if chip else b"")
+    return header + np.stack([address, (events["t"] & 0xFFFFFFFF).astype("u4")], 1).astype(">u4").tobytes()
+
+
+def encode_text(events, line: str = "{t} {x} {y} {p}", first: str = "", scale: float = 1) -> bytes:
+    """Encode one line for each event; times are divided by `scale` if it is not 1."""
+    rows = ((t / scale if scale != 1 else t, x, y, p) for t, x, y, p in events.tolist())
+    return (first + "".join(line.format(t=t, x=x, y=y, p=p) + "\n" for t, x, y, p in rows)).encode()

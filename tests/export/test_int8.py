@@ -102,7 +102,10 @@ def test_sums_of_large_counts_are_exact():
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512_bf16"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 5])
 @pytest.mark.parametrize("channels", [1, 16, 33])
-def test_kernel_equals_the_reference(isa, levels, channels):
+@pytest.mark.parametrize(
+    ("membranes", "reset"), [("own", "zero"), ("own", "subtract"), ("shared", "any"), ("shared", "subtract")]
+)
+def test_kernel_equals_the_reference(isa, levels, channels, membranes, reset):
     if not ops.cpu.is_built():
         pytest.skip("the CPU kernel is not built")
     before = ops.cpu.isa()
@@ -123,9 +126,11 @@ def test_kernel_equals_the_reference(isa, levels, channels):
                     "bias": bias,
                     "thresholds": ops.default_thresholds(levels),
                     "add_after": torch.randint(0, 200, (timesteps, *step), dtype=torch.uint8),
-                    "state": torch.randn(levels, *step),
+                    "state": torch.randn(1 if membranes == "shared" else levels, *step),
                     "return_state": True,
                     "timesteps": timesteps,
+                    "membranes": membranes,
+                    "reset": reset,
                 }
                 out, state = ops.mlf_uint8(sums, **arguments, backend="cpu")
                 expected, expected_state = ops.mlf_uint8(sums, **arguments, backend="reference")

@@ -12,7 +12,7 @@ from multifire.analysis import analyze, measure_activity, measure_energy
 from multifire.config import ModelConfig, RunConfig, json_format
 from multifire.config.parameters import count_parameters
 from multifire.export import fold
-from multifire.export.int8 import load_int8, quantise_network, save_int8
+from multifire.export.int8 import Int8MLF, load_int8, quantise_network, save_int8
 from multifire.nn import MLF, ConvFire, config_of_model, model_from_config
 from multifire.nn.block import convolve
 
@@ -218,13 +218,11 @@ def test_nir_file_has_the_learned_numbers(tmp_path, dtype):
 
 
 @others
-def test_nir_and_int8_refuse_what_they_cannot_express(options):
+def test_nir_refuses_what_it_cannot_express(options):
     model = trained(options, dtype=torch.float32)
     found = ", ".join(
         f"{name}={value!r}" for name, value in options.items() if name in ("membranes", "reset", "signed")
     )
-    with pytest.raises(ValueError, match=f"int8 knows the MLF neuron alone, found {found}"):
-        quantise_network(model, config_of_model(model), counts=True)
     with pytest.raises(ValueError, match=f"the authors' code knows the MLF neuron alone, found {found}"):
         mf.to_reference_state_dict(model)
     pytest.importorskip("nir")
@@ -237,6 +235,28 @@ def test_nir_and_int8_refuse_what_they_cannot_express(options):
 def test_learned_numbers_are_no_part_of_the_authors_networks():
     with pytest.raises(ValueError, match="learned thresholds"):
         mf.to_reference_state_dict(mf.build_model("ds_resnet8", width=2, **LEARNED))
+
+
+@family
+def test_int8_network_fires_as_the_neurons_do(options):
+    """Weights that are integers times a scale lose nothing, so the logits are the network's."""
+    model, x = trained(options, dtype=torch.float32), frames(torch.float32)
+    if options.get("signed"):
+        with pytest.raises(ValueError, match=r"int8 has activations .*found signed=True"):
+            quantise_network(model, config_of_model(model), counts=True)
+        return
+    network = quantise_network(model, config_of_model(model), counts=True)
+    exact = fold(model)
+    for name, layer in network.network.named_modules():
+        if isinstance(layer, Int8MLF):
+            conv = exact.get_submodule(f"{name}.conv")
+            conv.weight.data = layer.conv.weight.float() * layer.scale.view(-1, 1, 1, 1)
+    torch.testing.assert_close(network(x), exact(x), rtol=1e-3, atol=1e-3)
+    assert exact(x).std() > 0
+    state = None
+    for frame in x:
+        logits, state = network.step(frame, state)
+    torch.testing.assert_close(logits, network(x), rtol=1e-5, atol=1e-5)
 
 
 def test_int8_file_has_the_learned_numbers(tmp_path, monkeypatch):

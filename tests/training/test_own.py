@@ -142,6 +142,20 @@ def test_adamw_decays_weights_apart_from_the_gradient():
     torch.testing.assert_close(layer.weight.detach(), before * (1 - 0.1 * 0.5))
 
 
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_learned_thresholds_and_decays_do_not_decay(decay_norms):
+    model = mf.build_model("ds_resnet8", in_channels=1, width=2, learn_thresholds=True, learn_decay=True)
+    optimizer = make_optimizer(model, replace(TINY.optim, weight_decay=0.5, decay_norms=decay_norms))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert not any("raw_" in name for name in changed)
+    assert "stem.conv.weight" in changed
+    assert ("stem.norm.weight" in changed) == decay_norms
+
+
 def test_the_learning_rate_of_an_own_optimiser_is_the_highest_of_the_schedule(tmp_path):
     rates: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Readers of AEDAT 2.0 with the DVS128 address layout, and of AEDAT 3.1.
+"""Reader of AEDAT 3.1, and of the header that it shares with AEDAT 2.0.
 
 Source: https://gitlab.com/inivation/inivation-docs, "Software user guides / AEDAT file formats".
 """
@@ -9,12 +9,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from multifire.events.recording import CHUNK_BYTES, ByteStream, Packed, pack
-from multifire.utils.log import log
+from multifire.events.recording import CHUNK_BYTES, ByteStream, Packed, Packer
 
 DVS128 = (128, 128)
-SPECIAL = 0x8000  # set for an edge on the camera's synchronisation input, which is no pixel
-WRAP = 1 << 32
 
 PACKET = struct.Struct("<HHIIIIII")
 """Type, source, event size, offset of the timestamp, its overflow, capacity, number of events, valid ones."""
@@ -32,7 +29,7 @@ SENSOR_SIZES = {
     "DAVIS346": (260, 346),
     "DAVIS640": (480, 640),
 }
-"""(H, W) by the beginning of the name that an AEDAT 3.1 header gives its source."""
+"""(H, W) by the beginning of the camera's name in a header."""
 
 
 def read_header(stream: ByteStream) -> Iterator[bytes]:
@@ -41,70 +38,23 @@ def read_header(stream: ByteStream) -> Iterator[bytes]:
     Raises:
         ValueError: too many lines.
     """
-    lines = 0
-    while line := stream.read_header_line().rstrip():
-        yield line
-        if line == END_OF_HEADER:
+    lines, ending = 0, b""
+    while not _is_davis_event(stream.peek(4), ending) and (line := stream.read_header_line()):
+        ending = ending or line[-2:]
+        yield line.rstrip()
+        if line.rstrip() == END_OF_HEADER:
             break
         lines += 1
         if lines > MAX_HEADER_LINES:
             raise ValueError(f"{stream.name}: its header has more than {MAX_HEADER_LINES:,} lines; not a recording")
 
 
-def read_aedat2(stream: ByteStream) -> Iterator[Packed]:
-    """Yield the events of an AEDAT 2.0 recording of a DVS128, after its header.
+def _is_davis_event(ahead: bytes, ending: bytes) -> bool:
+    """Return True for an event of AEDAT 2.0 in row 140 to 143, whose first byte is `#`, and whose fourth one is 0.
 
-    Eight bytes each, big-endian: address a [u32], time in µs [u32], which wraps after 71.6 minutes.
-    x = 127 − ((a >> 1) & 127), y = (a >> 8) & 127, p = a & 1.
-
-    Raises:
-        ValueError: an address outside a DVS128.
+    The second byte may be the end of a line, but is not that of a header whose first line ends with a carriage return.
     """
-    clock = Clock()
-    special = 0
-    for first, data in stream.records(EVENT_BYTES):
-        both = np.frombuffer(data, ">u8").astype(np.uint64)
-        address = (both >> 32).view(np.int64)
-        both &= WRAP - 1
-        t = clock.unwrap(both.view(np.int64))
-        if int(address.max(initial=0)) >= SPECIAL:
-            _check_addresses(address, first, stream.name)
-            pixels = address < SPECIAL
-            special += len(pixels) - int(np.count_nonzero(pixels))
-            address, t = address[pixels], t[pixels]
-        address ^= 0xFE
-        yield Packed(t, address)  # (y·128 + 127 − x')·2 + p is the address with the seven bits of x' inverted
-    if special:
-        log.info("%s: skipped %s marks of its synchronisation input", stream.name, f"{special:,}")
-
-
-def _check_addresses(address: np.ndarray, first: int, name: str) -> None:
-    wrong = np.flatnonzero(address >= 2 * SPECIAL)
-    if len(wrong):
-        raise ValueError(
-            f"{name}: event {first + wrong[0]:,} (the first is 0) has address {address[wrong[0]]:#x}, outside the "
-            "128 × 128 pixels of a DVS128; the file is damaged or of another camera, whose AEDAT 2.0 is not read"
-        )
-
-
-class Clock:
-    """Unwraps a 32-bit clock: a decrease by more than half its range is a wrap, not a step back."""
-
-    def __init__(self):
-        self._last, self._epoch = 0, 0
-
-    def unwrap(self, t: np.ndarray) -> np.ndarray:
-        if not len(t):
-            return t
-        low, high = min(int(t.min()), self._last), max(int(t.max()), self._last)
-        if high - low <= WRAP // 2:  # no step can be a wrap
-            self._last = int(t[-1])
-            return t + self._epoch * WRAP if self._epoch else t
-        steps = np.diff(t, prepend=self._last)
-        turns = self._epoch + np.cumsum((steps < -WRAP // 2).astype(np.int64) - (steps > WRAP // 2))
-        epochs = turns - np.minimum(np.minimum.accumulate(turns), 0)
-        self._last, self._epoch = int(t[-1]), int(epochs[-1])
-        return t + epochs * WRAP
+    return ahead[3:] == b"\0" and (b"\n" not in ahead or (ending == b"\r\n" and ahead[1:2] == b"\n"))
 
 
 def sensor_of(header: Iterable[bytes]) -> tuple[int, int] | None:
@@ -112,12 +62,17 @@ def sensor_of(header: Iterable[bytes]) -> tuple[int, int] | None:
     found = None
     for line in header:
         source = None if found else re.match(rb"#-*\s*Source\s+\d+\s*:\s*(\w+)", line)
-        name = source[1].decode("ascii", "replace").upper() if source else ""
-        found = found or next((size for camera, size in SENSOR_SIZES.items() if name.startswith(camera)), None)
+        found = found or (size_of(source[1]) if source else None)
     return found
 
 
-def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[Packed]:
+def size_of(camera: bytes) -> tuple[int, int] | None:
+    """Return (H, W) of the camera of this name, or None if it is not known."""
+    name = camera.decode("ascii", "replace").upper()
+    return next((size for known, size in SENSOR_SIZES.items() if name.startswith(known)), None)
+
+
+def read_aedat31(stream: ByteStream, packer: Packer) -> Iterator[Packed]:
     """Yield the polarity events of an AEDAT 3.1 recording, after its header.
 
     Packets of a header of 28 bytes and events of eight, little-endian: data d [u32], time in µs [u32]:
@@ -125,9 +80,8 @@ def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[P
     Other types of packets and invalid events are skipped.
 
     Raises:
-        ValueError: inconsistent packets, or an event outside the sensor.
+        ValueError: inconsistent packets.
     """
-    first = 0
     for data, overflow in _gather(_polarity_payloads(stream)):
         both = np.frombuffer(data, "<u8")
         t = (both >> 32).view(np.int64)
@@ -137,8 +91,7 @@ def read_aedat31(stream: ByteStream, sensor_size: tuple[int, int]) -> Iterator[P
         if not np.bitwise_and.reduce(d) & 1:
             valid = (d & 1).astype(bool)
             t, d = t[valid], d[valid]
-        yield pack(stream.name, sensor_size, first, t, d >> 17, (d >> 2) & 0x7FFF, (d >> 1) & 1)
-        first += len(t)
+        yield packer.pack(t, d >> 17, (d >> 2) & 0x7FFF, (d >> 1) & 1)
 
 
 def _polarity_payloads(stream: ByteStream) -> Iterator[tuple[bytes, int]]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from multifire.events import camera_process
 from multifire.events.camera_process import CUT, EVENT, EVENTS, HEAD, MB, WRONG
-from multifire.events.recording import Packed, Recording, pack
+from multifire.events.recording import Packed, Packer, Recording, Stray
 from multifire.utils.log import log
 
 INSTALL = "pip install 'multifire[cameras]'"
@@ -49,7 +49,7 @@ def kind_of(head: bytes) -> str | None:
     return None
 
 
-def open_camera_file(path: Path, kind: str) -> Recording:
+def open_camera_file(path: Path, kind: str, stray: Stray = "refuse") -> Recording:
     """Open a recording of the `kind` that `kind_of` returned.
 
     Raises:
@@ -71,7 +71,8 @@ def open_camera_file(path: Path, kind: str) -> Recording:
     except BaseException:
         decoder.close()
         raise
-    return Recording(str(path), found["format"], (height, width), _packed(decoder, (height, width)), decoder)
+    packer = Packer(str(path), (height, width), stray)
+    return Recording(str(path), found["format"], (height, width), _packed(decoder, packer), decoder, packer=packer)
 
 
 class Decoder:
@@ -139,8 +140,7 @@ class Decoder:
             self._process.stdout.close()
 
 
-def _packed(decoder: Decoder, size: tuple[int, int]) -> Iterator[Packed]:
-    first = 0
+def _packed(decoder: Decoder, packer: Packer) -> Iterator[Packed]:
     try:
         while (message := decoder.message())[0] == EVENTS:
             events = np.frombuffer(message[1], EVENT)
@@ -148,13 +148,12 @@ def _packed(decoder: Decoder, size: tuple[int, int]) -> Iterator[Packed]:
             x, y = events["x"].astype(np.int32), events["y"].astype(np.int32)
             if len(t) and t.min() < 0:
                 raise ValueError(f"{decoder.path}: an event has the time {t.min():,} µs; the file is damaged")
-            if first + len(t) > decoder.most_events:
+            if packer.seen + len(t) > decoder.most_events:
                 raise ValueError(
                     f"{decoder.path}: holds more than {decoder.most_events:,} events in {decoder.bytes:,} bytes, more "
                     "than any camera's; the file is damaged"
                 )
-            yield pack(str(decoder.path), size, first, t, x, y, events["on"] != 0)
-            first += len(t)
+            yield packer.pack(t, x, y, events["on"] != 0)
         if message[0] == CUT:
             log.warning("%s: cut short within a packet; all whole packets before it are kept", decoder.path)
     finally:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from multifire.events.recording import ByteStream, Packed, pack
+from multifire.events.recording import ByteStream, Packed, Packer
 
 SENSOR = (34, 34)
 RECORD = 5
@@ -20,20 +20,17 @@ def looks_like_nmnist(head: bytes) -> bool:
     return len(records) > 0 and bool((inside | (records[:, 1] == OVERFLOW_ROW)).all())
 
 
-def read_nmnist(stream: ByteStream) -> Iterator[Packed]:
+def read_nmnist(stream: ByteStream, packer: Packer) -> Iterator[Packed]:
     """Yield the events of an N-MNIST recording.
 
     Five bytes each, big-endian: x [8 bits], y [8], p [1], time in µs [23]. A record with y = 240 is not an event: it
     adds 2¹³ µs to all later times.
 
-    Raises:
-        ValueError: a coordinate outside 34 × 34 pixels.
-
     Source: G. Orchard et al., "Converting static image datasets to spiking neuromorphic datasets using saccades",
     2015, and the MATLAB functions that come with the data set.
     """
     marks = 0
-    for first, data in stream.records(RECORD, CHUNK):
+    for _, data in stream.records(RECORD, CHUNK):
         x, y, high, middle, low = np.frombuffer(data, np.uint8).reshape(-1, RECORD).T
         t = (high & 0x7F).astype(np.int64)
         for byte in (middle, low):
@@ -44,4 +41,4 @@ def read_nmnist(stream: ByteStream) -> Iterator[Packed]:
             t += OVERFLOW_US * (marks + np.cumsum(mark))
             marks += int(np.count_nonzero(mark))
             x, y, high, t = x[~mark], y[~mark], high[~mark], t[~mark]
-        yield pack(stream.name, SENSOR, first, t, x.astype(np.int16), y.astype(np.int16), high >> 7)
+        yield packer.pack(t, x.astype(np.int16), y.astype(np.int16), high >> 7)

@@ -1,7 +1,8 @@
 """An open recording, and the stream of bytes that it is read from."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, Protocol, Self
+from contextlib import contextmanager
+from typing import BinaryIO, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -13,7 +14,13 @@ EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
 CHUNK_BYTES = 1 << 18
 """Bytes read at a time; the events made of them fit into a core's caches."""
 MAX_HEADER = 16 << 20  # jAER writes 5 KB
-ANY_SENSOR = (1 << 15, 1 << 15)  # AEDAT 3.1 has 15 bits for a coordinate
+EVENTS_PER_BYTE = 16
+"""Maximum events for a byte of a compressed file of arrays; real ones take a byte or more for each."""
+SMALL_FILE = 1 << 15  # smaller files count as this many bytes
+ANY_SENSOR = (1 << 15, 1 << 15)  # EVENT_DTYPE and AEDAT 3.1 have 15 bits for a coordinate
+
+Stray = Literal["refuse", "drop"]
+"""What happens to events beside the sensor: an error with their number, or they are left out and counted."""
 
 
 class Chunk(NamedTuple):
@@ -97,6 +104,20 @@ class ByteStream:
     def warn_cut(self, where: str) -> None:
         log.warning("%s: cut short %s; all whole events before it are kept", self.name, where)
 
+    def rest(self) -> Iterator[bytes]:
+        """Yield the bytes that follow without consuming them; nothing if the file cannot seek."""
+        file = self._file
+        try:
+            at = file.tell()
+            file.seek(at - (len(self._ahead) - self._start))
+        except (OSError, AttributeError):
+            return
+        try:
+            while data := self._fetch(CHUNK_BYTES):
+                yield data
+        finally:
+            file.seek(at)
+
     def _check_header(self, length: int) -> None:
         if length > MAX_HEADER:
             raise ValueError(f"{self.name}: its header is longer than {MAX_HEADER:,} bytes; not a recording")
@@ -106,6 +127,31 @@ class ByteStream:
         while 0 < len(data) < count and (more := self._file.read(count - len(data))):
             data += more
         return data
+
+
+@contextmanager
+def damage_reported(name: str) -> Iterator[None]:
+    """Turn any error of a library that reads the file `name` into a ValueError that says so."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        ours = isinstance(error, (ValueError, OSError)) and str(error).startswith(name)
+        if ours or (isinstance(error, OSError) and error.errno):
+            raise
+        what = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{name}: cannot be read: {what}; the file is damaged or cut short") from None
+
+
+def check_count(name: str, events: int, file_bytes: int) -> None:
+    """Raise ValueError if a compressed file claims more events than any recording of its size has."""
+    most = EVENTS_PER_BYTE * max(file_bytes, SMALL_FILE)
+    if not 0 <= events <= most:
+        raise ValueError(
+            f"{name}: says that it holds {events:,} events in {file_bytes:,} bytes, expected at most {most:,}; "
+            "the file is damaged"
+        )
 
 
 class Closable(Protocol):
@@ -126,6 +172,7 @@ class Recording:
         packed: Iterator[Packed],
         file: Closable | None = None,
         allow_empty: bool = False,
+        packer: "Packer | None" = None,
     ):
         self.name = name
         self.format = format
@@ -133,7 +180,7 @@ class Recording:
         """(H, W) in pixels; None if the file does not state it."""
         self.backwards = 0
         """Number of times that time ran backwards so far, in the file's order."""
-        self._packed, self._file, self._allow_empty = packed, file, allow_empty
+        self._packed, self._file, self._allow_empty, self._packer = packed, file, allow_empty, packer
         self._last = -(1 << 63)
 
     @property
@@ -149,9 +196,13 @@ class Recording:
         """
         count = 0
         for chunk in self._packed:
+            if self._packer:
+                self._packer.check(self._packed)
             if len(chunk.t):
                 count += len(chunk.t)
                 yield self._in_order(chunk)
+        if self._packer and self._packer.stray_count:
+            log.warning("%s: %s were dropped", self.name, self._packer.strays())
         if not count and not self._allow_empty:
             raise ValueError(f"{self.name}: holds no event; record it anew or leave it out")
         if self.backwards:
@@ -186,17 +237,76 @@ class Recording:
         self.close()
 
 
+class Packer:
+    """Packs events of a sensor of (H, W), and leaves out and counts those beside it."""
+
+    def __init__(self, name: str, size: tuple[int, int] | None, stray: Stray = "refuse"):
+        self.name, self._size, self._stray = name, size or ANY_SENSOR, stray
+        self.seen = 0
+        """Number of events so far, with those beside the sensor."""
+        self.stray_count = 0
+        self._first_stray = ""
+
+    def pack(self, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> Packed:
+        """Return the events within the sensor; coordinates need a type that holds 2·H·W."""
+        height, width = self._size
+        if len(x) and (int(x.max()) >= width or int(y.max()) >= height or _any_negative(x) or _any_negative(y)):
+            outside = (x >= width) | (y >= height) | (x < 0) | (y < 0)
+            self._note(outside, x, y)
+            t, x, y, p = (column[~outside] for column in (t, x, y, p))
+            self.seen += int(np.count_nonzero(outside))
+        self.seen += len(x)
+        return Packed(t, ((y * width + x) * 2 + p).astype(np.int64, copy=False))
+
+    def _note(self, outside: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+        if not self.stray_count:
+            wrong = int(np.argmax(outside))
+            self._first_stray = (
+                f"event {self.seen + wrong:,} (the first is 0) lies at column {x[wrong]}, row {y[wrong]}"
+            )
+        self.stray_count += int(np.count_nonzero(outside))
+
+    def strays(self) -> str:
+        height, width = self._size
+        return f"{self.stray_count:,} events beside the sensor of {width} × {height}"
+
+    def check(self, rest: Iterator[Packed]) -> None:
+        """Refuse events beside the sensor; `rest` is read to count them all.
+
+        Raises:
+            ValueError: there are some, and they are not to be dropped.
+        """
+        if not self.stray_count or self._stray == "drop":
+            return
+        at_least = ""
+        try:
+            for _ in rest:
+                pass
+        except (ValueError, OSError):
+            at_least = "at least "
+        raise ValueError(
+            f"{self.first_stray()}; {at_least}{self.stray_count:,} events of {self.seen:,} lie beside it: the file is "
+            'damaged or of another camera, or they are noise, which stray="drop" leaves out (--data.stray drop)'
+        )
+
+    def first_stray(self) -> str:
+        height, width = self._size
+        return f"{self.name}: {self._first_stray}, expected a sensor of {width} × {height}"
+
+
 def pack(name: str, size: tuple[int, int], first: int, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray):
     """Pack events of a sensor of (H, W); `first` is the number of the first event, for the message.
 
     Raises:
         ValueError: a coordinate outside the sensor.
     """
-    height, width = size
-    if len(x) and (int(x.max()) >= width or int(y.max()) >= height):
-        wrong = int(np.argmax((x >= width) | (y >= height)))
-        raise ValueError(
-            f"{name}: event {first + wrong:,} (the first is 0) lies at column {x[wrong]}, row {y[wrong]}, "
-            f"expected a sensor of {width} × {height}; the file is damaged or of another camera"
-        )
-    return Packed(t, ((y * width + x) * 2 + p).astype(np.int64, copy=False))
+    packer = Packer(name, size)
+    packer.seen = first
+    packed = packer.pack(t, x, y, p)
+    if packer.stray_count:
+        raise ValueError(f"{packer.first_stray()}; it is damaged or of another camera")
+    return packed
+
+
+def _any_negative(column: np.ndarray) -> bool:
+    return column.dtype.kind == "i" and int(column.min()) < 0

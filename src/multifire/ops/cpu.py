@@ -35,7 +35,10 @@ _POINTERS = (
     "grad_out", "grad_state_out", "grad_x", "grad_add_before", "grad_weight", "grad_bias", "grad_state",
     "grad_thresholds", "grad_decay", "sums",
 )  # fmt: skip
-_FIRE_INTEGERS = ("timesteps", "values", "channels", "bias_period", "static_input", "levels", "threads", "shared_membrane", "subtract")
+_FIRE_INTEGERS = (
+    "timesteps", "values", "channels", "bias_period", "static_input", "levels", "threads",
+    "shared_membrane", "subtract",
+)  # fmt: skip
 _FIRE_POINTERS = ("sums", "scale", "bias", "add_after", "state", "out", "state_out")
 
 

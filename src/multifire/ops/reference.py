@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from multifire.ops import collective, surrogates
-from multifire.ops.surrogates import SURROGATES as SURROGATES
 
 
 class Fire(torch.autograd.Function):

@@ -34,7 +34,7 @@ def header(training: Training) -> list[tuple[str, str]]:
         if device.type == "cuda"
         else f"{processor()}, {torch.get_num_threads()} threads"
     )
-    kernel = ops.backend_name(cfg.backend, weight, cfg.model.levels)
+    kernel = ops.backend_name(cfg.backend, weight, cfg.model.levels, cfg.model.surrogate)
     processes = f", {training.processes.world} processes" if training.processes.world > 1 else ""
     epochs = f"{cfg.optim.epochs} of {training.steps_per_epoch:,} steps with {cfg.optim.batch_size} {unit}"
     resumed = f", resumed at epoch {training.position.epoch + 1}" if training.step else ""

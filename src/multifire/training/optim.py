@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multifire.config import OptimConfig
+from multifire.nn import MLF
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1e-4
 """Learning rate at the start and at the end of the one-cycle schedule, as factors of the highest rate."""
@@ -47,11 +48,20 @@ def prepare_own_optimizer(optimizer: torch.optim.Optimizer, captured: bool) -> N
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Group the parameters: without `decay_norms`, weights and biases of norms form a group without weight decay."""
-    if optim.decay_norms:
-        return [{"params": list(model.parameters())}]
-    decaying = [p for p in model.parameters() if p.dim() > 1]
-    return [{"params": decaying}, {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]
+    """Group the parameters by weight decay.
+
+    Learned thresholds and decays of neurons never decay; without `decay_norms`, weights and biases of norms do not.
+    """
+    of_neurons = {p for module in model.modules() if isinstance(module, MLF) for p in module.parameters()}
+    others = [p for p in model.parameters() if p not in of_neurons]
+    decaying = [p for p in others if optim.decay_norms or p.dim() > 1]
+    not_decaying = [p for p in others if not optim.decay_norms and p.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": decaying}]
+    if not_decaying:
+        groups.append({"params": not_decaying, "weight_decay": 0.0})
+    if of_neurons:
+        groups.append({"params": [p for p in model.parameters() if p in of_neurons], "weight_decay": 0.0})
+    return groups
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, step: int, steps_per_epoch: int) -> None:
