@@ -331,7 +331,7 @@ def test_one_of_multifires_networks_is_recorded_as_what_it_is(block, tmp_path):
 
 
 def test_the_examples_are_short_and_run(tmp_path):
-    folder = Path(__file__).parents[2] / "examples"
+    folder = Path(__file__).parents[1] / "examples"
     examples = {
         "own_network": [tmp_path / "a"],
         "own_loss": [tmp_path / "b"],
