@@ -122,7 +122,7 @@ def run_tests() -> Iterator[dict[str, Any]]:
 def losses(setting: Setting, steps: int) -> Iterator[dict[str, Any]]:
     """Train from one seed on the same batches: twice eagerly and once captured; return the loss of each step.
 
-    The last rows hold the largest differences, and as a limit that of the two eager runs.
+    The last rows are the largest differences in loss; the difference between the two eager runs is the limit.
     """
     found: dict[str, list[float]] = {}
     for name, captured in {"eager": False, "eager again": False, "captured": True}.items():

@@ -99,7 +99,7 @@ def _train(cfg: RunConfig, out: Path, setting: Setting) -> Iterator[dict[str, An
 def _times_of_a_step(
     training: Training, bar: TrainingBar, watchdog: Watchdog, setting: Setting
 ) -> Iterator[dict[str, Any]]:
-    """Yield the time of a replay, and that of the host between two replays: an epoch of the loop without its steps."""
+    """Yield two times: of one replay, and of the host's work between two replays (an epoch without its steps)."""
     x_TNCHW, y = next(iter(training.batches.train.epoch(0)))
     result = training.do_step(x_TNCHW, y, len(y))
     replay = alternate({"step": lambda: training.do_step(x_TNCHW, y, len(y))}, setting)["step"].device

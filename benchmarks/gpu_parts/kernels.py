@@ -21,7 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 REPLAYS = 5
 NAMED = 40
-"""Kernels that are listed by name, those that take the longest; the others are summed."""
+"""Number of kernels that are listed by name, the slowest ones; the times of all others are added up."""
 RECIPES = (("cifar10", 128), ("dvs-gesture", None), ("cifar10-small", 128), ("cifar10-dvs", None))
 
 

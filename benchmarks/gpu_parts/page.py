@@ -132,7 +132,7 @@ def memory_table(rows: Rows) -> str:
 
 
 def peers_table(rows: Rows) -> str:
-    """Return a line for each peer and for multifire beside it."""
+    """Return a line for each peer, and one for multifire measured in turns with that peer."""
     lines = [
         (f"{row['framework']} {row['framework_version']}".strip(), f"{row['settings']}, {row['surrogate']}",
          row["implementation"] or "–", *_ms(row), _number(row["ratio"], "{:.2f}"),

@@ -8,7 +8,6 @@ again. pictures.json is written last: a cache with one is complete.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -29,9 +28,11 @@ from multifire.datasets.arrays import measure
 from multifire.datasets.classes import CACHE_FOLDER, TEST, TRAIN, File, Listing, find_home, list_classes
 from multifire.datasets.registry import OWN_DATA, DatasetInfo
 from multifire.datasets.splits import Split
-from multifire.utils.files import flush_folder, hold_lock, write_atomic
+from multifire.utils.files import explain_full_disk, flush_folder, hold_lock, write_atomic
 from multifire.utils.log import log
 from multifire.utils.progress import Bar
+
+FULL_DISK = "make room there, and run the same command again"
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -73,7 +74,7 @@ def read(root: Path, cfg: DataConfig) -> tuple[Split, Split, DatasetInfo]:
         train, test = (np.stack(list(_images(listing, split, options))) for split in (TRAIN, TEST))
         return _result(listing, train, test, *measure(train))
     folder.mkdir(parents=True, exist_ok=True)
-    with hold_lock(folder / ".lock", _say_busy), _told_of_a_full_disk(folder):
+    with hold_lock(folder / ".lock", _say_busy), explain_full_disk(folder, FULL_DISK):
         record = _read_record(folder)
         if record is None:
             record = _fill(folder, listing, options)
@@ -83,16 +84,6 @@ def read(root: Path, cfg: DataConfig) -> tuple[Split, Split, DatasetInfo]:
 
 def _say_busy() -> None:
     log.info("another process decodes the same pictures; waiting for it")
-
-
-@contextlib.contextmanager
-def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(f"{folder}: the disk is full; make room there, and run the same command again") from error
 
 
 def _key(listing: Listing, options: Options) -> str:

@@ -4,8 +4,6 @@ Recordings are processed in parts, each written atomically. After a kill the nex
 step joins all parts in the order of their keys, so the result does not depend on the order of work.
 """
 
-import contextlib
-import errno
 import hashlib
 import io
 import logging
@@ -43,8 +41,10 @@ from multifire.datasets.cache import (
 from multifire.datasets.recordings import Job, Sample, Source
 from multifire.datasets.registry import get_info
 from multifire.events import FrameOptions, Frames, frames_of_windows
-from multifire.utils.files import flush_folder, hold_lock, write_atomic
+from multifire.utils.files import explain_full_disk, flush_folder, hold_lock, write_atomic
 from multifire.utils.log import log
+
+FULL_DISK = "finished recordings are kept: make room, and the same command continues"
 
 FINDERS: dict[str, Callable[[Path, DataConfig], Source]] = {
     "dvs-gesture": dvs_gesture.find,
@@ -117,7 +117,7 @@ def prepare(
     location = default if source is None else source
     found = FINDERS[cfg.name](location, cfg)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with hold_lock(folder.with_name(f"{folder.name}.lock"), _say_busy), _told_of_a_full_disk(folder):
+    with hold_lock(folder.with_name(f"{folder.name}.lock"), _say_busy), explain_full_disk(folder, FULL_DISK):
         rebuild = rebuild or (cfg.name == OWN and _has_changed(folder, cfg, root, found))
         if rebuild and folder.exists():
             (folder / "cache.json").unlink(missing_ok=True)
@@ -141,18 +141,6 @@ def _has_changed(folder: Path, cfg: DataConfig, root: Path, found: Source) -> bo
 
 def _say_busy() -> None:
     log.info("another process prepares the same; waiting for it")
-
-
-@contextlib.contextmanager
-def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            f"{folder}: the disk is full; finished recordings are kept: make room, and the same command continues"
-        ) from error
 
 
 def _check_same_source(record: Record, found: Source, folder: Path, again: str) -> None:

@@ -180,19 +180,10 @@ def build_model(
         backend=backend,
     )
     if found.kind == "vgg":
-        return SpikingVGG(
-            found.stages,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            width=width,
-            norm_input=norm_input,
-            checkpoint_stages=checkpoint_stages,
-            make_neuron=make_neuron,
-        )
-    return SpikingResNet(
-        found.kind,
-        found.stages,
-        imagenet=found.imagenet,
+        network = partial(SpikingVGG, found.stages)
+    else:
+        network = partial(SpikingResNet, found.kind, found.stages, imagenet=found.imagenet)
+    return network(
         in_channels=in_channels,
         num_classes=num_classes,
         width=width,

@@ -1,7 +1,6 @@
 """Handle what can stop a run early: requests, lack of memory or disk space, NaN and infinity, steps that hang."""
 
 import contextlib
-import errno
 import math
 import signal
 import threading
@@ -20,6 +19,7 @@ from multifire.training.resume import save_last
 from multifire.training.signals import Interrupted
 from multifire.training.state import Training
 from multifire.training.step import forward_backward, targets
+from multifire.utils.files import is_full_disk
 from multifire.utils.log import log
 from multifire.utils.memory import is_out_of_memory
 
@@ -170,7 +170,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full_disk(error):
             raise
         raise OSError(
             f"{error.filename or folder}: {error.strerror}; make room, then give --resume to continue the run"

@@ -1,6 +1,7 @@
 """Write files atomically, lock files and folders, and check the free disk space."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,26 @@ from typing import Any
 def older(path: Path, age: int) -> Path:
     """Return the file in which `write_atomic` keeps the version of `path` from `age` writes ago."""
     return path.with_suffix(f".{age}{path.suffix}") if age else path
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Return True if the error says that a disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: Path, advice: str) -> Iterator[None]:
+    """Turn the error of a full disk into a message that names the folder and says what to do.
+
+    Raises:
+        OSError: with that message.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full_disk(error):
+            raise
+        raise OSError(f"{folder}: the disk is full; {advice}") from error
 
 
 def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
