@@ -3,6 +3,9 @@
 A convolution of uint8 activations with int8 weights gives exact integers. One kernel scales them, adds the folded
 norm's bias, fires, adds the shortcut and writes uint8. Only the quantisation of the weights is an approximation.
 
+What stays in floats, the convolution of images and the voting layer, is summed in float64 and rounded once: the result
+does not depend on the order of the sums, so every implementation can compute the same bits.
+
 Shapes: T time steps, N samples, O output channels, I input channels, H rows, W columns.
 """
 
@@ -104,7 +107,7 @@ class Int8MLF(Streaming):
             self.neuron.thresholds,
             self.neuron.decay,
             add_after=add_after,
-            state=stream and stream.take(),
+            state=stream and stream.take(self),
             return_state=stream is not None,
             timesteps=timesteps,
             reset=self.neuron.reset,
@@ -112,7 +115,7 @@ class Int8MLF(Streaming):
             backend=self.neuron.backend,
         )
         if stream is not None and state is not None:
-            stream.put(state)
+            stream.put(self, state)
         return spikes
 
 
@@ -138,15 +141,29 @@ class Int8Network(nn.Module):
         """
         parts = x_TNCHW.split(SAMPLES_AT_ONCE, 1) if x_TNCHW.dim() == 5 else [x_TNCHW]
         logits_TNL = torch.cat([self.network(part.float(), per_step=True) for part in parts], 1)
-        return logits_TNL if per_step else logits_TNL.mean(0)
+        return logits_TNL if per_step else sum(logits_TNL[1:], logits_TNL[0]) / len(logits_TNL)  # as `step` does
 
     def step(self, frame_NCHW: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Compute one time step of a stream; see `SpikingNetwork.step`."""
         return self.network.step(frame_NCHW.float(), state)
 
 
+class RoundedConv2d(nn.Conv2d):
+    """A convolution of floats whose sums are computed in float64 and rounded to float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input.double(), self.weight.double(), None).float()
+
+
+class RoundedLinear(nn.Linear):
+    """A linear layer whose sums are computed in float64 and rounded to float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.double(), self.weight.double(), self.bias.double()).float()
+
+
 class Widen(nn.Module):
-    """Convert uint8 to float32 after the last stage, because pooling and voting are computed in float32."""
+    """Convert uint8 to float32 after the last stage, because the mean over pixels is computed in float32."""
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         return x.float()
@@ -288,13 +305,14 @@ def _skeleton(folded: SpikingNetwork, model: ModelConfig, counts: bool) -> Spiki
                 setattr(parent, name, Int8MLF(_int8_conv(Int8Conv2d, layer.conv), layer.neuron))
     stem, shift = folded.stem, folded.input_norm
     if not counts:
-        conv = copy.deepcopy(stem.conv)
-        conv.bias = None
+        conv = RoundedConv2d(stem.conv.in_channels, stem.conv.out_channels, 3, padding=1, bias=False)
         network.add_module("stem", Int8MLF(conv, stem.neuron))
     else:
         mean = shift.mean.clone() if isinstance(shift, Shift) else None
         network.add_module("stem", Int8MLF(_int8_conv(CountConv2d, stem.conv), stem.neuron, mean))
         network.input_norm = None
+    network.voting = RoundedLinear(folded.voting.in_features, folded.voting.out_features)
+    network.voting.load_state_dict(folded.voting.state_dict())
     last_stage = network.stages[-1]
     assert isinstance(last_stage, nn.ModuleList)
     last_stage.append(Widen())
