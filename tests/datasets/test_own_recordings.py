@@ -10,10 +10,12 @@ import pytest
 
 from multifire import datasets
 from multifire.cli import main
-from multifire.config import DataConfig, RunConfig
+from multifire.config import DataConfig, RunConfig, get_recipe
+from multifire.datasets.cache import cache_folder, cache_options, command
 from multifire.datasets.prepare import prepare
 from multifire.events import read_events, to_frames
 from tests.datasets.makers import aedat2, nmnist_record
+from tests.events.event_files import sensor_events
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "dvs128-aedat2.zip"
 rng = np.random.default_rng(0)
@@ -134,3 +136,83 @@ def test_six_real_recordings_as_three_classes_of_two(tmp_path):
     assert sorted(data.train.labels.tolist()) == sorted(data.test.labels.tolist()) == [0, 1, 2]
     assert data.train.frames.shape == (3, 8, 2, 32, 32)
     assert data.train.frames.sum((1, 2, 3, 4)).min() > 1000
+
+
+def davis_files(root: Path, width: int = 346, height: int = 260) -> np.ndarray:
+    """Write two classes of DAVIS recordings whose files do not state their size; return the events of the first."""
+    first = None
+    for kind in ("wave", "clap"):
+        (root / kind).mkdir(parents=True)
+        for number in range(3):
+            events = sensor_events(width, height, 800, seed=number)
+            first = events if first is None else first
+            np.save(root / kind / f"{number}.npy", events)
+    assert first is not None
+    return first
+
+
+def test_strays_are_refused_or_dropped_and_counted(tmp_path, caplog):
+    davis_files(tmp_path)
+    events = np.load(tmp_path / "wave/1.npy")
+    events["x"][[10, 500, 700]] = 400
+    np.save(tmp_path / "wave/1.npy", events)
+    cfg = config(tmp_path, sensor="346x260")
+    with pytest.raises(ValueError, match=r"wave/1.npy: .*; 3 events of 800 lie beside it.*--data.stray drop"):
+        prepare(cfg, tmp_path, workers=1)
+    dropped = replace(cfg, stray="drop")
+    assert cache_folder(dropped, tmp_path) != cache_folder(cfg, tmp_path)
+    data = load(tmp_path, dropped)
+    told = [record.getMessage() for record in caplog.records if "beside the sensor" in record.getMessage()]
+    assert told == [f"{tmp_path}/wave/1.npy: 3 events beside the sensor of 346 × 260 were dropped"]
+    total = sum(int(split.frames.sum()) for split in (data.train, data.test))
+    assert total == 6 * 800 - 3
+
+
+def test_a_wide_sensor_is_padded_unless_told_otherwise(tmp_path, capsys):
+    events = davis_files(tmp_path)
+    made = {fit: load(tmp_path, config(tmp_path, sensor="346x260", fit=fit)) for fit in ("pad", "crop", "stretch")}
+    assert load(tmp_path, config(tmp_path, sensor="346x260")).train.frames.tolist() == made["pad"].train.frames.tolist()
+    split, row = next(
+        (split, int(np.flatnonzero(split.names == "wave/0.npy")[0]))
+        for split in (made["pad"].train, made["pad"].test)
+        if "wave/0.npy" in split.names
+    )
+    padded = events.copy()
+    padded["y"] += 43
+    expected = to_frames(padded, (346, 346), (16, 16), timesteps=5, slicing="time")
+    assert np.array_equal(split.frames[row], expected)
+    flipped = load(tmp_path, config(tmp_path, sensor="346x260", flip_y=True))
+    assert np.array_equal(flipped.train.frames, made["pad"].train.frames[..., ::-1, :])
+    assert made["crop"].train.frames.sum() < made["pad"].train.frames.sum() == made["stretch"].train.frames.sum()
+    options = ["--root", str(tmp_path), "--timesteps", "5", "--frame-size", "16", "--slicing", "time"]
+    options += ["--sensor", "346x260", "--fit", "crop"]
+    capsys.readouterr()
+    assert main(["data", "info", "recordings", *options]) == 0
+    assert "sensor 346×260, cropped to 260×260 to fill frames of 16×16" in capsys.readouterr().out
+
+
+def test_info_names_hot_pixels_and_drop_leaves_them_out(tmp_path, capsys):
+    davis_files(tmp_path, 34, 20)
+    path = tmp_path / "wave/0.npy"
+    hot = sensor_events(1, 1, 500, seed=9)
+    hot["x"], hot["y"] = 33, 7
+    events = np.concatenate([np.load(path), hot])
+    np.save(path, events[np.argsort(events["t"], kind="stable")])
+    assert main(["data", "info", str(path), "--sensor", "34x20"]) == 0
+    out = capsys.readouterr().out
+    assert "format npy, sensor 34×20" in out
+    assert "1,300 events in" in out
+    assert "hot pixels: 1, 38" in out
+    assert "(33, 7): 501" in out or "(33, 7): 50" in out
+    assert main(["data", "info", str(path)]) == 0
+    assert "sensor size not stated; give it with --sensor" in capsys.readouterr().out
+    kept, dropped = (load(tmp_path, config(tmp_path, sensor="34x20", hot_pixels=what)) for what in ("keep", "drop"))
+    counts = [sum(int(split.frames.sum(dtype=int)) for split in (data.train, data.test)) for data in (kept, dropped)]
+    assert 500 <= counts[0] - counts[1] <= 510
+
+
+def test_earlier_caches_of_public_data_sets_stay_valid():
+    cfg = get_recipe("dvs-gesture").data
+    assert "stray" not in cache_options(cfg)
+    assert cache_options(replace(cfg, stray="drop"))["stray"] == "drop"
+    assert command(replace(cfg, flip_x=True, stray="drop"), Path("data")).endswith("--stray drop --flip-x")

@@ -262,7 +262,7 @@ def test_interrupted_preparation_keeps_the_finished_recordings(archive, referenc
         datasets.load("dvs-gesture", tmp_path, SMALL)
     keys = []
     make_part = preparing.make_part
-    monkeypatch.setattr(preparing, "make_part", lambda job, options: keys.append(job.key) or make_part(job, options))
+    monkeypatch.setattr(preparing, "make_part", lambda job, cfg: keys.append(job.key) or make_part(job, cfg))
     assert files_of(prepare(SMALL, tmp_path, archive, workers=1)) == reference
     assert len(keys) == len(RECORDINGS) - stop_at
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from multifire.cli import recordings
 from multifire.cli.options import add_data_root
 from multifire.cli.output import print_lines, print_table
 from multifire.config import DataConfig, RunConfig, get_recipe
@@ -21,6 +22,11 @@ FRAME_FIELDS = (
     "split_seed",
     "test_share",
     "sensor",
+    "stray",
+    "fit",
+    "flip_x",
+    "flip_y",
+    "hot_pixels",
 )
 
 
@@ -39,8 +45,8 @@ def add_parser(commands) -> None:
     preparing.add_argument("--rebuild", action="store_true", help="delete the prepared frames, and prepare them again")
     preparing.add_argument("--workers", type=int, help="number of processes (default: one for each core)")
     preparing.set_defaults(run=prepare)
-    info = subcommands.add_parser("info", help="print counts and event rates of prepared frames, and draw some")
-    _add_frame_options(info)
+    info = subcommands.add_parser("info", help="describe prepared frames and draw some, or describe a recording")
+    _add_frame_options(info, "data set of events, or file with a recording; its hot pixels are named")
     info.set_defaults(run=show_info)
     showing = subcommands.add_parser("show", help="save a prepared sample as an animated picture")
     _add_frame_options(showing)
@@ -50,9 +56,11 @@ def add_parser(commands) -> None:
     showing.set_defaults(run=show)
 
 
-def _add_frame_options(parser: argparse.ArgumentParser) -> None:
+def _add_frame_options(
+    parser: argparse.ArgumentParser, name_help: str = "data set of events; see `multifire data list`"
+) -> None:
     """Add the name of the data set, its root, and the options that decide how frames are cut."""
-    parser.add_argument("name", help="data set of events; see `multifire data list`")
+    parser.add_argument("name", help=name_help)
     add_data_root(parser)
     frames = parser.add_argument_group("frames", "default: the values of the recipe of the same name")
     frames.add_argument("--timesteps", type=int, help="frames of a sample")
@@ -67,6 +75,16 @@ def _add_frame_options(parser: argparse.ArgumentParser) -> None:
     frames.add_argument("--split-seed", type=int, help="cifar10-dvs, recordings: draw the split with this seed")
     frames.add_argument("--test-share", type=float, help="recordings without a folder test: fraction held out for it")
     frames.add_argument("--sensor", help="recordings: width and height of the sensor, such as 346x260")
+    _add_choice(frames, "--stray", ("refuse", "drop"), "events beside the sensor: refuse, or drop and count them")
+    _add_choice(frames, "--fit", ("pad", "crop", "stretch"), "how a sensor that is not square fills a frame")
+    frames.add_argument("--flip-x", action="store_const", const=True, help="turn recordings left to right")
+    frames.add_argument("--flip-y", action="store_const", const=True, help="turn recordings upside down")
+    _add_choice(frames, "--hot-pixels", ("keep", "drop"), "pixels that fire by themselves: keep or drop")
+
+
+def _add_choice(group: argparse._ArgumentGroup, name: str, choices: tuple[str, ...], text: str) -> None:
+    listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
+    group.add_argument(name, choices=choices, metavar=name[2:], help=f"{text} ({listed})")
 
 
 def list_data(args: argparse.Namespace) -> int:
@@ -128,7 +146,9 @@ def prepare_with_bar(cfg: DataConfig, **options: Any) -> Path:
 
 
 def show_info(args: argparse.Namespace) -> int:
-    """Print counts and event rates of prepared frames."""
+    """Print counts and event rates of prepared frames, or what a recording holds."""
+    if Path(args.name).is_file():
+        return recordings.describe(args)
     from multifire.datasets.cache import cache_folder
 
     cfg = _data_config(args)

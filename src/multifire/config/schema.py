@@ -47,6 +47,16 @@ class DataConfig:
     """folder: convert every picture to grey (1) or RGB (3); None: all must be of one kind."""
     sensor: str | None = None
     """recordings: width and height of the sensor in pixels, such as 346x260; None: as the files say."""
+    stray: Literal["refuse", "drop"] = "refuse"
+    """Events: a recording with events beside the sensor is an error, or they are left out and counted (drop)."""
+    fit: Literal["pad", "crop", "stretch"] = "pad"
+    """Events: how a sensor that is not square fills a frame: with empty cells around it, its middle, or stretched."""
+    flip_x: bool = False
+    """Events: turn every recording left to right, for a camera that mirrors."""
+    flip_y: bool = False
+    """Events: turn every recording upside down, for a camera that stands on its head."""
+    hot_pixels: Literal["keep", "drop"] = "keep"
+    """Events: leave out pixels that fire by themselves (drop); `multifire data info FILE` names them."""
     classes: tuple[str, ...] | None = None
     """Own data: names of the classes, in the order of the labels; None: from the data."""
     shape: tuple[int, ...] | None = None

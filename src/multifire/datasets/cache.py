@@ -25,6 +25,8 @@ from multifire.utils.files import write_atomic
 CACHE_VERSION = 1
 """Version of the files and of the frames that the same options make of the same recordings."""
 SPLITS = ("train", "test")
+READING = ("stray", "fit", "flip_x", "flip_y", "hot_pixels")
+"""Options of reading; they count only where they differ from the default, so that earlier caches stay valid."""
 OWN = "recordings"
 """Name of the data set of own recordings."""
 
@@ -64,7 +66,8 @@ class Record:
 def frame_options(cfg: DataConfig) -> FrameOptions:
     """Return how recordings are cut into frames."""
     size = (cfg.frame_size, cfg.frame_size)
-    return FrameOptions(size, cfg.timesteps, cfg.slicing, cfg.duration_us, cfg.binary, cfg.bin_factor)
+    slicing = (size, cfg.timesteps, cfg.slicing, cfg.duration_us, cfg.binary, cfg.bin_factor)
+    return FrameOptions(*slicing, fit=cfg.fit, flip_x=cfg.flip_x, flip_y=cfg.flip_y, hot_pixels=cfg.hot_pixels)
 
 
 def cache_options(cfg: DataConfig) -> dict[str, Any]:
@@ -82,8 +85,8 @@ def cache_options(cfg: DataConfig) -> dict[str, Any]:
     if cfg.name in ("cifar10-dvs", OWN):
         options["split_seed"] = cfg.split_seed
     if cfg.name == OWN:
-        options |= {"test_share": cfg.test_share, "sensor": cfg.sensor}
-    return options
+        options |= {"test_share": cfg.test_share, "sensor": cfg.sensor, "fit": cfg.fit}
+    return options | {name: getattr(cfg, name) for name in READING if getattr(cfg, name) != getattr(DataConfig, name)}
 
 
 def cache_folder(cfg: DataConfig, root: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from multifire.config import DataConfig
 from multifire.datasets.images import read_digits
 from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, chunked
-from multifire.events import Recording
+from multifire.events import Recording, Stray
 from multifire.events.recording import pack
 from multifire.events.simulate import SaccadeOptions, simulate_events
 
@@ -25,7 +25,7 @@ class Digit:
     split: str
     index: int
 
-    def open(self) -> Recording:
+    def open(self, stray: Stray = "refuse") -> Recording:
         events = _simulated(self.split, self.index // CHUNK)[self.index % CHUNK]
         t, x, y, p = (events[name].astype(np.int64) for name in ("t", "x", "y", "p"))
         name, size = f"simulated {self.split} digit {self.index}", SaccadeOptions().sensor_size

@@ -7,9 +7,10 @@ import numpy as np
 
 from multifire.config import DataConfig
 from multifire.datasets import own_recordings
-from multifire.datasets.cache import OWN, SPLITS, cache_folder, open_split, read_record
+from multifire.datasets.cache import OWN, SPLITS, cache_folder, frame_options, open_split, read_record
 from multifire.datasets.registry import DatasetInfo, get_info
 from multifire.datasets.splits import EventSplit
+from multifire.events.frames import say_fit
 from multifire.utils import images
 
 SAMPLES_OF_A_CLASS = 8
@@ -63,8 +64,9 @@ def describe(cfg: DataConfig, folder: Path) -> Figures:
             )
         )
     slices = f"of {cfg.duration_us / 1000:g} ms" if cfg.slicing == "duration" else f"of equal {cfg.slicing}"
+    fit = say_fit(info.height_width, frame_options(cfg))
     lines = [
-        f"sensor {info.width or info.size}×{info.size}, "
+        f"sensor {info.width or info.size}×{info.size}{f', {fit}' * bool(fit)}, "
         f"frames [T, 2, H, W] = [{', '.join(map(str, train.shape[1:]))}], {slices}",
         f"made from {', '.join(record.source_names)}; cells that saw more than 255 events: {clipped.sum():,}",
     ]

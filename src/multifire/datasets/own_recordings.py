@@ -12,7 +12,7 @@ from multifire.datasets.classes import find_home, list_classes
 from multifire.datasets.recordings import Opener, Sample, Source, chunked, fingerprint
 from multifire.datasets.registry import OWN_DATA, DatasetInfo
 from multifire.datasets.splits import EventSplit
-from multifire.events import Recording, open_recording
+from multifire.events import Recording, Stray, open_recording
 
 SUFFIXES = (
     ".aedat",
@@ -44,8 +44,8 @@ class OwnRecording:
     """Name of the recording that decided the size; empty if the user did."""
     given: bool = False
 
-    def open(self) -> Recording:
-        recording = open_recording(self.path, str(self.path), self.size if self.given else None)
+    def open(self, stray: Stray = "refuse") -> Recording:
+        recording = open_recording(self.path, str(self.path), self.size if self.given else None, stray)
         if recording.sensor_size != self.size:
             recording.close()
             raise _other_sensor(self.path, recording.sensor_size, self.size, self.first)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
+from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +41,7 @@ from multifire.datasets.cache import (
 )
 from multifire.datasets.recordings import Job, Sample, Source
 from multifire.datasets.registry import get_info
-from multifire.events import FrameOptions, Frames, frames_of_windows
+from multifire.events import Frames, frames_of_windows
 from multifire.utils.files import explain_full_disk, flush_folder, hold_lock, write_atomic
 from multifire.utils.log import log
 
@@ -126,7 +127,7 @@ def prepare(
             _check_same_source(read_record(folder, cfg, root), found, folder, command(cfg, root, "--rebuild"))
             return folder
         parts = folder / f"parts-{found.fingerprint[:12]}"
-        _make_parts(parts, found, frame_options(cfg), workers or os.cpu_count() or 1, on_progress or (lambda *_: None))
+        _make_parts(parts, found, cfg, workers or os.cpu_count() or 1, on_progress or (lambda *_: None))
         _join(folder, parts, cfg, found)
     return folder
 
@@ -152,7 +153,7 @@ def _check_same_source(record: Record, found: Source, folder: Path, again: str) 
         )
 
 
-def _make_parts(parts: Path, source: Source, options: FrameOptions, workers: int, on_progress: Progress) -> None:
+def _make_parts(parts: Path, source: Source, cfg: DataConfig, workers: int, on_progress: Progress) -> None:
     spool = parts / "spool"
     shutil.rmtree(spool, ignore_errors=True)
     spool.mkdir(parents=True)
@@ -162,7 +163,7 @@ def _make_parts(parts: Path, source: Source, options: FrameOptions, workers: int
     jobs = source.jobs(before, spool)
     done = sum(int(_read_part(path).recordings) for path in parts.glob("*.npz"))
     on_progress(done, source.total)
-    for job, part in _results(jobs, options, workers):
+    for job, part in _results(jobs, cfg, workers):
         _write_part(parts / f"{job.key}.npz", part)
         if job.spooled:
             job.spooled.unlink()
@@ -184,11 +185,11 @@ def _read_part(path: Path) -> Part:
         raise ValueError(f"{path}: damaged ({error}); delete it, and the same command makes it anew") from None
 
 
-def _results(jobs: Iterator[Job], options: FrameOptions, workers: int) -> Iterator[tuple[Job, Part]]:
+def _results(jobs: Iterator[Job], cfg: DataConfig, workers: int) -> Iterator[tuple[Job, Part]]:
     """Yield each job with its part as they finish; take only as many jobs as keep the workers busy."""
     if workers == 1:
         for job in jobs:
-            yield job, make_part(job, options)
+            yield job, make_part(job, cfg)
         return
     context = multiprocessing.get_context("spawn")  # a forked process would inherit the lock and torch's threads
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker)
@@ -197,7 +198,7 @@ def _results(jobs: Iterator[Job], options: FrameOptions, workers: int) -> Iterat
     try:
         for job in _and_then_none(jobs):
             if job is not None:
-                pending[pool.submit(_make_part_in_worker, job, options)] = job
+                pending[pool.submit(_make_part_in_worker, job, cfg)] = job
             while pending and (job is None or len(pending) >= 2 * workers):
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     part, messages = future.result()
@@ -254,22 +255,23 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _make_part_in_worker(job: Job, options: FrameOptions) -> tuple[Part, list[str]]:
+def _make_part_in_worker(job: Job, cfg: DataConfig) -> tuple[Part, list[str]]:
     _messages.kept.clear()
-    return make_part(job, options), list(_messages.kept)
+    return make_part(job, cfg), list(_messages.kept)
 
 
-def make_part(job: Job, options: FrameOptions) -> Part:
+def make_part(job: Job, cfg: DataConfig) -> Part:
     """Read a job's recordings, each in one pass, and cut out its samples.
 
     Raises:
         ValueError: a damaged recording, or a sample without events.
     """
+    options = frame_options(cfg)
     samples: list[Sample] = []
     cut: list[Frames] = []
     for opener, wanted in job.recordings:
         windows = [(sample.start_us, sample.end_us) for sample in wanted]
-        frames = frames_of_windows(opener.open, windows, options)
+        frames = frames_of_windows(partial(opener.open, cfg.stray), windows, options)
         for sample, found in zip(wanted, frames, strict=True):
             _check_sample(sample, found)
         samples += wanted

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from multifire.datasets import archives
 from multifire.datasets.registry import get_info
-from multifire.events import Recording, open_recording
+from multifire.events import Recording, Stray, open_recording
 
 TRAIN, TEST = "train", "test"
 
@@ -18,7 +18,7 @@ TRAIN, TEST = "train", "test"
 class Opener(Protocol):
     """Place of a recording; it is opened for each pass, in any process."""
 
-    def open(self) -> Recording: ...
+    def open(self, stray: Stray = "refuse") -> Recording: ...
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class InFile:
     sensor_size: tuple[int, int] | None = None
     """Known from the data set if the file does not state it."""
 
-    def open(self) -> Recording:
-        return open_recording(self.path, self.path.name, self.sensor_size)
+    def open(self, stray: Stray = "refuse") -> Recording:
+        return open_recording(self.path, self.path.name, self.sensor_size, stray)
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class InZip:
     archive: Path
     member: str
 
-    def open(self) -> Recording:
+    def open(self, stray: Stray = "refuse") -> Recording:
         data = archives.read_zip_member(self.archive, self.member)
-        return open_recording(io.BytesIO(data), f"{self.archive.name}: {self.member}")
+        return open_recording(io.BytesIO(data), f"{self.archive.name}: {self.member}", None, stray)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from multifire.config import DataConfig
 from multifire.datasets import DatasetInfo, describe, input_size
 from multifire.datasets.cache import frame_options
 from multifire.events import Recording, frames_of_windows, open_recording
+from multifire.events.hot_pixels import find_hot_pixels
 from multifire.events.live import LiveFrame, LiveFrames, Records, UdpRecords
 from multifire.events.recording import Packed
 from multifire.export import fold
@@ -129,22 +130,29 @@ def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.nda
         )
     if cfg.slicing == "duration":
         return (frame.counts for frame in _frames_of_recording(path, cfg, info))
-    frames = frames_of_windows(lambda: _open(path, info), [(None, None)], frame_options(cfg))[0]
+    frames = frames_of_windows(lambda: _open(path, info, cfg), [(None, None)], frame_options(cfg))[0]
     return iter(frames.counts)
 
 
-def _open(path: Path, info: DatasetInfo) -> Recording:
+def _open(path: Path, info: DatasetInfo, cfg: DataConfig) -> Recording:
     """Open a recording; if the file does not contain the sensor size, use that of the run's data set."""
-    recording = open_recording(path)
+    recording = open_recording(path, stray=cfg.stray)
     if recording.sensor_size is not None:
         return recording
     recording.close()
-    return open_recording(path, sensor_size=info.height_width)
+    return open_recording(path, sensor_size=info.height_width, stray=cfg.stray)
 
 
 def _frames_of_recording(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[LiveFrame]:
-    with _open(path, info) as recording:
+    hot_HW = None
+    if cfg.hot_pixels == "drop":
+        with _open(path, info, cfg) as recording:
+            recording.quiet = True
+            hot_HW = find_hot_pixels(recording)
+    with _open(path, info, cfg) as recording:
         assert recording.sensor_size
+        if hot_HW is not None:
+            recording.drop_pixels(hot_HW)
         live = LiveFrames(recording.sensor_size, frame_options(cfg), str(path))
         yield from follow(live, recording.packed())
 
@@ -246,6 +254,8 @@ class Player:
         """Print the predictions for events from a UDP port or, if `port` is None, from an open file, until they end."""
         with open_stream(port, file, self.info) as records:
             live = LiveFrames(self.info.height_width, frame_options(self.cfg.data), "a stream")
+            if self.cfg.data.hot_pixels == "drop":
+                log.warning("hot pixels are told from a whole recording, so those of a stream are not left out")
             CONSOLE.print(f"following {records.name}; Ctrl-C ends", highlight=False, markup=False)
             self._show(frame.counts for frame in follow(live, records))
 

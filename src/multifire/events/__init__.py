@@ -5,7 +5,7 @@ from typing import BinaryIO, get_args
 
 import numpy as np
 
-from multifire.events import aedat, arrays, cameras, dat, hdf5, nmnist
+from multifire.events import aedat, aedat4, arrays, dat, evt, hdf5, nmnist
 from multifire.events.aedat2 import open_aedat2
 from multifire.events.frames import FrameOptions, Frames, frames_of_windows, to_frames
 from multifire.events.recording import EVENT_DTYPE, ByteStream, Chunk, Packer, Recording, Stray
@@ -17,6 +17,7 @@ __all__ = [
     "FrameOptions",
     "Frames",
     "Recording",
+    "Stray",
     "frames_of_windows",
     "open_recording",
     "read_events",
@@ -25,8 +26,8 @@ __all__ = [
 
 HEAD_BYTES = 4096
 FORMATS = (
-    "AEDAT 2.0, AEDAT 3.1, N-MNIST's .bin, DAT, NPY, NPZ, text or CSV, or with the extra `cameras` HDF5, AEDAT4, EVT2, "
-    "EVT3"
+    "AEDAT 2.0, AEDAT 3.1, N-MNIST's .bin, DAT, EVT2, EVT3, NPY, NPZ, text or CSV, or with the extra `cameras` HDF5 or "
+    "AEDAT4"
 )
 
 
@@ -35,6 +36,7 @@ def open_recording(
     name: str = "",
     sensor_size: tuple[int, int] | None = None,
     stray: Stray = "refuse",
+    unit_us: int | None = None,
 ) -> Recording:
     """Open a recording of any known format, detected by its content.
 
@@ -44,6 +46,7 @@ def open_recording(
         sensor_size: (H, W) of the sensor, for files that do not state it.
         stray: what happens to events beside the sensor: "refuse" raises an error with their number, "drop" leaves them
             out and logs their number.
+        unit_us: µs of the unit of time in an NPY or NPZ file (default: from the column's name, else from its values).
 
     Raises:
         FileNotFoundError: no such file.
@@ -52,17 +55,22 @@ def open_recording(
     if stray not in get_args(Stray):
         raise ValueError(f"stray is {stray!r}, expected one of {', '.join(get_args(Stray))}")
     if not isinstance(source, (str, Path)):
-        return _open(source, name or str(getattr(source, "name", "recording")), sensor_size, stray, None)
+        return _open(source, name or str(getattr(source, "name", "recording")), sensor_size, stray, unit_us, None)
     file = Path(source).open("rb")  # noqa: SIM115 - the recording closes it
     try:
-        return _open(file, name or str(source), sensor_size, stray, file)
+        return _open(file, name or str(source), sensor_size, stray, unit_us, file)
     except BaseException:
         file.close()
         raise
 
 
 def _open(
-    file: BinaryIO, name: str, sensor_size: tuple[int, int] | None, stray: Stray, own: BinaryIO | None
+    file: BinaryIO,
+    name: str,
+    sensor_size: tuple[int, int] | None,
+    stray: Stray,
+    unit_us: int | None,
+    own: BinaryIO | None,
 ) -> Recording:
     stream = ByteStream(file, name)
     head = stream.peek(HEAD_BYTES)
@@ -76,24 +84,27 @@ def _open(
         return Recording(
             name, "aedat3.1", sensor_size or header_size, aedat.read_aedat31(stream, packer), own, packer=packer
         )
-    if kind := cameras.kind_of(head):
+    if head.startswith(aedat4.MAGIC):
         if not own:
-            raise ValueError(f"{name}: {kind} is read from a file of its own only; unpack it first")
+            raise ValueError(f"{name}: AEDAT4 is read from a file of its own only; unpack it first")
         own.close()
-        return cameras.open_camera_file(Path(own.name), kind, stray)
+        return aedat4.open_aedat4(Path(own.name), stray)
+    if evt.looks_like_evt(head):
+        return evt.open_evt(stream, sensor_size, stray, own)
     if head.startswith(hdf5.MAGIC):
         if own:
             own.close()
         return hdf5.open_hdf5(Path(own.name) if own else file, name, sensor_size, stray)
     if head.startswith(arrays.NPY_MAGIC):
-        return arrays.open_npy(stream, sensor_size, stray, own)
+        return arrays.open_npy(stream, sensor_size, stray, unit_us, own)
     if head.startswith(arrays.ZIP_MAGIC):
-        return arrays.open_npz(file, name, sensor_size, stray, own)
+        return arrays.open_npz(file, name, sensor_size, stray, unit_us, own)
     if dat.looks_like_dat(head):
         return dat.open_dat(stream, sensor_size, stray, own)
     if not head.startswith((b"#", b"%")) and (name.lower().endswith(".bin") or nmnist.looks_like_nmnist(head)):
-        packer = Packer(name, nmnist.SENSOR, stray)
-        return Recording(name, "nmnist", nmnist.SENSOR, nmnist.read_nmnist(stream, packer), own, packer=packer)
+        size = sensor_size or nmnist.SENSOR
+        packer = Packer(name, size, stray)
+        return Recording(name, "nmnist", size, nmnist.read_nmnist(stream, packer), own, packer=packer)
     if looks_like_text(head):
         return open_text(stream, sensor_size, stray, own)
     raise ValueError(f"{name}: is of no known format: begins with {head[:16]!r}, expected {FORMATS}")

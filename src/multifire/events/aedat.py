@@ -19,6 +19,7 @@ POLARITY = 1
 EVENT_BYTES = 8
 MAX_OVERFLOW = 1 << 20  # 71 years
 END_OF_HEADER = b"#!END-HEADER"
+SENSOR_COMMENT = b"# sensor in pixels: "
 MAX_HEADER_LINES = 1 << 14  # jAER writes about a hundred; millions would take half a minute
 
 SENSOR_SIZES = {
@@ -61,9 +62,16 @@ def sensor_of(header: Iterable[bytes]) -> tuple[int, int] | None:
     """Return (H, W) of the first camera in an AEDAT 3.1 header, or None if its size is unknown."""
     found = None
     for line in header:
+        found = found or stated_size(line)
         source = None if found else re.match(rb"#-*\s*Source\s+\d+\s*:\s*(\w+)", line)
         found = found or (size_of(source[1]) if source else None)
     return found
+
+
+def stated_size(line: bytes) -> tuple[int, int] | None:
+    """Return (H, W) from the comment SENSOR_COMMENT, with which multifire states the size of any sensor."""
+    match = re.fullmatch(SENSOR_COMMENT + rb"(\d{1,5})x(\d{1,5})", line)
+    return (int(match[2]), int(match[1])) if match and min(int(match[1]), int(match[2])) > 0 else None
 
 
 def size_of(camera: bytes) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from multifire.events.aedat import DVS128, SENSOR_SIZES, read_header, size_of
+from multifire.events.aedat import DVS128, SENSOR_SIZES, read_header, size_of, stated_size
 from multifire.events.recording import CHUNK_BYTES, ByteStream, Closable, Packed, Packer, Recording, Stray
 from multifire.utils.log import log
 
@@ -34,8 +34,9 @@ def open_aedat2(stream: ByteStream, given: tuple[int, int] | None, stray: Stray,
     Raises:
         ValueError: a header without end.
     """
-    chip = _chip(read_header(stream))
-    size = size_of(chip)
+    header = list(read_header(stream))
+    chip = _chip(header)
+    size = next((size for size in map(stated_size, header) if size), None) or size_of(chip)
     layout = ("dvs128" if chip.startswith(b"DVS128") else "davis") if size else _layout(stream)
     if layout == "dvs128":
         return Recording(stream.name, "aedat2", DVS128, _read_dvs128(stream), own)

@@ -30,6 +30,7 @@ MAX_HEADER = 1 << 13  # NumPy writes 128 bytes, and does not read more than 10,0
 MAX_RECORD = 1 << 12  # bytes of an event; a time and three numbers need 32
 GUESS_EVENTS = 4096
 AT_A_TIME = 1 << 15  # events of an NPZ
+MAX_PIXELS = 1 << 15
 
 
 class Array(NamedTuple):
@@ -49,7 +50,9 @@ class Array(NamedTuple):
         return np.frombuffer(data, self.dtype, len(data) // self.dtype.itemsize)
 
 
-def open_npy(stream: ByteStream, given: tuple[int, int] | None, stray: Stray, own: Closable | None) -> Recording:
+def open_npy(
+    stream: ByteStream, given: tuple[int, int] | None, stray: Stray, unit_us: int | None, own: Closable | None
+) -> Recording:
     """Open an NPY file: a structured array, or one of [events, 4].
 
     Raises:
@@ -57,10 +60,12 @@ def open_npy(stream: ByteStream, given: tuple[int, int] | None, stray: Stray, ow
     """
     with damage_reported(stream.name):
         array = _array(stream)
-        return _structured(stream.name, "npy", array, given, stray, own)
+        return _structured(stream.name, "npy", array, given, stray, unit_us, own)
 
 
-def open_npz(file: BinaryIO, name: str, given: tuple[int, int] | None, stray: Stray, own: Closable | None) -> Recording:
+def open_npz(
+    file: BinaryIO, name: str, given: tuple[int, int] | None, stray: Stray, unit_us: int | None, own: Closable | None
+) -> Recording:
     """Open an NPZ file: four arrays named like t, x, y and p, or a structured one.
 
     Raises:
@@ -72,14 +77,28 @@ def open_npz(file: BinaryIO, name: str, given: tuple[int, int] | None, stray: St
         archive = zipfile.ZipFile(file)
         members = [member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")]
         size = file.seek(0, io.SEEK_END)
+        given = _sensor(archive, members, name) or given
         if found := find_columns(members):
             arrays = {key: _member(archive, found[key], name, size) for key in "txyp"}
-            return _of_columns(name, found["t"], arrays, given, stray, own)
+            return _of_columns(name, found["t"], arrays, given, stray, unit_us, own)
         for member in members[:16]:
             array = _member(archive, member, name, size)
             if find_columns(array.dtype.names or ()):
-                return _structured(name, "npz", array, given, stray, own)
+                return _structured(name, "npz", array, given, stray, unit_us, own)
     raise ValueError(f"{name}: holds {_listed(members)}, expected arrays t, x, y and p, or a structured one")
+
+
+def _sensor(archive: zipfile.ZipFile, members: list[str], name: str) -> tuple[int, int] | None:
+    """Return (H, W) if the arrays `height` and `width` hold one whole number each."""
+    sides = []
+    for member in ("height", "width"):
+        if member in members:
+            with archive.open(f"{member}.npy") as file:
+                array = npy.read_array(io.BytesIO(file.read(MAX_HEADER)), allow_pickle=False)
+            if array.size != 1 or array.dtype.kind not in "iu" or not 0 < array.item() <= MAX_PIXELS:
+                raise ValueError(f"{name}: its {member} is {array}, expected 1 to {MAX_PIXELS:,} pixels; write it anew")
+            sides.append(array.item())
+    return (sides[0], sides[1]) if len(sides) == 2 else None
 
 
 def _listed(members: list[str]) -> str:
@@ -125,7 +144,13 @@ def _array(stream: ByteStream) -> Array:
 
 
 def _structured(
-    name: str, format: str, array: Array, given: tuple[int, int] | None, stray: Stray, own: Closable | None
+    name: str,
+    format: str,
+    array: Array,
+    given: tuple[int, int] | None,
+    stray: Stray,
+    unit_us: int | None,
+    own: Closable | None,
 ) -> Recording:
     first = array.first(GUESS_EVENTS)
     names = array.dtype.names or ()
@@ -139,7 +164,7 @@ def _structured(
         if array.dtype[field].shape:
             raise ValueError(f"{name}: its field {field} is {array.dtype[field]}, expected a number for each event")
     packer = Packer(name, given, stray)
-    columns = Columns(packer, choose_unit(name, fields["t"], first[fields["t"]]))
+    columns = Columns(packer, unit_us or choose_unit(name, fields["t"], first[fields["t"]]))
     packed = _records(array, fields, columns)
     return Recording(name, format, given, packed, own, packer=packer)
 
@@ -158,7 +183,13 @@ def _records(array: Array, fields: dict[str, str], columns: Columns) -> Iterator
 
 
 def _of_columns(
-    name: str, time: str, arrays: dict[str, Array], given: tuple[int, int] | None, stray: Stray, own: Closable | None
+    name: str,
+    time: str,
+    arrays: dict[str, Array],
+    given: tuple[int, int] | None,
+    stray: Stray,
+    unit_us: int | None,
+    own: Closable | None,
 ) -> Recording:
     lengths = {key: array.length for key, array in arrays.items()}
     if len(set(lengths.values())) > 1:
@@ -167,7 +198,7 @@ def _of_columns(
     if any(array.dtype.names for array in arrays.values()):
         raise ValueError(f"{name}: its arrays are structured, expected a number for each event")
     packer = Packer(name, given, stray)
-    columns = Columns(packer, choose_unit(name, time, arrays["t"].first(GUESS_EVENTS)))
+    columns = Columns(packer, unit_us or choose_unit(name, time, arrays["t"].first(GUESS_EVENTS)))
     return Recording(name, "npz", given, _rows(name, arrays, columns), own, packer=packer)
 
 

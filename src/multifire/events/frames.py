@@ -1,16 +1,21 @@
 """Convert events to frames: the number of events of each polarity in each cell and slice of time."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from multifire.events.hot_pixels import find_hot_pixels
 from multifire.events.recording import EVENT_DTYPE, Packed, Recording, pack
 from multifire.utils.log import log
 
 Slicing = Literal["duration", "time", "count"]
+Fit = Literal["stretch", "pad", "crop"]
+HotPixels = Literal["keep", "drop"]
 Window = tuple[int | None, int | None]
 """Start (inclusive) and end (exclusive) in µs; None is the start or end of the recording."""
 
@@ -35,10 +40,20 @@ class FrameOptions:
     """Store 0 or 1 in a cell instead of the number of events."""
     factor: float | None = None
     """Pixels for each cell, may be fractional. None: sensor size / frame size, exactly."""
+    fit: Fit = "stretch"
+    """How a sensor of another aspect than the frame's fills it. "stretch": cells have another aspect than pixels;
+    "pad": the sensor lies in the middle of a larger one without events; "crop": only the sensor's middle is counted."""
+    flip_x: bool = False
+    """Turn every frame left to right."""
+    flip_y: bool = False
+    """Turn every frame upside down."""
+    hot_pixels: HotPixels = "keep"
+    """"drop": leave out the events of a recording's hot pixels; see `find_hot_pixels`."""
 
     def __post_init__(self):
-        if self.slicing not in get_args(Slicing):
-            raise ValueError(f"slicing is {self.slicing!r}, expected one of {', '.join(get_args(Slicing))}")
+        for name, known in (("slicing", Slicing), ("fit", Fit), ("hot_pixels", HotPixels)):
+            if getattr(self, name) not in get_args(known):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(known))}")
         if min(*self.size, self.timesteps, self.duration_us) < 1:
             raise ValueError(
                 f"size {self.size}, timesteps {self.timesteps} and duration_us {self.duration_us} must be at least 1"
@@ -118,6 +133,7 @@ def frames_of_windows(
     Raises:
         ValueError: a damaged recording, an unknown sensor size, or options that do not fit.
     """
+    factory = _without_hot_pixels(recording_factory) if options.hot_pixels == "drop" else recording_factory
     return [
         Frames(
             counts=np.minimum(window.counts, 255).astype(np.uint8),
@@ -126,8 +142,25 @@ def frames_of_windows(
             first_us=window.first if window.seen else 0,
             last_us=window.last if window.seen else 0,
         )
-        for window in _count(recording_factory, windows, options)
+        for window in _count(factory, windows, options)
     ]
+
+
+def _without_hot_pixels(factory: Callable[[], Recording]) -> Callable[[], Recording]:
+    """Return a factory of the same recording without the events of its hot pixels, which takes a pass to find."""
+    with factory() as recording:
+        recording.quiet = True
+        hot_HW = find_hot_pixels(recording)
+    count = int(np.count_nonzero(hot_HW))
+    if count:
+        log.info("%s: leaves out %s hot pixels", recording.name, f"{count:,}")
+
+    def open_without() -> Recording:
+        recording = factory()
+        recording.drop_pixels(hot_HW)
+        return recording
+
+    return open_without
 
 
 class _Backwards(Exception):
@@ -186,6 +219,7 @@ def _count(factory: Callable[[], Recording], windows: Sequence[Window], options:
             pass
     measured = [_Window(window, options) for window in windows]
     with factory() as recording:
+        recording.quiet = True
         for t, _ in recording.packed():
             for window in measured:
                 low, high = window.bounds(t)
@@ -226,36 +260,60 @@ def _add(window: _Window, t: np.ndarray, pixel: np.ndarray, cells: np.ndarray, o
         return
     first, behind = int(busy[0]), int(busy[-1]) + 1
     index = cells.take(pixel[edges[first] : edges[behind]])
-    per_slice = window.counts[0].size
+    per_slice = window.counts[0].size + 1  # the last one counts events beside the frame
     if behind - first > 1:
         index += np.repeat(np.arange(behind - first) * per_slice, held[first:behind])
-    counted = np.bincount(index, minlength=(behind - first) * per_slice)
+    counted = np.bincount(index, minlength=(behind - first) * per_slice).reshape(behind - first, per_slice)[:, :-1]
     window.counts[first:behind] += counted.reshape(behind - first, *window.counts.shape[1:])
-    window.events += len(index)
+    window.events += int(counted.sum())
 
 
 def cells_of(sensor_size: tuple[int, int], options: FrameOptions) -> np.ndarray:
-    """Return the index into a flattened frame [2, H, W] of each `Packed.pixel`.
+    """Return the index into a flattened frame [2, H, W] of each `Packed.pixel`; 2·H·W for pixels beside the frame.
 
     Raises:
         ValueError: with the options' factor the sensor has more cells than a frame.
     """
-    rows, columns = (
-        _bins(sensor, cells, options.factor) for sensor, cells in zip(sensor_size, options.size, strict=True)
-    )
     height, width = options.size
-    cell = rows[:, None, None] * width + columns[:, None]
-    return (cell + np.arange(2) * height * width).ravel().astype(np.intp)
+    rows, columns = (
+        _bins(pixels, fitted, cells, options.factor)
+        for pixels, fitted, cells in zip(sensor_size, fitted_size(sensor_size, options), options.size, strict=True)
+    )
+    inside = (rows >= 0)[:, None, None] & (columns >= 0)[:, None]
+    rows, columns = height - 1 - rows if options.flip_y else rows, width - 1 - columns if options.flip_x else columns
+    cell = rows[:, None, None] * width + columns[:, None] + np.arange(2) * height * width
+    return np.where(inside, cell, 2 * height * width).ravel().astype(np.intp)
 
 
-def _bins(sensor: int, cells: int, factor: float | None) -> np.ndarray:
-    pixels = np.arange(sensor)
+def fitted_size(sensor_size: tuple[int, int], options: FrameOptions) -> tuple[int, int]:
+    """Return (H, W) of the area, with the sensor in its middle, that fills a frame."""
+    if options.fit == "stretch":
+        return sensor_size
+    ratios = [Fraction(pixels, cells) for pixels, cells in zip(sensor_size, options.size, strict=True)]
+    scale = max(ratios) if options.fit == "pad" else min(ratios)
+    height, width = (math.ceil(scale * cells) for cells in options.size)
+    return height, width
+
+
+def say_fit(sensor_size: tuple[int, int], options: FrameOptions) -> str:
+    """Return what becomes of a sensor whose aspect is not the frame's; empty if it has the same."""
+    if len({Fraction(pixels, cells) for pixels, cells in zip(sensor_size, options.size, strict=True)}) == 1:
+        return ""
+    height, width = fitted_size(sensor_size, options)
+    how = {"stretch": "stretched", "pad": f"padded to {width}×{height}", "crop": f"cropped to {width}×{height}"}
+    return f"{how[options.fit]} to fill frames of {options.size[1]}×{options.size[0]}"
+
+
+def _bins(sensor: int, fitted: int, cells: int, factor: float | None) -> np.ndarray:
+    """Return the cell of each pixel of a side; -1 beside the frame."""
+    pixels = np.arange(sensor) + (fitted - sensor) // 2
+    inside = (pixels >= 0) & (pixels < fitted)
     if factor is None:
-        return pixels * cells // sensor
-    bins = (pixels // factor).astype(np.int64)
-    if bins[-1] >= cells:
+        return np.where(inside, pixels * cells // fitted, -1)
+    bins = np.where(inside, pixels // factor, -1).astype(np.int64)
+    if bins.max() >= cells:
         raise ValueError(
-            f"a factor of {factor} makes {bins[-1] + 1} cells of {sensor} pixels, more than the frame's {cells}; "
+            f"a factor of {factor} makes {bins.max() + 1} cells of {fitted} pixels, more than the frame's {cells}; "
             "choose a larger factor or size"
         )
     return bins

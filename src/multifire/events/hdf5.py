@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from multifire.events.cameras import INSTALL
+from multifire.events.aedat4 import INSTALL
 from multifire.events.columns import LATEST, Columns, choose_unit, find_columns
 from multifire.events.recording import Packed, Packer, Recording, Stray, check_count, damage_reported
 
@@ -136,14 +136,15 @@ def _with_parents(file: Any, place: str) -> list[Any]:
 def _size(node: Any) -> tuple[int, int] | None:
     """Return (H, W) from a node's attributes; cameras are wider than high, and writers disagree about the order."""
     attributes = node.attrs
+    if "width" in attributes and "height" in attributes:
+        height, width = (int(np.ravel(np.asarray(attributes[key]))[0]) for key in ("height", "width"))
+        return (height, width) if 0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS else None
     numbers: list[int] = []
     for key in SIZES:
         if key in attributes and not numbers:
             numbers = [int(value) for value in np.ravel(np.asarray(attributes[key])).tolist()[:3]]
     if "geometry" in attributes and not numbers:
         numbers = [int(number) for number in re.findall(r"\d+", str(attributes["geometry"])[:40])]
-    if "width" in attributes and "height" in attributes and not numbers:
-        numbers = [int(attributes["height"]), int(attributes["width"])]
     if len(numbers) != 2 or not all(0 < number <= MAX_PIXELS for number in numbers):
         return None
     return min(numbers), max(numbers)

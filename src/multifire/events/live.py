@@ -91,8 +91,9 @@ class LiveFrames:
                 yield self._emit()
 
     def _add(self, pixel: np.ndarray) -> None:
-        self._counts += np.bincount(self._cells.take(pixel), minlength=self._counts.size)
-        self._events += len(pixel)
+        counted = np.bincount(self._cells.take(pixel), minlength=self._counts.size + 1)[:-1]  # the last: beside it
+        self._counts += counted
+        self._events += int(counted.sum())
 
     def _emit(self) -> LiveFrame:
         most = 1 if self._options.binary else 255

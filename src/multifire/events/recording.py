@@ -180,13 +180,20 @@ class Recording:
         """(H, W) in pixels; None if the file does not state it."""
         self.backwards = 0
         """Number of times that time ran backwards so far, in the file's order."""
+        self.quiet = False
+        """True for a pass before the one that is used, so that nothing is logged twice."""
         self._packed, self._file, self._allow_empty, self._packer = packed, file, allow_empty, packer
+        self._dropped: np.ndarray | None = None
         self._last = -(1 << 63)
 
     @property
     def raster(self) -> tuple[int, int]:
         """(H, W) used by `Packed.pixel`."""
         return self.sensor_size or ANY_SENSOR
+
+    def drop_pixels(self, dropped_HW: np.ndarray) -> None:
+        """Leave out the events of the pixels where the array [H, W] of the raster is True."""
+        self._dropped = dropped_HW.ravel() if dropped_HW.any() else None
 
     def packed(self) -> Iterator[Packed]:
         """Yield the events in the file's order, sorted by time (stably) within each chunk.
@@ -198,14 +205,17 @@ class Recording:
         for chunk in self._packed:
             if self._packer:
                 self._packer.check(self._packed)
+            if self._dropped is not None:
+                kept = ~self._dropped[chunk.pixel >> 1]
+                chunk = Packed(chunk.t[kept], chunk.pixel[kept])
             if len(chunk.t):
                 count += len(chunk.t)
                 yield self._in_order(chunk)
-        if self._packer and self._packer.stray_count:
+        if self._packer and self._packer.stray_count and not self.quiet:
             log.warning("%s: %s were dropped", self.name, self._packer.strays())
         if not count and not self._allow_empty:
             raise ValueError(f"{self.name}: holds no event; record it anew or leave it out")
-        if self.backwards:
+        if self.backwards and not self.quiet:
             log.warning("%s: time runs backwards %s times; its events were sorted", self.name, f"{self.backwards:,}")
 
     def chunks(self) -> Iterator[Chunk]:

@@ -1,11 +1,11 @@
-"""Reader of AEDAT4 (iniVation) and of EVT2 and EVT3 (Prophesee) with the library faery, the extra `cameras`.
+"""Reader of AEDAT4 (iniVation) with the library faery, the extra `cameras`.
 
-faery reads both families of formats (`aedat` and `dv-processing` read only AEDAT4), packet by packet, so that a valid
-file needs little memory. It depends only on NumPy, has wheels for every Python from 3.9 on, and is maintained by people
-of the field. Its licence is the LGPL 3; users install it beside multifire, which does not contain it.
+faery reads packet by packet, so that a valid file needs little memory. It depends only on NumPy, has wheels for every
+Python from 3.9 on, and is maintained by people of the field. Its licence is the LGPL 3; users install it beside
+multifire, which does not contain it.
 
 Some damaged files make it end the whole process (a panic during clean-up), or take seconds and gigabytes. So it runs in
-a process of its own, which sends events through a pipe and is ended at its limits (in `camera_process.py`): 1 s of
+a process of its own, which sends events through a pipe and is ended at its limits (in `aedat4_process.py`): 1 s of
 computing for a packet; 1 s plus 1 s for each MB for the file; memory of ten times the file, at least 64 MB and at most
 1 GB (enforced on Linux). However the process ends, a damaged file raises one ValueError. A valid file is decoded while
 its events are counted in this process; starting takes a few tenths of a second.
@@ -20,12 +20,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from re import IGNORECASE, MULTILINE, search
 
 import numpy as np
 
-from multifire.events import camera_process
-from multifire.events.camera_process import CUT, EVENT, EVENTS, HEAD, MB, WRONG
+from multifire.events import aedat4_process
+from multifire.events.aedat4_process import CUT, EVENT, EVENTS, HEAD, MB, WRONG
 from multifire.events.recording import Packed, Packer, Recording, Stray
 from multifire.utils.log import log
 
@@ -35,31 +34,23 @@ SILENCE_S = 60
 """Maximum time without a message from the process; its limits of computing time end it long before."""
 MAX_PIXELS = 4096
 """Maximum side of a sensor; frames need a table of all pixels."""
-EVENTS_PER_BYTE = {"aedat4": 2, "evt": 6}
-"""Maximum events for a byte of the file. EVT3 packs 32 events in 6 bytes; regular rows in AEDAT4 compress to 1.2."""
+MAGIC = b"#!AER-DAT4."
+EVENTS_PER_BYTE = 2
+"""Maximum events for a byte of the file; regular rows compress to 1.2."""
 SMALL_FILE = 1 << 15  # smaller files count as this many bytes
 
 
-def kind_of(head: bytes) -> str | None:
-    """Return "aedat4" or "evt" if a file that begins with `head` has that format, else None."""
-    if head.startswith(b"#!AER-DAT4."):
-        return "aedat4"
-    if head.startswith(b"%") and search(rb"^% *(?:format *EVT|evt )[23]", head, MULTILINE | IGNORECASE):
-        return "evt"
-    return None
-
-
-def open_camera_file(path: Path, kind: str, stray: Stray = "refuse") -> Recording:
-    """Open a recording of the `kind` that `kind_of` returned.
+def open_aedat4(path: Path, stray: Stray = "refuse") -> Recording:
+    """Open an AEDAT4 recording.
 
     Raises:
         ValueError: the extra is not installed, the file is damaged, or it has events of no or of several cameras.
     """
     if importlib.util.find_spec("faery") is None:
-        raise ValueError(f"{path}: reading {kind} needs the library faery; {INSTALL}")
+        raise ValueError(f"{path}: reading AEDAT4 needs the library faery; {INSTALL}")
     if not path.is_file():  # the beginning of a pipe has already been read
-        raise ValueError(f"{path}: {kind} is read from a file of its own only; write it to one first")
-    decoder = Decoder(path, kind)
+        raise ValueError(f"{path}: AEDAT4 is read from a file of its own only; write it to one first")
+    decoder = Decoder(path)
     try:
         found = json.loads(decoder.message()[1])
         width, height = found["width_height"]
@@ -72,18 +63,18 @@ def open_camera_file(path: Path, kind: str, stray: Stray = "refuse") -> Recordin
         decoder.close()
         raise
     packer = Packer(str(path), (height, width), stray)
-    return Recording(str(path), found["format"], (height, width), _packed(decoder, packer), decoder, packer=packer)
+    return Recording(str(path), "aedat4", (height, width), _packed(decoder, packer), decoder, packer=packer)
 
 
 class Decoder:
     """The decoding process and its messages."""
 
-    def __init__(self, path: Path, kind: str):
+    def __init__(self, path: Path):
         self.path = path
         self.bytes = path.stat().st_size
-        self.most_events = EVENTS_PER_BYTE[kind] * max(self.bytes, SMALL_FILE)
+        self.most_events = EVENTS_PER_BYTE * max(self.bytes, SMALL_FILE)
         self._process = subprocess.Popen(  # noqa: S603 - no shell; the file's name is not an option
-            [sys.executable, "-P", camera_process.__file__, kind, path],  # -P: files beside it shadow no library
+            [sys.executable, "-P", aedat4_process.__file__, path],  # -P: files beside it shadow no library
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -127,7 +118,7 @@ class Decoder:
         if -code == signal.SIGPROF:
             how = "takes far longer to decode than a sound file of its size"
         elif code < 0:
-            megabytes = camera_process.memory_for(self.bytes) // MB
+            megabytes = aedat4_process.memory_for(self.bytes) // MB
             how = f"ends the process that decodes it ({signal.Signals(-code).name}), which may take {megabytes:,} MB"
         else:
             how = f"ends the process that decodes it (code {code})"

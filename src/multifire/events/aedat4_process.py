@@ -1,4 +1,4 @@
-"""A program that decodes one AEDAT4, EVT2 or EVT3 file, started by `cameras.py`: camera_process.py KIND FILE.
+"""A program that decodes one AEDAT4 file, started by `aedat4.py`: aedat4_process.py FILE.
 
 It imports nothing from multifire, limits its own memory and computing time, and writes messages to its output: a
 letter, the payload's length (HEAD), the payload. FOUND holds the file's metadata (JSON), EVENTS at most AT_A_TIME
@@ -35,7 +35,7 @@ MIN_BYTES, TIMES_FILE, MAX_BYTES = 64 * MB, 10, 1024 * MB
 CUT_SHORT = "failed to fill whole buffer"  # Rust's message for a file that ends too early
 
 
-def main(kind: str, path: str) -> None:
+def main(path: str) -> None:
     opened = False
     try:
         import faery  # pyright: ignore[reportMissingImports] - an extra
@@ -44,7 +44,7 @@ def main(kind: str, path: str) -> None:
         limit_memory(memory_for(bytes_))
         end = time.process_time() + FILE_S + bytes_ / (MB_PER_S * MB)
         limit_computing(end)
-        found, packets = (of_aedat4 if kind == "aedat4" else of_evt)(faery, path)
+        found, packets = open_file(faery, path)
         send(FOUND, json.dumps(found).encode())
         opened = True
         while (events := next_of(packets, end)) is not None:
@@ -104,19 +104,13 @@ def send(message: bytes, payload: bytes = b"") -> None:
         os._exit(1)
 
 
-def of_aedat4(faery: Any, path: str) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
+def open_file(faery: Any, path: str) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
     decoder = faery.aedat.Decoder(path)
     tracks = [track for track in decoder.tracks() if track.data_type == "events"]
     if len(tracks) != 1:
         raise ValueError(f"holds the events of {len(tracks)} cameras, expected one")
     packets = (packet if track.data_type == "events" else NONE for track, packet in decoder)
-    return {"format": "aedat4", "width_height": tracks[0].dimensions}, packets
-
-
-def of_evt(faery: Any, path: str) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
-    decoder = faery.evt.Decoder(path, None, None)
-    packets = (packet.get("events", NONE) for packet in decoder)
-    return {"format": decoder.version, "width_height": decoder.dimensions}, packets
+    return {"width_height": tracks[0].dimensions}, packets
 
 
 if __name__ == "__main__":
