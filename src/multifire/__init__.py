@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from multifire import analysis, datasets, events, export, nn, ops
+    from multifire import analysis, datasets, engine, events, export, nn, ops
     from multifire.config.recipes import recipe
     from multifire.datasets import register_dataset
     from multifire.experiments.train import train
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("analysis", "datasets", "events", "export", "nn", "ops")
+_SUBMODULES = ("analysis", "datasets", "engine", "events", "export", "nn", "ops")
 _NAMES = {
     "Run": "multifire.report",
     "load_weights": "multifire.training.load_run",
@@ -48,6 +48,7 @@ __all__ = [
     "analysis",
     "build_model",
     "datasets",
+    "engine",
     "events",
     "export",
     "from_pretrained",

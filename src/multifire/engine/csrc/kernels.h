@@ -1,0 +1,73 @@
+// The three inner loops of the engine. Every instruction set has its own; all compute the same bits.
+//
+// Activations are bytes, channels last, in rows of pixels with a border of zeros. Output channels come in blocks of 16,
+// input channels in groups of 4. An item is one group at one position of the kernel's window; the weights of a block
+// are [items][16 output channels][4 input channels].
+#ifndef MULTIFIRE_KERNELS_H
+#define MULTIFIRE_KERNELS_H
+
+#include <cstdint>
+
+#include "network.h"
+
+namespace multifire_engine_impl {
+
+constexpr int kBlock = 16;
+constexpr int kGroup = 4;
+constexpr int kItemBytes = kBlock * kGroup;
+constexpr int kTile = 32;  // largest number of output pixels in one call; they are neighbours in a row
+
+struct SumsArgs {
+  const uint8_t* x;        // the window's first input pixel, for the first output pixel
+  int64_t pixel_stride;    // from the input of one output pixel to that of the next, in bytes
+  const int32_t* offsets;  // of each item from x, in bytes
+  int items;
+  const int32_t* ends;     // after these items, int16 sums must be widened; the last is `items`
+  const int8_t* weights;
+  int64_t block_stride;    // from the weights of one block to those of the next
+  int pixels;
+  int32_t* sums;           // [blocks][kTile][kBlock]
+
+  // Of the list of non-zero groups:
+  const uint64_t* masks;       // of the window's first input pixel: bit g is set if group g is not zero
+  int64_t mask_stride;         // from the input of one output pixel to that of the next
+  const int32_t* mask_offsets; // of each position of the window
+  int positions, groups;
+};
+
+struct FireArgs {
+  const void* sums;   // [pixels][kBlock], int32, or float if has_floats
+  bool has_floats;
+  const float *scale, *bias;  // [kBlock]
+  float* membranes;   // [pixels][levels or 1][kBlock], what they keep after the reset
+  int pixels;
+  const Neuron* neuron;
+  bool adds;          // add the spikes to `out`, which holds the shortcut
+  uint8_t* out;
+  int64_t out_stride; // from pixel to pixel
+};
+
+struct Kernels {
+  const char* name;
+  bool (*runs_here)();
+  void (*dense_sums)(const SumsArgs&, int blocks);   // blocks is 1 or 2
+  void (*sparse_sums)(const SumsArgs&, int blocks);
+  void (*fire)(const FireArgs&);
+  // A list is faster than the dense sums if at most this fraction of the groups is not zero; 0 if it never is.
+  float sparse_below_one_block, sparse_below_two_blocks;
+};
+
+// A product that is rounded before it is added: compilers may fuse the two unless they are told otherwise.
+inline float rounded(float product) {
+#if defined(__aarch64__)
+  __asm__("" : "+w"(product));
+#elif defined(__FP_FAST_FMAF) && !defined(__x86_64__)
+  volatile float stored = product;
+  product = stored;
+#endif
+  return product;
+}
+
+}  // namespace multifire_engine_impl
+
+#endif

@@ -1,0 +1,84 @@
+// The inner loops in plain C++: the definition of what the other kernels compute.
+#ifndef MULTIFIRE_KERNELS_PORTABLE_H
+#define MULTIFIRE_KERNELS_PORTABLE_H
+
+#include <cstring>
+
+#include "kernels.h"
+
+namespace multifire_engine_impl {
+namespace portable {
+
+inline void add_item(const uint8_t* x, const int8_t* weights, int32_t* sums) {
+  for (int o = 0; o < kBlock; ++o)
+    for (int i = 0; i < kGroup; ++i) sums[o] += x[i] * weights[o * kGroup + i];
+}
+
+inline void dense_sums(const SumsArgs& a, int blocks) {
+  for (int block = 0; block < blocks; ++block) {
+    const int8_t* weights = a.weights + block * a.block_stride;
+    int32_t* sums = a.sums + block * kTile * kBlock;
+    std::memset(sums, 0, sizeof(int32_t) * static_cast<size_t>(a.pixels * kBlock));
+    for (int pixel = 0; pixel < a.pixels; ++pixel)
+      for (int item = 0; item < a.items; ++item)
+        add_item(a.x + pixel * a.pixel_stride + a.offsets[item], weights + item * kItemBytes, sums + pixel * kBlock);
+  }
+}
+
+inline void sparse_sums(const SumsArgs& a, int blocks) {
+  for (int block = 0; block < blocks; ++block) {
+    const int8_t* weights = a.weights + block * a.block_stride;
+    int32_t* sums = a.sums + block * kTile * kBlock;
+    std::memset(sums, 0, sizeof(int32_t) * static_cast<size_t>(a.pixels * kBlock));
+    for (int pixel = 0; pixel < a.pixels; ++pixel) {
+      for (int position = 0; position < a.positions; ++position) {
+        const uint64_t mask = a.masks[pixel * a.mask_stride + a.mask_offsets[position]];
+        for (int group = 0; group < a.groups; ++group) {
+          const int item = position * a.groups + group;
+          if (mask >> group & 1)
+            add_item(a.x + pixel * a.pixel_stride + a.offsets[item], weights + item * kItemBytes, sums + pixel * kBlock);
+        }
+      }
+    }
+  }
+}
+
+// Fires one neuron, whose membranes are kBlock values apart; returns the number of levels that fire.
+inline int fire_one(const Neuron& neuron, float current, float* membranes) {
+  int fired = 0;
+  for (int m = 0; m < neuron.membranes(); ++m) {
+    const float u = rounded(neuron.decay * membranes[m * kBlock]) + current;
+    const int first = neuron.shared ? 0 : m, end = neuron.shared ? neuron.levels : m + 1;
+    float cost = 0;
+    for (int k = first; k < end; ++k) {
+      if (!(u > neuron.thresholds[k])) continue;
+      ++fired;
+      cost += neuron.shared ? 1 : neuron.thresholds[k];
+    }
+    membranes[m * kBlock] = neuron.subtract ? u - cost : u > neuron.thresholds[first] ? 0 : u;
+  }
+  return fired;
+}
+
+inline void fire(const FireArgs& a) {
+  for (int pixel = 0; pixel < a.pixels; ++pixel) {
+    float* membranes = a.membranes + pixel * a.neuron->membranes() * kBlock;
+    uint8_t* out = a.out + pixel * a.out_stride;
+    for (int o = 0; o < kBlock; ++o) {
+      const int at = pixel * kBlock + o;
+      const float sum = a.has_floats ? static_cast<const float*>(a.sums)[at] : static_cast<float>(static_cast<const int32_t*>(a.sums)[at]);
+      const float current = rounded(sum * a.scale[o]) + a.bias[o];
+      const int fired = fire_one(*a.neuron, current, membranes + o);
+      out[o] = static_cast<uint8_t>(fired + (a.adds ? out[o] : 0));
+    }
+  }
+}
+
+inline bool runs_here() { return true; }
+
+constexpr Kernels kKernels = {"portable", runs_here, dense_sums, sparse_sums, fire, 0.7f, 0.7f};
+
+}  // namespace portable
+}  // namespace multifire_engine_impl
+
+#endif

@@ -1,0 +1,27 @@
+// The choice among the kernels: the fastest that this processor runs.
+#ifndef MULTIFIRE_MACHINE_H
+#define MULTIFIRE_MACHINE_H
+
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels_portable.h"
+
+namespace multifire_engine_impl {
+
+inline const Kernels* const* builds() {
+  static const Kernels* const kBuilds[] = {&portable::kKernels, nullptr};
+  return kBuilds;
+}
+
+// MULTIFIRE_ENGINE_ISA names the kernels to use, for tests and measurements.
+inline const Kernels& chosen_kernels() {
+  const char* wanted = std::getenv("MULTIFIRE_ENGINE_ISA");
+  for (const Kernels* const* build = builds(); *build; ++build)
+    if ((!wanted || std::strcmp(wanted, (*build)->name) == 0) && (*build)->runs_here()) return **build;
+  throw Failure{MULTIFIRE_BAD_INPUT, std::string("MULTIFIRE_ENGINE_ISA is ") + wanted + ", which this processor or this build does not run"};
+}
+
+}  // namespace multifire_engine_impl
+
+#endif
