@@ -54,6 +54,7 @@ def add_parser(commands) -> None:
     showing.add_argument("--split", choices=("train", "test"), metavar="split", default="train", help="train or test")
     showing.add_argument("--out", type=Path, help="file that ends in .gif or .png (default: NAME-SPLIT-INDEX.gif)")
     showing.set_defaults(run=show)
+    recordings.add_parsers(subcommands)
 
 
 def _add_frame_options(
@@ -75,16 +76,11 @@ def _add_frame_options(
     frames.add_argument("--split-seed", type=int, help="cifar10-dvs, recordings: draw the split with this seed")
     frames.add_argument("--test-share", type=float, help="recordings without a folder test: fraction held out for it")
     frames.add_argument("--sensor", help="recordings: width and height of the sensor, such as 346x260")
-    _add_choice(frames, "--stray", ("refuse", "drop"), "events beside the sensor: refuse, or drop and count them")
-    _add_choice(frames, "--fit", ("pad", "crop", "stretch"), "how a sensor that is not square fills a frame")
-    frames.add_argument("--flip-x", action="store_const", const=True, help="turn recordings left to right")
-    frames.add_argument("--flip-y", action="store_const", const=True, help="turn recordings upside down")
-    _add_choice(frames, "--hot-pixels", ("keep", "drop"), "pixels that fire by themselves: keep or drop")
-
-
-def _add_choice(group: argparse._ArgumentGroup, name: str, choices: tuple[str, ...], text: str) -> None:
-    listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
-    group.add_argument(name, choices=choices, metavar=name[2:], help=f"{text} ({listed})")
+    recordings.add_stray(frames)
+    fits = ("pad", "crop", "stretch")
+    frames.add_argument("--fit", choices=fits, metavar="fit", help="how a sensor that is not square fills a frame: "
+                        "pad, crop or stretch")  # fmt: skip
+    recordings.add_turns(frames)
 
 
 def list_data(args: argparse.Namespace) -> int:

@@ -25,6 +25,8 @@ X_BITS, Y_BITS = 10, 9
 NEAR_EDGE = 4
 """A sensor is told from the addresses if events lie within so many pixels of its last column and its last row."""
 
+START_COMMENT = b"# times in us count from: "
+
 Layout = Literal["dvs128", "davis"]
 
 
@@ -37,12 +39,19 @@ def open_aedat2(stream: ByteStream, given: tuple[int, int] | None, stray: Stray,
     header = list(read_header(stream))
     chip = _chip(header)
     size = next((size for size in map(stated_size, header) if size), None) or size_of(chip)
+    start = next((start for start in map(_stated_start, header) if start), 0)
     layout = ("dvs128" if chip.startswith(b"DVS128") else "davis") if size else _layout(stream)
     if layout == "dvs128":
-        return Recording(stream.name, "aedat2", DVS128, _read_dvs128(stream), own)
+        return Recording(stream.name, "aedat2", DVS128, _read_dvs128(stream, Clock(start)), own)
     size = size or given or _size_of_addresses(stream)
     packer = Packer(stream.name, size, stray)
-    return Recording(stream.name, "aedat2", size, _read_davis(stream, packer), own, packer=packer)
+    return Recording(stream.name, "aedat2", size, _read_davis(stream, packer, Clock(start)), own, packer=packer)
+
+
+def _stated_start(line: bytes) -> int:
+    """Return the µs from which times count, from the comment with which multifire states them; else 0."""
+    match = re.fullmatch(START_COMMENT + rb"(\d{1,18})", line)
+    return int(match[1]) if match else 0
 
 
 def _chip(header: Iterable[bytes]) -> bytes:
@@ -80,13 +89,12 @@ def _coordinates(address: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (address >> 12) & ((1 << X_BITS) - 1), (address >> 22) & ((1 << Y_BITS) - 1)
 
 
-def _read_davis(stream: ByteStream, packer: Packer) -> Iterator[Packed]:
+def _read_davis(stream: ByteStream, packer: Packer, clock: "Clock") -> Iterator[Packed]:
     """Yield the events of a DAVIS.
 
     Eight bytes each, big-endian: address a [u32], time in µs [u32], which wraps after 71.6 minutes.
     x = (a >> 12) & 1023, y = (a >> 22) & 511, p = (a >> 11) & 1. Records with bit 31 or 10 are not events.
     """
-    clock = Clock()
     skipped = 0
     for _, data in stream.records(RECORD):
         both = np.frombuffer(data, ">u8").astype(np.uint64)
@@ -103,7 +111,7 @@ def _read_davis(stream: ByteStream, packer: Packer) -> Iterator[Packed]:
         log.info("%s: skipped %s records of pictures, inertia or the external input", stream.name, f"{skipped:,}")
 
 
-def _read_dvs128(stream: ByteStream) -> Iterator[Packed]:
+def _read_dvs128(stream: ByteStream, clock: "Clock") -> Iterator[Packed]:
     """Yield the events of a DVS128.
 
     Eight bytes each, big-endian: address a [u32], time in µs [u32], which wraps after 71.6 minutes.
@@ -112,7 +120,6 @@ def _read_dvs128(stream: ByteStream) -> Iterator[Packed]:
     Raises:
         ValueError: an address outside a DVS128.
     """
-    clock = Clock()
     special = 0
     for first, data in stream.records(RECORD):
         both = np.frombuffer(data, ">u8").astype(np.uint64)
@@ -140,10 +147,10 @@ def _check_addresses(address: np.ndarray, first: int, name: str) -> None:
 
 
 class Clock:
-    """Unwraps a 32-bit clock: a decrease by more than half its range is a wrap, not a step back."""
+    """Unwraps a 32-bit clock that began at `start`: a fall by more than half its range is a wrap, not a step back."""
 
-    def __init__(self):
-        self._last, self._epoch = 0, 0
+    def __init__(self, start: int = 0):
+        self._last, self._epoch, self.start = 0, 0, start
 
     def unwrap(self, t: np.ndarray) -> np.ndarray:
         if not len(t):
@@ -151,9 +158,10 @@ class Clock:
         low, high = min(int(t.min()), self._last), max(int(t.max()), self._last)
         if high - low <= WRAP // 2:  # no step can be a wrap
             self._last = int(t[-1])
-            return t + self._epoch * WRAP if self._epoch else t
+            before = self._epoch * WRAP + self.start
+            return t + before if before else t
         steps = np.diff(t, prepend=self._last)
         turns = self._epoch + np.cumsum((steps < -WRAP // 2).astype(np.int64) - (steps > WRAP // 2))
         epochs = turns - np.minimum(np.minimum.accumulate(turns), 0)
         self._last, self._epoch = int(t[-1]), int(epochs[-1])
-        return t + epochs * WRAP
+        return t + epochs * WRAP + self.start

@@ -66,6 +66,32 @@ def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
     flush_folder(path.parent)
 
 
+@contextlib.contextmanager
+def write_beside(path: Path) -> Iterator[Path]:
+    """Yield a new file's path beside `path`; rename it to `path` at the end of the block, or delete it on an error.
+
+    Raises:
+        FileNotFoundError: the folder of the file does not exist.
+        OSError: the file cannot be written; the error always names `path`.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder; make it, or write elsewhere")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary) or is_full_disk(error):
+            error.filename = str(path)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
 def flush_folder(folder: Path) -> None:
     """Make renames inside `folder` survive a crash of the system."""
     handle = os.open(folder, os.O_RDONLY)

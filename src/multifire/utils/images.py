@@ -25,10 +25,14 @@ def _palette() -> np.ndarray:
 PALETTE = _palette()
 
 
-def paint(counts: np.ndarray) -> np.ndarray:
-    """Return the colour numbers [..., H, W] uint8 of event counts [..., 2, H, W]; all pictures share one scale."""
-    nonzero = counts[counts > 0]
-    brightest = max(float(np.percentile(nonzero, 98)), 1.0) if nonzero.size else 1.0
+def paint(counts: np.ndarray, brightest: float | None = None) -> np.ndarray:
+    """Return the colour numbers [..., H, W] uint8 of event counts [..., 2, H, W]; all pictures share one scale.
+
+    `brightest` is the count of the strongest colour (default: 98 % of the cells with events have no more).
+    """
+    if brightest is None:
+        nonzero = counts[counts > 0]
+        brightest = max(float(np.percentile(nonzero, 98)), 1.0) if nonzero.size else 1.0
     brightness = np.minimum(counts / brightest, 1.0)
     levels = np.where(counts > 0, np.rint(MIN_LEVEL + (LEVELS - 1 - MIN_LEVEL) * brightness), 0).astype(np.uint8)
     return LEVELS * levels[..., 1, :, :] + levels[..., 0, :, :]
