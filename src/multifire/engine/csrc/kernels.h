@@ -15,6 +15,7 @@ namespace multifire_engine_impl {
 constexpr int kBlock = 16;
 constexpr int kGroup = 4;
 constexpr int kItemBytes = kBlock * kGroup;
+constexpr int kMaxBlocks = 4;
 constexpr int kTile = 32;  // largest number of output pixels in one call; they are neighbours in a row
 
 struct SumsArgs {
@@ -50,7 +51,7 @@ struct FireArgs {
 struct Kernels {
   const char* name;
   bool (*runs_here)();
-  void (*dense_sums)(const SumsArgs&, int blocks);   // blocks is 1 or 2
+  void (*dense_sums)(const SumsArgs&, int blocks);   // blocks is 1, 2 or 4
   void (*sparse_sums)(const SumsArgs&, int blocks);
   void (*fire)(const FireArgs&);
   // A list is faster than the dense sums if at most this fraction of the groups is not zero; 0 if it never is.

@@ -5,12 +5,18 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels_avx2.h"
+#include "kernels_avx512.h"
 #include "kernels_portable.h"
 
 namespace multifire_engine_impl {
 
 inline const Kernels* const* builds() {
-  static const Kernels* const kBuilds[] = {&portable::kKernels, nullptr};
+  static const Kernels* const kBuilds[] = {
+#if defined(__x86_64__)
+      &avx512::kKernels, &avx2::kKernels,
+#endif
+      &portable::kKernels, nullptr};
   return kBuilds;
 }
 

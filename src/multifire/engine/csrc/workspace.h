@@ -57,8 +57,8 @@ class Workspace {
     }
     add_stages();
     masks_ = Buffer<uint64_t>(int64_t{height + 2} * (width + 2) * steps);
-    scratch_ = Buffer<float>(int64_t{2} * kTile * neuron_.membranes() * kBlock);
-    sums_ = Buffer<int32_t>(2 * kTile * kBlock);
+    scratch_ = Buffer<float>(int64_t{kMaxBlocks} * kTile * neuron_.membranes() * kBlock);
+    sums_ = Buffer<int32_t>(kMaxBlocks * kTile * kBlock);
     if (model_.counts) {
       cells_ = Buffer<int32_t>(int64_t{height} * width * model_.in_channels);
       stem_sums_ = Buffer<int32_t>(int64_t{height} * width * weights.stem.channels());
@@ -323,20 +323,22 @@ class Workspace {
 
   void run_layer(Stage& stage, int count, Keep keep) {
     const bool sparse = takes_list(stage, count);
-    for (int block = 0; block < stage.blocks; block += 2)
+    for (int block = 0, blocks; block < stage.blocks; block += blocks) {
+      const int left = stage.blocks - block;
+      blocks = left >= 4 ? 4 : left >= 2 ? 2 : 1;
       for (int y = 0; y < stage.out->height; ++y)
-        for (int x = 0; x < stage.out->width; x += kTile)
-          run_tile(stage, count, y, x, block, sparse, keep);
+        for (int x = 0; x < stage.out->width; x += kTile) run_tile(stage, count, y, x, block, blocks, sparse, keep);
+    }
     stage.frames += count;
     stage.sparse_frames += sparse ? count : 0;
   }
 
-  // Two blocks of channels of neighbouring pixels, over all frames.
-  void run_tile(Stage& stage, int count, int y, int x, int block, bool sparse, Keep keep) {
+  // Some blocks of channels of neighbouring pixels, over all frames.
+  void run_tile(Stage& stage, int count, int y, int x, int block, int blocks, bool sparse, Keep keep) {
     const Layer& layer = *stage.layer;
-    const int pixels = std::min(kTile, stage.out->width - x), blocks = std::min(2, stage.blocks - block);
+    const int pixels = std::min(kTile, stage.out->width - x);
     const int border = layer.kernel / 2, in_y = y * layer.stride - border, in_x = x * layer.stride - border;
-    float* membranes[2];
+    float* membranes[kMaxBlocks];
     for (int i = 0; i < blocks; ++i)
       membranes[i] = tile_membranes(stage, block + i, y, x, pixels, keep, scratch_.data() + i * kTile * stage.pixel_size(neuron_));
     SumsArgs sums{nullptr, int64_t{layer.stride} * stage.in->channels, stage.offsets.data(), layer.items, layer.ends.data(), layer.weights.data() + block * layer.block_stride(), layer.block_stride(), pixels, sums_.data(), nullptr, layer.stride, stage.mask_offsets.data(), layer.kernel * layer.kernel, layer.groups};
