@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels_amx.h"
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
 #include "kernels_portable.h"
@@ -14,6 +15,9 @@ namespace multifire_engine_impl {
 inline const Kernels* const* builds() {
   static const Kernels* const kBuilds[] = {
 #if defined(__x86_64__)
+#if defined(__linux__)
+      &amx::kKernels,
+#endif
       &avx512::kKernels, &avx2::kKernels,
 #endif
       &portable::kKernels, nullptr};
