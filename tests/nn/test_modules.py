@@ -68,12 +68,58 @@ def test_step_refuses_training_mode_and_the_state_of_another_network():
     with pytest.raises(ValueError, match=r"call model.eval\(\) before step"):
         net.stem.step(frame)
     _, state = net.eval().step(frame)
-    with pytest.raises(ValueError, match="the state holds 8 layers, the network has more"):
-        net.step(frame, state._replace(membranes=state.membranes[:-1]))
-    with pytest.raises(ValueError, match="the state holds more layers than the network's 9"):
-        net.step(frame, state._replace(membranes=(*state.membranes, state.membranes[0])))
+    fewer = {name: u for name, u in state.membranes.items() if name != "stem"}
+    with pytest.raises(ValueError, match="the state has no layer 'stem'"):
+        net.step(frame, state._replace(membranes=fewer))
+    more = {**state.membranes, "stem.stem": state.membranes["stem"]}
+    with pytest.raises(ValueError, match=r"the state has a layer 'stem.stem' that did not run in this step"):
+        net.step(frame, state._replace(membranes=more))
     with pytest.raises(ValueError, match=r"state has shape \(3, 1, 4, 8, 8\), expected \(3, 1, 4, 6, 6\)"):
         net.step(torch.zeros(1, 2, 6, 6), state)
+
+
+class TwoBranches(mf.nn.Streaming):
+    """Two layers of neurons, of which another one runs first in every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = mf.nn.MLF(decay=0.5), mf.nn.MLF(decay=0.9)
+        self.left_first = False
+
+    def forward(self, x, stream=None):
+        self.left_first = not self.left_first
+        if self.left_first:
+            left = self.left(x, stream)
+            return left + 10 * self.right(x, stream)
+        right = self.right(x, stream)
+        return self.left(x, stream) + 10 * right
+
+
+def test_a_stream_does_not_depend_on_the_order_of_its_layers():
+    x = torch.rand(6, 2, 3)
+    module, state, out = TwoBranches(), None, []
+    for frame in x:
+        spikes, state = module.step(frame, state)
+        out.append(spikes)
+    assert torch.equal(torch.stack(out), module(x))
+    assert set(state) == {"left", "right"}
+
+
+def test_a_stream_refuses_neurons_that_run_twice_or_lie_elsewhere():
+    class Twice(mf.nn.Streaming):
+        def __init__(self, neuron):
+            super().__init__()
+            self.neuron = neuron
+
+        def forward(self, x, stream=None):
+            return self.neuron(self.neuron(x, stream), stream)
+
+    frame = torch.rand(2, 3)
+    with pytest.raises(ValueError, match="the layer 'neuron' ran twice in one step"):
+        Twice(mf.nn.MLF()).step(frame)
+    elsewhere = mf.nn.MLF()
+    with pytest.raises(ValueError, match="a layer of the stream is no submodule of the network that runs: MLF"):
+        Twice(lambda x, stream: elsewhere(x, stream)).step(frame)
 
 
 def test_calls_are_stateless():

@@ -42,12 +42,12 @@ class FoldedFire(Streaming):
             **self.neuron.options(),
             add_before=add_before,
             add_after=add_after,
-            state=stream and stream.take(),
+            state=stream and stream.take(self),
             return_state=stream is not None,
             timesteps=timesteps,
         )
         if stream is not None and state is not None:
-            stream.put(state)
+            stream.put(self, state)
         return spikes
 
 

@@ -98,12 +98,12 @@ class ConvFire(Streaming):
             **self.neuron.options(),
             add_before=add_before,
             add_after=add_after,
-            state=stream and stream.take(),
+            state=stream and stream.take(self),
             return_state=stream is not None,
             timesteps=timesteps,
         )
         if stream is not None and state is not None:
-            stream.put(state)
+            stream.put(self, state)
         return spikes
 
 
@@ -148,5 +148,5 @@ class PlainBlock(Streaming):
 
 
 # A block is a Streaming module, built as block(in_channels, out_channels, stride, make_neuron). Its forward(x, stream)
-# passes the stream to every layer of neurons, always in the same order.
+# passes the stream to every layer of neurons.
 BLOCKS = {"ds": DSBlock, "plain": PlainBlock}

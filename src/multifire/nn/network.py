@@ -89,13 +89,13 @@ class SpikingNetwork(nn.Module):
             The mean logits [N, classes] of the frames so far, and the state for the next step.
 
         Raises:
-            ValueError: the network is in training mode, or the state is of another number of layers.
+            ValueError: the network is in training mode, or the state is of another network.
         """
         if self.training:
             raise ValueError(
                 "step() needs evaluation mode, in which norms use running statistics; call model.eval() first"
             )
-        stream = Stream(state and state.membranes)
+        stream = Stream(self, state and state.membranes)
         logits = self._logits(frame_NCHW.unsqueeze(0), stream)[0]
         logit_sum, steps = (logits, 1) if state is None else (state.logit_sum + logits, state.steps + 1)
         return logit_sum / steps, StreamState(stream.after(), logit_sum, steps)

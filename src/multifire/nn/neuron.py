@@ -1,8 +1,8 @@
 """A layer of neurons as a module, and streaming: running layers of neurons one time step at a time."""
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise, repeat
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,46 +13,67 @@ from multifire import ops
 from multifire.config import neurons
 from multifire.ops.checks import check_numbers
 
-Membranes = tuple[Tensor, ...]
-"""Membrane potentials after the reset of each layer: [K, N, C, H, W], or [1, N, C, H, W] if the levels share one."""
+Membranes = dict[str, Tensor]
+"""Name of each layer of neurons -> its membranes after the reset: [K, N, C, H, W], or [1, N, C, H, W] if shared."""
 
 
 class Stream:
-    """The state of all layers during one time step.
+    """The state of all layers of neurons during one time step, by the name of the layer.
 
-    Each layer takes its membranes of the step before and puts its new ones, in the order in which layers are called.
+    Args:
+        network: the module whose layers run in this step.
+        before: membranes of the step before; None at the first step.
     """
 
-    def __init__(self, before: Membranes | None):
-        self._before: Iterator[Tensor | None] = repeat(None) if before is None else iter(before)
-        self._after: list[Tensor] = []
+    def __init__(self, network: nn.Module, before: Membranes | None):
+        self._names: dict[nn.Module, str] = {
+            module: name for name, module in network.named_modules() if isinstance(module, Streaming)
+        }
+        self._before = before
+        self._after: Membranes = {}
 
-    def take(self) -> Tensor | None:
-        """Return the next layer's membranes from the step before; None at the first step."""
-        try:
-            return next(self._before)
-        except StopIteration:
-            raise ValueError(
-                f"the state holds {len(self._after)} layers, the network has more; "
-                "pass the state that the same network returned"
-            ) from None
+    def take(self, layer: nn.Module) -> Tensor | None:
+        """Return the layer's membranes of the step before; None at the first step.
 
-    def put(self, state: Tensor) -> None:
-        """Store a layer's new membranes."""
-        self._after.append(state)
+        Raises:
+            ValueError: the state has no membranes for this layer.
+        """
+        if self._before is None:
+            return None
+        name = self._name(layer)
+        if name not in self._before:
+            raise ValueError(f"the state has no layer {name!r}; pass the state that the same network returned")
+        return self._before[name]
+
+    def put(self, layer: nn.Module, state: Tensor) -> None:
+        """Store the layer's new membranes.
+
+        Raises:
+            ValueError: the layer ran twice in this step.
+        """
+        name = self._name(layer)
+        if name in self._after:
+            raise ValueError(f"the layer {name!r} ran twice in one step; every call needs neurons of its own")
+        self._after[name] = state
 
     def after(self) -> Membranes:
         """Return the new membranes of all layers.
 
         Raises:
-            ValueError: the state had more layers than the network.
+            ValueError: the state has a layer that did not run in this step.
         """
-        if isinstance(self._before, repeat) or next(self._before, None) is None:
-            return tuple(self._after)
-        raise ValueError(
-            f"the state holds more layers than the network's {len(self._after)}; "
-            "pass the state that the same network returned"
-        )
+        for name in self._before or {}:
+            if name not in self._after:
+                raise ValueError(
+                    f"the state has a layer {name!r} that did not run in this step; "
+                    "pass the state that the same network returned"
+                )
+        return self._after
+
+    def _name(self, layer: nn.Module) -> str:
+        if layer not in self._names:
+            raise ValueError(f"a layer of the stream is no submodule of the network that runs: {layer}")
+        return self._names[layer]
 
 
 class Streaming(nn.Module):
@@ -70,7 +91,7 @@ class Streaming(nn.Module):
         Returns:
             The output for this frame, and the state for the next step.
         """
-        stream = Stream(state)
+        stream = Stream(self, state)
         out = self(frame.unsqueeze(0), stream)
         return out.squeeze(0), stream.after()
 
@@ -199,9 +220,9 @@ class MLF(Streaming):
             raise ValueError(f"{what} knows the MLF neuron alone, found {found}; see docs/neurons.md")
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        spikes, state = ops.mlf(x, **self.options(), state=stream and stream.take())
+        spikes, state = ops.mlf(x, **self.options(), state=stream and stream.take(self))
         if stream is not None:
-            stream.put(state)
+            stream.put(self, state)
         return spikes
 
     def extra_repr(self) -> str:

@@ -34,7 +34,7 @@ def register_block(name: str) -> Callable[[MakeBlock], MakeBlock]:
         @mf.register_block("gated")
         class GatedBlock(mf.nn.Streaming):
             def __init__(self, in_channels, out_channels, stride, make_neuron): ...
-            def forward(self, x, stream=None): ...    # passes the stream to every layer, always in the same order
+            def forward(self, x, stream=None): ...    # passes the stream to every layer
 
     Raises:
         ValueError: the name exists.
