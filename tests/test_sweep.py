@@ -26,7 +26,8 @@ def parse(cfg, args):
 
 
 def cells(kind="grid", vary=("model.levels=1,2",), seeds=(0,), cfg=TINY, out=None):
-    return sweep_cells.make_cells(cfg, sweep_cells.variations(kind, cfg, vary), seeds, out or sweep.Path("out"), parse)
+    fields = sweep_cells.variations(kind, cfg, vary)
+    return sweep_cells.make_cells(get_recipe("digits"), cfg, fields, seeds, out or sweep.Path("out"), parse)
 
 
 def test_the_sweeps_of_the_paper():
@@ -60,8 +61,9 @@ def test_a_grid_has_every_combination():
 )
 def test_the_overrides_of_a_configuration_reproduce_it(changes):
     cfg = replace(override(TINY, **changes), recipe="digits", seed=7, sync_norm=True)
-    recipe = get_recipe("digits")
-    assert parse(recipe, sweep_cells.overrides_of(cfg, recipe)) == cfg
+    cell = sweep_cells.Cell({}, cfg, sweep.Path("run"), get_recipe("digits"))
+    name, *overrides = sweep_cells.train_args(cell)
+    assert parse(get_recipe(name), overrides) == cfg
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,19 @@ def test_a_sweep_trains_continues_and_reports_failures(tmp_path, capsys):
     assert (folders[0] / "last.safetensors").stat().st_mtime_ns == kept
     assert (folders[1] / "last.safetensors").read_bytes() == weights
     assert (folders[1] / "summary.json").is_file()
+
+
+def test_a_sweep_of_a_recipe_file(tmp_path, capsys):
+    code = tmp_path / "my_recipe.py"
+    code.write_text(
+        "import multifire as mf\n"
+        'recipe = mf.recipe("digits", **{"model.width": 2, "optim.epochs": 1, "data.limit": 64})\n'
+    )
+    args = ["sweep", "grid", str(code), "--vary", "optim.lr=0.1,0.05", "--out", str(tmp_path / "sweep")]
+    assert main(args) == 0
+    assert "runs finished: 2" in capsys.readouterr().out
+    config = json.loads((tmp_path / "sweep" / "lr-0.05_seed-0" / "config.json").read_text())
+    assert (config["code"], config["model"]["width"], config["optim"]["lr"]) == (str(code), 2, 0.05)
 
 
 def test_a_run_of_another_configuration_is_refused(tmp_path):

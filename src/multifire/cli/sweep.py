@@ -25,7 +25,8 @@ sweep that was stopped, and keeps its finished runs.
   ablation  plain and DS blocks, each with K = 1, 2, 3 firing levels
   depth     plain and DS blocks, each at depth 14, 20, 32, 44, 68
   grid      every combination of the values that --vary lists
-Recipes: {recipes}.
+Recipes: {recipes},
+or a recipe file such as my_recipe.py.
 
 `multifire sweep KIND RECIPE --help` lists every override and option, for example
   multifire sweep ablation cifar10-small --seeds 0,1,2 --jobs 2 --budget 4h
@@ -69,12 +70,13 @@ def main(argv: Sequence[str]) -> int:
     kind, args = argv[0], argv[1:]
     if kind not in KINDS:
         raise unknown("sweep", kind, KINDS)
-    cfg, options = parse_overrides(recipe_of(args, f"sweep {kind}"), args[1:], "sweep", SweepArguments)
+    recipe = recipe_of(args, f"sweep {kind}")
+    cfg, options = parse_overrides(recipe, args[1:], "sweep", SweepArguments)
     if options.jobs < 1:
         raise ValueError(f"jobs is {options.jobs}, expected at least 1")
     out = options.out or Path("runs") / f"{kind}-{cfg.recipe}"
     fields = variations(kind, cfg, options.vary)
-    cells = make_cells(cfg, fields, parse_seeds(options.seeds), out, _override)
+    cells = make_cells(recipe, cfg, fields, parse_seeds(options.seeds), out, _override)
     if options.dry_run:
         for cell in cells:
             print(cell.name)

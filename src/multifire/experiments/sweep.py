@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multifire.config import RunConfig, get_recipe
+from multifire.config import RunConfig
 from multifire.experiments.sweep_budget import Cost, apply_budget, parse_budget
-from multifire.experiments.sweep_cells import Cell, Outcome, overrides_of
+from multifire.experiments.sweep_cells import Cell, Outcome, train_args
 from multifire.report.run_files import RunFiles
 from multifire.training.run_folder import RunFolder
 from multifire.training.signals import catch_signals
@@ -140,8 +140,7 @@ class Job:
 def start_job(cell: Cell, threads: int, logs: Path) -> Job:
     """Start or continue the cell's run in a process with this number of threads."""
     log = logs / f"{cell.folder.name}.log"
-    overrides = overrides_of(cell.cfg, get_recipe(cell.cfg.recipe))
-    command = [sys.executable, "-m", "multifire", "train", cell.cfg.recipe, *overrides]
+    command = [sys.executable, "-m", "multifire", "train", *train_args(cell)]
     command += ["--out", str(cell.folder), "--resume", "auto"]
     with log.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603 - our own program, without a shell

@@ -26,6 +26,8 @@ class Cell:
     """Varied fields and their values, without the seed."""
     cfg: RunConfig
     folder: Path
+    recipe: RunConfig
+    """The recipe, before any override."""
 
     @property
     def name(self) -> str:
@@ -78,16 +80,16 @@ def _model_names(depths: Sequence[int]) -> list[str]:
 
 
 def make_cells(
-    cfg: RunConfig, fields: dict[str, list[str]], seeds: Sequence[int], out: Path, parse: Parse
+    recipe: RunConfig, cfg: RunConfig, fields: dict[str, list[str]], seeds: Sequence[int], out: Path, parse: Parse
 ) -> list[Cell]:
-    """Return a cell for every combination of the fields' values with every seed."""
+    """Return a cell for every combination of the fields' values with every seed; `cfg` is the recipe with overrides."""
     cells = []
     for combination in itertools.product(*fields.values()):
         values = dict(zip(fields, combination, strict=True))
         varied = parse(cfg, [arg for name, value in values.items() for arg in option_args(name, value)])
         for seed in seeds:
             parts = [*(f"{name.rpartition('.')[2]}-{_safe(value)}" for name, value in values.items()), f"seed-{seed}"]
-            cells.append(Cell(values, replace(varied, seed=seed), out / "_".join(parts)))
+            cells.append(Cell(values, replace(varied, seed=seed), out / "_".join(parts), recipe))
     return cells
 
 
@@ -102,10 +104,12 @@ def option_args(name: str, value: Any) -> list[str]:
     return [option, *(map(str, value) if isinstance(value, tuple) else str(value).split())]
 
 
-def overrides_of(cfg: RunConfig, recipe: RunConfig) -> list[str]:
-    """Return the command-line overrides that turn the recipe into `cfg`."""
-    values, defaults = flatten_config(asdict(cfg)), flatten_config(asdict(recipe))
-    return [arg for name, value in values.items() if value != defaults[name] for arg in option_args(name, value)]
+def train_args(cell: Cell) -> list[str]:
+    """Return the arguments of `multifire train` for the cell: its recipe's name or file, and the overrides."""
+    values, defaults = flatten_config(asdict(cell.cfg)), flatten_config(asdict(cell.recipe))
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    overrides = [arg for name, value in changed.items() for arg in option_args(name, value)]
+    return [cell.cfg.code or cell.cfg.recipe, *overrides]
 
 
 def _safe(value: str) -> str:
