@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,19 @@ def test_a_network_given_as_an_object_trains_and_its_weights_are_loaded_again(tm
         ValueError, match=r"'Small' was given to mf.train as an object; build it again and call mf.load_w"
     ):
         load_model(tmp_path / "run" / "last.safetensors")
+
+
+def test_data_given_as_an_object_are_named_so_and_the_report_does_not_advise_what_cannot_be_done(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [(rng.integers(0, 256, (40, 12, 12), np.uint8), np.arange(40) % 3) for _ in range(2)]
+    data = mf.datasets.make_dataset("mine", *parts)
+    run = mf.train(TINY, tmp_path / "run", network=Small(3), data=data)
+    assert run.config.data.name == "given:mine"
+    assert mf.train(TINY, tmp_path / "run", network=Small(3), data=data, resume="yes").accuracy == run.accuracy
+    with pytest.raises(ValueError, match="the data set 'mine' was given to mf"):
+        mf.datasets.load(run.config.data.name)
+    (note,) = run.notes
+    assert note == "The layers of given:Small are not analysed: it is not one of multifire's networks."
 
 
 def test_an_own_loss_equal_to_the_built_in_one_computes_the_same(tmp_path):

@@ -2,10 +2,13 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
+import torch
 
 import multifire as mf
 from multifire.analysis import measure_gradients
+from multifire.analysis.gradients import mean_cross_entropy
 from multifire.config import OptimConfig
 from multifire.nn import ConvFire
 from multifire.training.step import sum_of_losses
@@ -70,6 +73,26 @@ def test_checkpointed_stages_and_frozen_weights_do_not_change_the_norms():
     assert found.weights == pytest.approx(want.weights)
     assert found.activations == pytest.approx(want.activations)
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_neurons_without_a_convolution_are_measured():
+    """In a membrane-shortcut network the first neurons of a block, and the last of the network, stand alone."""
+    model = network("ms", 2)
+    batch = (event_frames(), labels())
+    found = mf.analysis.analyze(model, [batch])
+    alone = {"stages.0.0.fire1", "stages.1.0.fire1", "stages.2.0.fire1", "last"}
+    outputs = {}
+    for name in alone:
+        model.get_submodule(name).register_forward_hook(lambda _n, _x, out, name=name: outputs.update({name: out}))
+    loss = mean_cross_entropy(model.train()(batch[0], per_step=True), labels()) / 2
+    grads = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
+    layers = {layer["name"]: layer for layer in found.record()["layers"]}
+    assert list(layers)[-1] == "last"
+    for name in alone:
+        assert layers[name]["weight_grad_norm"] is None
+        assert layers[name]["activation_grad_norm"] == pytest.approx(grads[name].norm().item(), rel=1e-5)
+        assert np.any(layers[name]["rate"])
+    assert found.gradients.weight_ratio > 0
 
 
 def test_gradient_of_zero_has_no_ratio():

@@ -118,6 +118,7 @@ def test_energy_and_activity_are_measured(name):
     assert 0 <= activity.dormant <= 1
     shortcuts = [c for c in energy.connections if c.name.endswith("shortcut.conv")]
     if name == "ms_resnet8":
+        assert {"stages.0.0.fire1", "stages.2.0.fire2", "last"} <= {layer.name for layer in activity.layers}
         assert any(c.macs > 0 for c in shortcuts)
     else:
         assert all(c.macs == 0 for c in shortcuts)

@@ -29,7 +29,7 @@ steps, B bins.
          "rate": [[T] × K],            fraction of (sample, neuron) pairs that fire, in either direction
          "membrane": {"low": float, "high": float,          B equal bins from low to high; every 7th neuron is counted
                       "counts": [[B] × K], "below": [K], "above": [K]},
-         "weight_grad_norm": float,    for the weights of the layer's convolution
+         "weight_grad_norm": float,    for the weights of the layer's convolution; null for neurons without one
          "activation_grad_norm": float}],   for the layer's output
      "gradient": {"loss": float,       loss of the same samples in training mode
                   "weight_ratio": float | null, "activation_ratio": float | null,   norm of the last layer / first layer

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from multifire import ops
-from multifire.analysis.probe import LabelledBatches, preserve_state, run_batches
+from multifire.analysis.probe import LabelledBatches, layers_of_neurons, preserve_state, run_batches
 from multifire.config.neurons import SURROGATES as BUILT_IN_SURROGATES
 from multifire.nn import MLF, ConvFire
 from multifire.ops.surrogates import derivative
@@ -91,7 +91,7 @@ def measure_activity(
     within rounding error of its threshold, it may count as fired although the neuron did not fire.
 
     Args:
-        model: a network with ConvFire layers.
+        model: a network with layers of multifire's neurons.
         batches: x [T, N, C, H, W], all with the same T, and labels y [N]; the labels are not used.
         precision: "bf16" runs convolutions under autocast.
         every: only every `every`-th neuron enters the histograms, which take most of the time.
@@ -112,11 +112,13 @@ def record_activity(model: nn.Module, every: int) -> Iterator["ActivityRecorder"
     """Record the activity of every layer of neurons while the model runs inside the context."""
     recorder = ActivityRecorder(every)
     with contextlib.ExitStack() as stack:
-        for name, layer in model.named_modules():
+        for name, layer in layers_of_neurons(model).items():
+            hooks = _LayerHooks(name, recorder)
             if isinstance(layer, ConvFire):
-                hooks = _LayerHooks(name, recorder)
                 stack.enter_context(layer.conv.register_forward_hook(hooks.after_conv))
                 stack.enter_context(layer.register_forward_hook(hooks.after_layer, with_kwargs=True))
+            else:
+                stack.enter_context(layer.register_forward_hook(hooks.after_neurons))
         yield recorder
 
 
@@ -159,9 +161,16 @@ class _LayerHooks:
         y_TNCHW = ops.tdbn(conv_TNCHW, weight, bias, mean.clone(), var.clone(), **options).expand(out.shape)
         if (add_before := kwargs.get("add_before")) is not None:
             y_TNCHW = y_TNCHW + add_before
+        self._add(y_TNCHW, layer.neuron)
+
+    @torch.no_grad()
+    def after_neurons(self, neuron: MLF, inputs: tuple[Tensor], _out: Tensor) -> None:
+        self._add(inputs[0], neuron)
+
+    def _add(self, y_TNCHW: Tensor, neuron: MLF) -> None:
         if torch.isnan(y_TNCHW).any():
             raise FloatingPointError(f"the input of {self._name}'s neurons is NaN; the network has diverged")
-        self._recorder.add(self._name, y_TNCHW, layer.neuron)
+        self._recorder.add(self._name, y_TNCHW, neuron)
 
 
 class _LayerCounts:

@@ -5,7 +5,7 @@ Shapes: T time steps, N samples, C channels, H height, W width, L classes.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multifire.analysis.probe import LabelledBatches, preserve_state, require_samples
+from multifire.analysis.probe import LabelledBatches, layers_of_neurons, preserve_state, require_samples
 from multifire.nn import ConvFire, SpikingNetwork
 from multifire.utils.device import autocast
 
@@ -31,7 +31,7 @@ class Gradients:
     names: list[str]
     """Names of the layers."""
     weights: np.ndarray
-    """‖∂L/∂w‖ for the weights of each layer's convolution."""
+    """‖∂L/∂w‖ for the weights of each layer's convolution; NaN for neurons without one."""
     activations: np.ndarray
     """‖∂L/∂o‖ for the output of each layer, over all samples and time steps."""
     voting: float
@@ -40,7 +40,7 @@ class Gradients:
     @property
     def weight_ratio(self) -> float:
         """Weight gradient norm of the last layer / first layer; infinite or NaN if the first one is 0."""
-        return _ratio(self.weights)
+        return _ratio(self.weights[~np.isnan(self.weights)])
 
     @property
     def activation_ratio(self) -> float:
@@ -69,8 +69,9 @@ def measure_gradients(
     Raises:
         ValueError: there is no sample.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ConvFire)}
-    weights = {**{name: layer.conv.weight for name, layer in layers.items()}, "voting": model.voting.weight}
+    layers = layers_of_neurons(model)
+    weights = {name: layer.conv.weight for name, layer in layers.items() if isinstance(layer, ConvFire)}
+    weights["voting"] = model.voting.weight
     loss_sum, samples = 0.0, 0
     weight_grads = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     squared_norms: dict[str, float] = {}
@@ -89,7 +90,9 @@ def measure_gradients(
     return Gradients(
         loss=loss_sum / samples,
         names=list(squared_norms),
-        weights=np.array([_norm(weight_grads[name]) / samples for name in squared_norms]),
+        weights=np.array(
+            [_norm(weight_grads[name]) / samples if name in weight_grads else math.nan for name in squared_norms]
+        ),
         activations=np.array([math.sqrt(squared_norm) / samples for squared_norm in squared_norms.values()]),
         voting=_norm(weight_grads["voting"]) / samples,
     )
@@ -109,7 +112,7 @@ def _requiring_grad(weights: Iterable[nn.Parameter | Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _layer_outputs(layers: dict[str, ConvFire]) -> Iterator[dict[str, Tensor]]:
+def _layer_outputs(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Collect the output of each layer, by name, while the model runs inside the context."""
     outputs: dict[str, Tensor] = {}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from multifire.nn import TdBatchNorm2d
+from multifire.nn import MLF, ConvFire, TdBatchNorm2d
 from multifire.utils.device import autocast
 
 LabelledBatches = Iterable[tuple[Tensor, Tensor]]
@@ -43,6 +43,16 @@ def preserve_state(model: nn.Module, training: bool | None = None) -> Iterator[N
         with torch.no_grad():
             for buffer, saved in saved_buffers:
                 buffer.copy_(saved)
+
+
+def layers_of_neurons(model: nn.Module) -> dict[str, ConvFire | MLF]:
+    """Return the layers whose output is spikes, by name: neurons with their convolution and norm, or alone."""
+    fused = {module.neuron for module in model.modules() if isinstance(module, ConvFire)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (ConvFire, MLF)) and module not in fused
+    }
 
 
 @torch.no_grad()

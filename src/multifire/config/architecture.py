@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 NETWORKS: dict[str, Callable[..., Any]] = {}
 """Registered networks; see `multifire.nn.register_network`."""
 GIVEN = "given:"
-"""Prefix of the names of networks that were given as an object; see `multifire.train`."""
+"""Prefix of the names of networks and data sets that were given as an object; see `multifire.train`."""
 BLOCK_KINDS = ["ds", "plain", "ms", "sew"]
 """Kinds of residual block; see `multifire.nn.register_block`."""
 OWN_BLOCKS: set[str] = set()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from multifire.config import RECIPES, DataConfig, RunConfig, get_recipe
+from multifire.config.architecture import GIVEN
 from multifire.datasets.registry import OWN_DATA, REGISTERED, DatasetInfo, get_info, is_own
 from multifire.datasets.splits import EventSplit, Split
 from multifire.utils.log import log
@@ -34,9 +35,14 @@ def load(name: str, root: str | Path = "data", cfg: DataConfig | None = None) ->
         cfg: how recordings are cut into frames (default: that of the recipe of the same name), what own data must be.
 
     Raises:
-        ValueError: unknown data set, or a damaged file; names the file and the damage.
+        ValueError: unknown data set, or one that was given as an object, or a damaged file; names the file and the damage.
         FileNotFoundError: missing, incomplete or unprepared files; names the searched folders and what to do.
     """
+    if name.startswith(GIVEN):
+        raise ValueError(
+            f"the data set {name.removeprefix(GIVEN)!r} was given to mf.train as an object, so its run cannot load it; "
+            "register it in a recipe file with @mf.register_dataset"
+        )
     if cfg is None:
         cfg = get_recipe(name).data if name in RECIPES else DataConfig(name=name)
     if is_own(name):

@@ -11,6 +11,7 @@ from torch import nn
 from multifire import datasets
 from multifire.config import ModelConfig, RunConfig, TrainOptions
 from multifire.config.architecture import GIVEN, is_buildable
+from multifire.datasets.registry import is_own
 from multifire.nn import SpikingNetwork, config_of_model
 from multifire.report import Run
 from multifire.training.loop import train as train_run
@@ -50,6 +51,8 @@ def train(
     """
     if network is not None:
         cfg = dataclasses.replace(cfg, model=_model_of(network, cfg))
+    if data is not None and data.name not in datasets.DATASETS and not is_own(data.name):
+        data = dataclasses.replace(data, name=f"{GIVEN}{data.name}")
     folder = Path(out) if out is not None else Path("runs") / f"{cfg.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     train_run(cfg, folder, TrainOptions(**options), Own(network, data, loss, optimizer, on_epoch))
     return Run(folder)

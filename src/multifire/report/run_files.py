@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multifire.config import RunConfig, json_format
+from multifire.config.architecture import is_buildable
 from multifire.config.json_format import flatten_config
 from multifire.datasets import DATASETS
 from multifire.report.values import MAX_ENTRIES, Table, clean, number, plain
@@ -83,8 +84,10 @@ class RunFiles:
         self.summary = self._read_object("summary.json", SUMMARY, "the run has not finished")
         if not (self.fields or self.metrics or self.summary):
             raise ValueError(f"{self.path}: not a run: {' '.join(self.notes)}")
-        self.history: list[dict[str, Any]] = self._read_lines("analysis.jsonl", ANALYSIS, HISTORY_MISSING)
-        self.analysis = self._read_object("analysis.json", ANALYSIS, ANALYSIS_MISSING)
+        analysed = self._can_be_analysed()
+        history_missing, analysis_missing = (HISTORY_MISSING, ANALYSIS_MISSING) if analysed else ("", "")
+        self.history: list[dict[str, Any]] = self._read_lines("analysis.jsonl", ANALYSIS, history_missing)
+        self.analysis = self._read_object("analysis.json", ANALYSIS, analysis_missing)
         self.evaluations = [
             found
             for file in sorted(self.path.glob("eval-*.json"))[:8]
@@ -106,13 +109,23 @@ class RunFiles:
         listed = list(fields.items())[:MAX_ENTRIES]
         return cfg, {plain(key): value if number(value) is not None else plain(value) for key, value in listed}
 
+    def _can_be_analysed(self) -> bool:
+        """Return False, with a note, for a network that is not one of multifire's."""
+        name = str(self.fields.get("model.name", ""))
+        if not name or is_buildable(name):
+            return True
+        self.notes.append(f"The layers of {name} are not analysed: it is not one of multifire's networks.")
+        return False
+
     def _read_object(self, name: str, spec: dict[str, Any], missing: str = "") -> dict[str, Any]:
         """Return the JSON object of a file in the shape of `spec`, or an empty one."""
         text = self._text(name, missing)
         found = None if text is None else _parse(text)
         if text is not None and not isinstance(found, dict):
             self.notes.append(f"{plain(name)} is damaged, and ignored.")
-        return clean(found, spec) if isinstance(found, dict) else {}
+        if found == {}:
+            self.notes.append(f"{plain(name)} is empty.")
+        return clean(found, spec) if isinstance(found, dict) and found else {}
 
     def _read_lines(self, name: str, spec: Any, missing: str) -> list[dict[str, Any]]:
         """Return one record for each epoch from a file with a JSON object in each line; skip damaged lines.
