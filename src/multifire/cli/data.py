@@ -73,8 +73,8 @@ def _add_frame_options(
     frames.add_argument("--slicing", choices=("duration", "time", "count"), metavar="slicing", help=slicing_help)
     frames.add_argument("--duration-us", type=int, help="length of a frame in µs, for slicing by duration")
     frames.add_argument("--binary", action="store_const", const=True, help="store 0 or 1 instead of event counts")
-    frames.add_argument("--split-seed", type=int, help="cifar10-dvs, recordings: draw the split with this seed")
-    frames.add_argument("--test-share", type=float, help="recordings without a folder test: fraction held out for it")
+    frames.add_argument("--split-seed", type=int, help="data without an official split: draw it with this seed")
+    frames.add_argument("--test-share", type=float, help="data without an official split: fraction held out")
     frames.add_argument("--sensor", help="recordings: width and height of the sensor, such as 346x260")
     recordings.add_stray(frames)
     fits = ("pad", "crop", "stretch")
@@ -91,7 +91,7 @@ def list_data(args: argparse.Namespace) -> int:
     for name, info in DATASETS.items():
         size = sum(download.size for download in info.downloads)
         train, test = (f"{count:,}" for count in info.published_sizes)
-        shape = f"{'T×' * info.events}{info.channels}×{info.size}×{info.size}"
+        shape = f"{'T×' * info.events}{info.channels}×{'×'.join(map(str, info.height_width))}"
         how = f"{size / 1e6:,.0f} MB" if size else "by hand" if info.fetch else "embedded"
         rows.append([name, shape, train, test, how])
     print_table(["data set", "shape", "train", "test", "download"], rows, text_columns=2)

@@ -68,6 +68,28 @@ DIGITS_DVS = replace(
     optim=replace(NMNIST.optim, epochs=6),
 )
 
+NCALTECH101 = replace(
+    NMNIST,
+    recipe="ncaltech101",
+    data=replace(NMNIST.data, name="ncaltech101", timesteps=10, frame_size=48, flip=True, roll=4, cutout=12),
+    model=ModelConfig(name="ds_resnet20", in_channels=2, num_classes=101, width=32, norm_input=True),
+    optim=replace(NMNIST.optim, epochs=60),
+)
+
+DVS_LIP = RunConfig(
+    recipe="dvs-lip",
+    data=DataConfig(name="dvs-lip", timesteps=30, frame_size=42, slicing="time", flip=True, roll=3, time_jitter=2),
+    model=ModelConfig(name="ds_resnet20", in_channels=2, num_classes=100, width=32, norm_input=True),
+    optim=OptimConfig(epochs=60, batch_size=32, lr=0.1, schedule="one-cycle", label_smoothing=0.1),
+)
+
+ASL_DVS = RunConfig(
+    recipe="asl-dvs",
+    data=DataConfig(name="asl-dvs", timesteps=5, frame_size=40, slicing="time", flip_y=True, roll=3, rotation=10.0),
+    model=ModelConfig(name="ds_resnet14", in_channels=2, num_classes=24, width=16, norm_input=True),
+    optim=OptimConfig(epochs=10, batch_size=64, lr=0.1, schedule="one-cycle", label_smoothing=0.1),
+)
+
 TET_ONE_CYCLE = OptimConfig(lr=0.1, schedule="one-cycle", label_smoothing=0.1, loss="tet")
 
 RECIPES: dict[str, Recipe] = {
@@ -113,6 +135,9 @@ RECIPES: dict[str, Recipe] = {
         "CIFAR10-DVS: augmentation, TET loss, one-cycle schedule",
     ),
     "nmnist": Recipe(NMNIST, "N-MNIST for a laptop"),
+    "ncaltech101": Recipe(NCALTECH101, "N-Caltech101: a hundred kinds of thing, and background"),
+    "dvs-lip": Recipe(DVS_LIP, "DVS-Lip: a hundred spoken words"),
+    "asl-dvs": Recipe(ASL_DVS, "ASL-DVS: the letters of a sign language"),
     "digits-dvs": Recipe(DIGITS_DVS, "the demo with events, simulated from those digits"),
 }
 

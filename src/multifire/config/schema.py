@@ -38,9 +38,9 @@ class DataConfig:
     """Events: store 0 or 1 in a cell instead of the number of events."""
     split_seed: int | None = None
     """CIFAR10-DVS: draw 900 training recordings of each class with this seed; None: take the first 900.
-    folder, npz, recordings: draw the test samples with this seed; None: 0."""
+    Other data without an official split: draw the test samples with this seed; None: 0."""
     test_share: float = 0.2
-    """folder, npz, recordings without a test part: fraction of each class that is held out for the test."""
+    """Data without an official split: fraction of each class that is held out for the test."""
     size: str | None = None
     """folder: stretch every picture to this height and width, such as 32x32; None: all must be of one size."""
     channels: int | None = None

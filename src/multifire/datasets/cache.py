@@ -82,10 +82,12 @@ def cache_options(cfg: DataConfig) -> dict[str, Any]:
     }
     if cfg.slicing == "duration":
         options["duration_us"] = cfg.duration_us
-    if cfg.name in ("cifar10-dvs", OWN):
+    if cfg.name in ("cifar10-dvs", OWN) or not get_info(cfg.name).official_split:
         options["split_seed"] = cfg.split_seed
+    if cfg.name == OWN or not get_info(cfg.name).official_split:
+        options["test_share"] = cfg.test_share
     if cfg.name == OWN:
-        options |= {"test_share": cfg.test_share, "sensor": cfg.sensor, "fit": cfg.fit}
+        options |= {"sensor": cfg.sensor, "fit": cfg.fit}
     return options | {name: getattr(cfg, name) for name in READING if getattr(cfg, name) != getattr(DataConfig, name)}
 
 

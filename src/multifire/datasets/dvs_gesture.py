@@ -1,4 +1,7 @@
-"""DVS128 Gesture: recordings userNN_LIGHT.aedat, with the gestures of each in userNN_LIGHT_labels.csv.
+"""DVS128 Gesture: recordings userNN_LIGHT.aedat (or .aedat4), with the gestures of each in userNN_LIGHT_labels.csv.
+
+Also as other libraries keep it, one gesture in a file: SpikingJelly's train/LABEL/userNN_LIGHT_K.npz, and tonic's
+ibmGestureTrain/userNN_LIGHT/LABEL.npy, whose times are in milliseconds.
 
 Users 1 to 23 are for training, 24 to 29 for testing, as in trials_to_train.txt and trials_to_test.txt.
 
@@ -8,18 +11,36 @@ Source: Amir et al., "A low power, fully event-based gesture recognition system"
 import itertools
 import re
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from multifire.config import DataConfig
 from multifire.datasets import archives
-from multifire.datasets.recordings import TEST, TRAIN, InFile, Job, Sample, Source, absent, fingerprint
+from multifire.datasets.classes import natural
+from multifire.datasets.recordings import (
+    TEST,
+    TRAIN,
+    Found,
+    InFile,
+    Job,
+    Opener,
+    Sample,
+    Source,
+    absent,
+    chunked,
+    fingerprint,
+    list_recordings,
+)
 from multifire.datasets.registry import GESTURE_NAMES
 from multifire.utils.log import log
 
 ARCHIVE = "DvsGesture.tar.gz"
-RECORDING = re.compile(r"(user(\d+)_[a-z_]+)\.aedat")
+RECORDING = re.compile(r"(user(\d+)_[a-z_]+)\.aedat4?")
 LABELS = re.compile(r"(user\d+_[a-z_]+)_labels\.csv")
+SPIKINGJELLY = r"(?:train|test)/(?:\d|10)/user\d+_[a-z_]+_\d+\.npz"
+TONIC = r"ibmGesture(?:Train|Test)/user\d+_[a-z_]+/(?:\d|10)\.npy"
+CHUNK = 8
 HEADER = "class,startTime_usec,endTime_usec"
 LAST_TRAINING_USER, LAST_USER = 23, 29
 SENSOR = (128, 128)
@@ -27,6 +48,7 @@ PUBLISHED_RECORDINGS = 122
 MAX_RECORDING_BYTES = 2 << 30
 """Maximum bytes of a recording; a real one has about 50 million."""
 MAX_LABELS = 1 << 20
+TONIC_UNIT_US = 1000
 
 
 def find(location: Path, cfg: DataConfig) -> Source:
@@ -40,11 +62,36 @@ def find(location: Path, cfg: DataConfig) -> Source:
     if location.is_file():
         files = (location,)
         return Source(files, PUBLISHED_RECORDINGS, fingerprint(files), partial(_jobs_of_archive, location))
-    paths = sorted(path for path in location.rglob("*.aedat") if RECORDING.fullmatch(path.name))
+    paths = sorted(path for path in location.rglob("*.aedat*") if RECORDING.fullmatch(path.name))
     if not paths:
-        raise absent("dvs-gesture", location, f"{ARCHIVE}, or the folder that it unpacks to")
+        pattern = f"(?:{SPIKINGJELLY}|{TONIC})"
+        if cached := list_recordings(location, pattern, MAX_RECORDING_BYTES, SENSOR):
+            return _of_cached(location, cached)
+        raise absent(
+            "dvs-gesture",
+            location,
+            f"{ARCHIVE}, the folder that it unpacks to, or a folder in the layout of SpikingJelly or tonic",
+        )
     names = [f"{path.name} {path.stat().st_size}" for path in paths]
     return Source((location,), len(paths), fingerprint((), names), partial(_jobs_of_folder, paths))
+
+
+def _of_cached(location: Path, cached: list[Found]) -> Source:
+    """Return the gestures that another library has cut out, each in a file of its own."""
+    recordings: list[tuple[Opener, Sample]] = []
+    for item in sorted(cached, key=lambda item: natural(item.name)):
+        folder, middle, file = item.name.split("/")[-3:]
+        split = TRAIN if folder in ("train", "ibmGestureTrain") else TEST
+        if file.endswith(".npy"):
+            assert isinstance(item.opener, InFile)
+            opener, label = replace(item.opener, unit_us=TONIC_UNIT_US), int(file.removesuffix(".npy"))
+        else:
+            opener, label = item.opener, int(middle)
+        recordings.append((opener, Sample(f"{folder}/{middle}/{file}", label, split)))
+    if len({sample.split for _, sample in recordings}) < 2:
+        raise absent("dvs-gesture", location, "the gestures of the training and of the test")
+    names = (f"{item.name} {item.size}" for item in cached)
+    return Source((location,), len(recordings), fingerprint((), names), chunked(recordings, CHUNK))
 
 
 def _jobs_of_folder(paths: list[Path], done: Container[str], spool: Path) -> Iterator[Job]:
@@ -74,7 +121,7 @@ def _jobs_of_archive(archive: Path, done: Container[str], spool: Path) -> Iterat
         if recording:
             recordings.add(stem)
             if stem not in done:
-                member.copy_to(spool / name)
+                member.copy_to(spool / f"{stem}.aedat")
         else:
             where = f"{archive}: {name}"
             labels[stem] = read_labels(archives.read_all(member, MAX_LABELS, where), stem, where)

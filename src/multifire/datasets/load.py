@@ -57,7 +57,7 @@ def load(name: str, root: str | Path = "data", cfg: DataConfig | None = None) ->
         from multifire.datasets import images
 
         train, test = (Split(*arrays) for arrays in images.read(name, info, Path(root)))
-    if (len(train), len(test)) != info.published_sizes:
+    if not info.is_published(len(train), len(test)):
         log.warning(
             "%s holds %s training and %s test samples; the published data set has %s and %s",
             name, *(f"{count:,}" for count in (len(train), len(test), *info.published_sizes)),

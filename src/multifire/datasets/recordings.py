@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from multifire.config import DataConfig
 from multifire.datasets import archives
+from multifire.datasets.classes import divide
 from multifire.datasets.registry import get_info
 from multifire.events import Recording, Stray, open_recording
 
@@ -26,19 +30,22 @@ class InFile:
     path: Path
     sensor_size: tuple[int, int] | None = None
     """Known from the data set if the file does not state it."""
+    unit_us: int | None = None
+    """µs of the unit of time, known from the data set if the file does not state it."""
 
     def open(self, stray: Stray = "refuse") -> Recording:
-        return open_recording(self.path, self.path.name, self.sensor_size, stray)
+        return open_recording(self.path, self.path.name, self.sensor_size, stray, self.unit_us)
 
 
 @dataclass(frozen=True)
 class InZip:
     archive: Path
     member: str
+    sensor_size: tuple[int, int] | None = None
 
     def open(self, stray: Stray = "refuse") -> Recording:
         data = archives.read_zip_member(self.archive, self.member)
-        return open_recording(io.BytesIO(data), f"{self.archive.name}: {self.member}", None, stray)
+        return open_recording(io.BytesIO(data), f"{self.archive.name}: {self.member}", self.sensor_size, stray)
 
 
 @dataclass(frozen=True)
@@ -121,24 +128,47 @@ class Found:
     opener: Opener
     size: int = 0
 
+    @property
+    def folder(self) -> str:
+        """Name of the folder that holds it."""
+        return self.name.split("/")[-2]
 
-def list_recordings(location: Path, pattern: str, most: int) -> list[Found]:
+
+def list_recordings(location: Path, pattern: str, most: int, sensor_size: tuple[int, int] | None = None) -> list[Found]:
     """Return the files of a folder or zip archive whose path matches the pattern at its end.
+
+    `sensor_size` is the (H, W) of the data set's sensor, if the files do not state it.
 
     Raises:
         ValueError: a damaged archive, or a file larger than `most`.
     """
     matches = re.compile(rf"(?:.*/)?{pattern}").fullmatch
     if location.is_file():
-        return [Found(name, InZip(location, name)) for name in archives.zip_members(location, most) if matches(name)]
+        members = filter(matches, archives.zip_members(location, most))
+        return [Found(name, InZip(location, name, sensor_size)) for name in members]
     found = []
     for path in sorted(location.rglob("*")):
         name = path.relative_to(location).as_posix()
         if matches(name) and path.is_file():
             size = path.stat().st_size
             archives.check_size(name, size, most, location)
-            found.append(Found(name, InFile(path), size))
+            found.append(Found(name, InFile(path, sensor_size), size))
     return found
+
+
+def divided(
+    items: Sequence[tuple[Found, int]], classes: tuple[str, ...], cfg: DataConfig, location: Path
+) -> list[tuple[Opener, Sample]]:
+    """Return the recordings and labels of a data set without an official split, divided by cfg.split_seed.
+
+    Raises:
+        ValueError: a class has one recording, which cannot be in both parts.
+    """
+    held = divide(np.array([label for _, label in items]), classes, cfg, str(location))
+    return [
+        (item.opener, Sample(f"{classes[label]}/{Path(item.name).stem}", label, TEST if test else TRAIN))
+        for (item, label), test in zip(items, held, strict=True)
+    ]
 
 
 def absent(name: str, location: Path, expected: str) -> FileNotFoundError:

@@ -33,6 +33,28 @@ GESTURE_NAMES = (
     "other",
 )
 GESTURE_MIRROR = (0, 2, 1, 6, 5, 4, 3, 7, 8, 9, 10)
+NCALTECH101_LABELS = """
+BACKGROUND_Google Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai
+brain brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body
+cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly electric_guitar elephant
+emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone grand_piano hawksbill headphone hedgehog
+helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop llama lobster lotus mandolin mayfly menorah
+metronome minaret nautilus octopus okapi pagoda panda pigeon pizza platypus pyramid revolver rhino rooster saxophone
+schooner scissors scorpion sea_horse snoopy soccer_ball stapler starfish stegosaurus stop_sign strawberry sunflower tick
+trilobite umbrella watch water_lilly wheelchair wild_cat windsor_chair wrench yin_yang
+"""
+NCALTECH101_NAMES = tuple(NCALTECH101_LABELS.split())
+DVS_LIP_WORDS = """
+accused action allow allowed america american another around attacks banks become being benefit benefits between billion
+called capital challenge change chief couple court death described difference different during economic education
+election england evening everything exactly general germany giving ground happen happened having heavy house hundreds
+immigration judge labour leaders legal little london majority meeting military million minutes missing needs number
+numbers paying perhaps point potential press price question really right russia russian saying security several should
+significant spend spent started still support syria syrian taken taking terms these thing think times tomorrow under
+warning water welcome words worst years young
+"""
+DVS_LIP_NAMES = tuple(DVS_LIP_WORDS.split())
+ASL_NAMES = tuple("abcdefghiklmnopqrstuvwxy")
 FASHION_NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
@@ -75,6 +97,8 @@ class DatasetInfo:
     """Class of the mirror image of each class; empty if it is the class itself."""
     width: int | None = None
     """Width of an image or a sensor, in pixels; None: as the height."""
+    official_split: bool = True
+    """False if the authors publish no split: of published_sizes only the sum counts then, and 20 % are for the test."""
     timesteps: int | None = None
     """Number of frames T of each sample of event frames that were made elsewhere; None: DataConfig.timesteps."""
 
@@ -82,6 +106,12 @@ class DatasetInfo:
     def height_width(self) -> tuple[int, int]:
         """Height and width of an image or a sensor, in pixels."""
         return self.size, self.width or self.size
+
+    def is_published(self, train: int, test: int) -> bool:
+        """Return True if so many samples are those of the published data set."""
+        if not self.official_split:
+            return train + test == sum(self.published_sizes)
+        return (train, test) == self.published_sizes
 
 
 def _idx_downloads(base_url: str, sizes_and_md5s: dict[str, tuple[int, str]]) -> tuple[Download, ...]:
@@ -218,6 +248,43 @@ DATASETS: dict[str, DatasetInfo] = {
         std=(),
         published_sizes=(60_000, 10_000),
         fetch="get Train.zip and Test.zip (1.2 GB, CC BY-SA 4.0) from https://data.mendeley.com/datasets/468j46mzdv",
+        events=True,
+    ),
+    "ncaltech101": DatasetInfo(
+        about="N-Caltech101: pictures of a hundred kinds of thing before an ATIS camera that makes three saccades",
+        channels=2,
+        size=180,
+        width=240,
+        classes=NCALTECH101_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(6_967, 1_742),
+        official_split=False,
+        fetch="get Caltech101.zip (CC BY 4.0) from https://www.garrickorchard.com/datasets/n-caltech101",
+        events=True,
+    ),
+    "dvs-lip": DatasetInfo(
+        about="DVS-Lip: a hundred spoken words, the lips before a DVS346 camera",
+        channels=2,
+        size=128,
+        classes=DVS_LIP_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(14_896, 4_975),
+        fetch="get DVS-Lip.zip from https://sites.google.com/view/event-based-lipreading",
+        events=True,
+    ),
+    "asl-dvs": DatasetInfo(
+        about="ASL-DVS: 24 letters of the American sign language before a DAVIS240C camera",
+        channels=2,
+        size=180,
+        width=240,
+        classes=ASL_NAMES,
+        mean=(),
+        std=(),
+        published_sizes=(80_640, 20_160),
+        official_split=False,
+        fetch="get ICCV2019_DVS_dataset.zip from https://github.com/PIX2NVS/NVS2Graph and unpack it once, to Yin*.zip",
         events=True,
     ),
     "digits-dvs": DatasetInfo(

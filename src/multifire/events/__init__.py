@@ -5,7 +5,7 @@ from typing import BinaryIO, get_args
 
 import numpy as np
 
-from multifire.events import aedat, aedat4, arrays, dat, evt, hdf5, nmnist
+from multifire.events import aedat, aedat4, arrays, dat, evt, hdf5, mat, nmnist
 from multifire.events.aedat2 import open_aedat2
 from multifire.events.frames import FrameOptions, Frames, frames_of_windows, to_frames
 from multifire.events.recording import EVENT_DTYPE, ByteStream, Chunk, Packer, Recording, Stray
@@ -26,8 +26,8 @@ __all__ = [
 
 HEAD_BYTES = 4096
 FORMATS = (
-    "AEDAT 2.0, AEDAT 3.1, N-MNIST's .bin, DAT, EVT2, EVT3, NPY, NPZ, text or CSV, or with the extra `cameras` HDF5 or "
-    "AEDAT4"
+    "AEDAT 2.0, AEDAT 3.1, N-MNIST's .bin, DAT, EVT2, EVT3, NPY, NPZ, MAT, text or CSV, or with the extra `cameras` "
+    "HDF5 or AEDAT4"
 )
 
 
@@ -91,7 +91,9 @@ def _open(
         return aedat4.open_aedat4(Path(own.name), stray)
     if evt.looks_like_evt(head):
         return evt.open_evt(stream, sensor_size, stray, own)
-    if head.startswith(hdf5.MAGIC):
+    if head.startswith(mat.MAGIC):
+        return mat.open_mat(stream, sensor_size, stray, own)
+    if head.startswith((hdf5.MAGIC, mat.MAGIC_73)):
         if own:
             own.close()
         return hdf5.open_hdf5(Path(own.name) if own else file, name, sensor_size, stray)
@@ -101,7 +103,7 @@ def _open(
         return arrays.open_npz(file, name, sensor_size, stray, unit_us, own)
     if dat.looks_like_dat(head):
         return dat.open_dat(stream, sensor_size, stray, own)
-    if not head.startswith((b"#", b"%")) and (name.lower().endswith(".bin") or nmnist.looks_like_nmnist(head)):
+    if nmnist.looks_like_nmnist(head) or (name.lower().endswith(".bin") and not looks_like_text(head)):
         size = sensor_size or nmnist.SENSOR
         packer = Packer(name, size, stray)
         return Recording(name, "nmnist", size, nmnist.read_nmnist(stream, packer), own, packer=packer)

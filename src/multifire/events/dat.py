@@ -26,7 +26,8 @@ def looks_like_dat(head: bytes) -> bool:
     end = 0
     while head[end : end + 1] == b"%" and b"\n" in head[end:]:
         end = head.index(b"\n", end) + 1
-    return end > 0 and len(head) > end + 1 and head[end + 1] == RECORD and head[end] < 32
+    is_text = all(31 < byte < 127 or byte in b"\t\r\n" for byte in head[:end])
+    return end > 0 and is_text and len(head) > end + 1 and head[end + 1] == RECORD and head[end] < 32
 
 
 def open_dat(stream: ByteStream, given: tuple[int, int] | None, stray: Stray, own: Closable | None) -> Recording:

@@ -17,7 +17,8 @@ def looks_like_nmnist(head: bytes) -> bool:
     """Return True if the complete records at a file's beginning are valid N-MNIST records; there is no magic number."""
     records = np.frombuffer(head, np.uint8, len(head) - len(head) % RECORD).reshape(-1, RECORD)
     inside = (records[:, 0] < SENSOR[1]) & (records[:, 1] < SENSOR[0])
-    return len(records) > 0 and bool((inside | (records[:, 1] == OVERFLOW_ROW)).all())
+    in_order = not head.startswith((b"#", b"%")) and len(records) > 0
+    return in_order and bool((inside | (records[:, 1] == OVERFLOW_ROW)).all())
 
 
 def read_nmnist(stream: ByteStream, packer: Packer) -> Iterator[Packed]:
@@ -41,4 +42,4 @@ def read_nmnist(stream: ByteStream, packer: Packer) -> Iterator[Packed]:
             t += OVERFLOW_US * (marks + np.cumsum(mark))
             marks += int(np.count_nonzero(mark))
             x, y, high, t = x[~mark], y[~mark], high[~mark], t[~mark]
-        yield packer.pack(t, x.astype(np.int16), y.astype(np.int16), high >> 7)
+        yield packer.pack(t, x.astype(np.int32), y.astype(np.int32), high >> 7)
