@@ -80,11 +80,11 @@ std::vector<uint8_t> content_of(const char* path) {
   return bytes;
 }
 
-std::unique_ptr<multifire_engine> loaded(const Kernels& kernels, const uint8_t* bytes, size_t size) {
+std::unique_ptr<multifire_engine> loaded(const uint8_t* bytes, size_t size) {
   std::unique_ptr<multifire_engine> engine(new multifire_engine);
-  engine->kernels = &kernels;
   const multifire_engine_impl::TensorFile file = multifire_engine_impl::read_tensor_file(bytes, size);
   engine->weights = std::make_shared<const Weights>(multifire_engine_impl::Network(file));
+  engine->kernels = &multifire_engine_impl::chosen_kernels(engine->weights->model.largest_activation());
   return engine;
 }
 
@@ -98,9 +98,9 @@ multifire_status multifire_engine_load_file(const char* path, multifire_engine**
   if (!path || !engine) return bad_input("path or engine is NULL");
   *engine = nullptr;
   return guarded([&] {
-    const Kernels& kernels = multifire_engine_impl::chosen_kernels();
+    multifire_engine_impl::chosen_kernels(0);  // an impossible choice is reported first
     const std::vector<uint8_t> bytes = content_of(path);
-    *engine = loaded(kernels, bytes.data(), bytes.size()).release();
+    *engine = loaded(bytes.data(), bytes.size()).release();
     return MULTIFIRE_OK;
   });
 }
@@ -109,7 +109,7 @@ multifire_status multifire_engine_load_memory(const void* bytes, size_t size, mu
   if (!bytes || !engine) return bad_input("bytes or engine is NULL");
   *engine = nullptr;
   return guarded([&] {
-    *engine = loaded(multifire_engine_impl::chosen_kernels(), static_cast<const uint8_t*>(bytes), size).release();
+    *engine = loaded(static_cast<const uint8_t*>(bytes), size).release();
     return MULTIFIRE_OK;
   });
 }

@@ -15,7 +15,7 @@ namespace multifire_engine_impl {
 constexpr int kBlock = 16;
 constexpr int kGroup = 4;
 constexpr int kItemBytes = kBlock * kGroup;
-constexpr int kMaxBlocks = 4;
+constexpr int kParts = 4;  // blocks times frames in one call
 constexpr int kTile = 32;  // largest number of output pixels in one call; they are neighbours in a row
 
 struct SumsArgs {
@@ -27,13 +27,30 @@ struct SumsArgs {
   const int8_t* weights;
   int64_t block_stride;    // from the weights of one block to those of the next
   int pixels;
-  int32_t* sums;           // [blocks][kTile][kBlock]
+  int blocks;              // 1, 2 or 4
+  int frames;              // blocks * frames is at most kParts
+  int64_t frame_stride;    // from the input of one frame to that of the next
+  int32_t* sums;           // [frames][blocks][kTile][kBlock]
+
+  int32_t* part(int frame, int block) const { return sums + (frame * blocks + block) * kTile * kBlock; }
 
   // Of the list of non-zero groups:
   const uint64_t* masks;       // of the window's first input pixel: bit g is set if group g is not zero
   int64_t mask_stride;         // from the input of one output pixel to that of the next
   const int32_t* mask_offsets; // of each position of the window
   int positions, groups;
+};
+
+// The first layer of networks for images. Products of float32 are exact in float64, so the order of their sums hardly
+// matters: they are rounded to float32 once.
+struct ImageArgs {
+  const double* x;         // the window's first pixel, for the first output pixel; channels last
+  int64_t row_stride;
+  int channels;
+  const double* weights;   // [3][3][channels][...]
+  int64_t weights_stride;  // from one input channel to the next
+  int pixels;
+  float* sums;             // [pixels][kBlock]
 };
 
 struct FireArgs {
@@ -51,12 +68,21 @@ struct FireArgs {
 struct Kernels {
   const char* name;
   bool (*runs_here)();
-  void (*dense_sums)(const SumsArgs&, int blocks);   // blocks is 1, 2 or 4
-  void (*sparse_sums)(const SumsArgs&, int blocks);
+  int largest_input;  // the largest activation for which the sums are right
+  void (*dense_sums)(const SumsArgs&);
+  void (*sparse_sums)(const SumsArgs&);  // of one frame
+  void (*image_sums)(const ImageArgs&);
   void (*fire)(const FireArgs&);
+  int (*blocks_at_once)(int groups);  // 1, 2 or 4: the fastest for layers of so many groups of input channels
   // A list is faster than the dense sums if at most this fraction of the groups is not zero; 0 if it never is.
-  float sparse_below_one_block, sparse_below_two_blocks;
+  float sparse_below;
 };
+
+#if defined(__GNUC__)
+#define MULTIFIRE_INLINE __attribute__((always_inline)) inline
+#else
+#define MULTIFIRE_INLINE inline
+#endif
 
 // A product that is rounded before it is added: compilers may fuse the two unless they are told otherwise.
 inline float rounded(float product) {

@@ -22,81 +22,90 @@ constexpr int kRows = 16;                       // pixels of a tile
 constexpr int kGroupsOfTile = 16;               // 64 input channels
 constexpr int kTileBytes = kGroupsOfTile * kItemBytes;  // the weights of a tile: one kilobyte, as they lie in memory
 
-// Tiles 0 to 3 hold sums, 4 and 5 pixels, 6 and 7 weights; the second of a pair of pixel tiles may have fewer rows.
+// Tiles 0 to 3 hold the sums of four runs of pixels, 4 and 5 pixels, 6 and 7 weights.
 struct alignas(64) Shape {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {};
 };
 
-MULTIFIRE_AMX inline void configure(int first_rows, int second_rows) {
+MULTIFIRE_AMX inline void configure(int even_rows, int odd_rows) {
   Shape shape;
-  const int rows[8] = {first_rows, first_rows, second_rows, second_rows, first_rows, second_rows, kRows, kRows};
-  for (int i = 0; i < 8; ++i) shape.rows[i] = static_cast<uint8_t>(rows[i]);
+  for (int i = 0; i < 6; ++i) shape.rows[i] = static_cast<uint8_t>(i % 2 ? odd_rows : even_rows);
+  shape.rows[6] = kGroupsOfTile;
   _tile_loadconfig(&shape);
 }
 
-inline int tiles_of(const SumsArgs& a) { return a.items / kGroupsOfTile; }
-inline const uint8_t* pixels_of(const SumsArgs& a, int tile) { return a.x + a.offsets[tile * kGroupsOfTile]; }
+// A run of up to 16 neighbouring pixels, and where their sums go.
+struct Run {
+  const uint8_t* x;
+  int32_t* sums;
+};
 
-// 17 to 32 pixels, two blocks.
-MULTIFIRE_AMX inline void two_by_two(const SumsArgs& a, const int8_t* weights, int32_t* sums) {
+// Four runs at once, so that a tile of weights is loaded once for four products.
+MULTIFIRE_AMX inline void four_runs(const SumsArgs& a, const int8_t* weights, const Run (&runs)[4]) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int tile = 0; tile < tiles_of(a); ++tile, weights += kTileBytes) {
-    const uint8_t* x = pixels_of(a, tile);
-    _tile_loadd(4, x, a.pixel_stride);
+  for (int item = 0; item < a.items; item += kGroupsOfTile, weights += kTileBytes) {
+    const int64_t offset = a.offsets[item];
     _tile_loadd(6, weights, kItemBytes);
+    _tile_loadd(4, runs[0].x + offset, a.pixel_stride);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, weights + a.block_stride, kItemBytes);
-    _tile_dpbusd(1, 4, 7);
-    _tile_loadd(5, x + kRows * a.pixel_stride, a.pixel_stride);
-    _tile_dpbusd(2, 5, 6);
-    _tile_dpbusd(3, 5, 7);
-  }
-  _tile_stored(0, sums, kItemBytes);
-  _tile_stored(1, sums + kTile * kBlock, kItemBytes);
-  _tile_stored(2, sums + kRows * kBlock, kItemBytes);
-  _tile_stored(3, sums + (kTile + kRows) * kBlock, kItemBytes);
-}
-
-// Up to 16 pixels, four blocks.
-MULTIFIRE_AMX inline void one_by_four(const SumsArgs& a) {
-  const int8_t* weights = a.weights;
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int tile = 0; tile < tiles_of(a); ++tile, weights += kTileBytes) {
-    _tile_loadd(4, pixels_of(a, tile), a.pixel_stride);
-    _tile_loadd(6, weights, kItemBytes);
-    _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, weights + a.block_stride, kItemBytes);
-    _tile_dpbusd(1, 4, 7);
-    _tile_loadd(6, weights + 2 * a.block_stride, kItemBytes);
+    _tile_loadd(5, runs[1].x + offset, a.pixel_stride);
+    _tile_dpbusd(1, 5, 6);
+    _tile_loadd(4, runs[2].x + offset, a.pixel_stride);
     _tile_dpbusd(2, 4, 6);
-    _tile_loadd(7, weights + 3 * a.block_stride, kItemBytes);
-    _tile_dpbusd(3, 4, 7);
+    _tile_loadd(5, runs[3].x + offset, a.pixel_stride);
+    _tile_dpbusd(3, 5, 6);
   }
-  _tile_stored(0, a.sums, kItemBytes);
-  _tile_stored(1, a.sums + kTile * kBlock, kItemBytes);
-  _tile_stored(2, a.sums + 2 * kTile * kBlock, kItemBytes);
-  _tile_stored(3, a.sums + 3 * kTile * kBlock, kItemBytes);
+  _tile_stored(0, runs[0].sums, kItemBytes);
+  _tile_stored(1, runs[1].sums, kItemBytes);
+  _tile_stored(2, runs[2].sums, kItemBytes);
+  _tile_stored(3, runs[3].sums, kItemBytes);
 }
 
-MULTIFIRE_AMX inline void dense_sums(const SumsArgs& a, int blocks) {
-  if (a.groups % kGroupsOfTile != 0 || blocks != 4) return avx512::dense_sums(a, blocks);
-  if (a.pixels > kRows) {
-    configure(kRows, a.pixels - kRows);
-    for (int block = 0; block < blocks; block += 2)
-      two_by_two(a, a.weights + block * a.block_stride, a.sums + block * kTile * kBlock);
-  } else {
-    configure(a.pixels, a.pixels);
-    one_by_four(a);
+MULTIFIRE_AMX inline void two_runs(const SumsArgs& a, const int8_t* weights, const Run (&runs)[4]) {
+  _tile_zero(0);
+  _tile_zero(1);
+  for (int item = 0; item < a.items; item += kGroupsOfTile, weights += kTileBytes) {
+    _tile_loadd(6, weights, kItemBytes);
+    _tile_loadd(4, runs[0].x + a.offsets[item], a.pixel_stride);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(5, runs[1].x + a.offsets[item], a.pixel_stride);
+    _tile_dpbusd(1, 5, 6);
+  }
+  _tile_stored(0, runs[0].sums, kItemBytes);
+  _tile_stored(1, runs[1].sums, kItemBytes);
+}
+
+// Runs of a tile's first 16 pixels are even, those of its others odd; if it has no others, all are alike.
+MULTIFIRE_AMX inline void dense_block(const SumsArgs& a, int block) {
+  const bool is_wide = a.pixels > kRows;
+  configure(is_wide ? kRows : a.pixels, is_wide ? a.pixels - kRows : a.pixels);
+  const int8_t* weights = a.weights + block * a.block_stride;
+  Run runs[4];
+  int count = 0;
+  for (int frame = 0; frame < a.frames; ++frame) {
+    const uint8_t* x = a.x + frame * a.frame_stride;
+    runs[count++] = {x, a.part(frame, block)};
+    if (is_wide) runs[count++] = {x + kRows * a.pixel_stride, a.part(frame, block) + kRows * kBlock};
+    const bool is_last = frame + 1 == a.frames;
+    if (count == 1 && is_last) runs[count++] = runs[0];
+    if (count == 4 || (count == 3 && is_last)) {
+      if (count == 3) runs[3] = runs[2];
+      four_runs(a, weights, runs);
+      count = 0;
+    }
+    else if (count == 2 && is_last) two_runs(a, weights, runs);
   }
   _tile_release();
+}
+
+inline void dense_sums(const SumsArgs& a) {
+  if (a.groups % kGroupsOfTile != 0) return avx512::dense_sums(a);
+  for (int block = 0; block < a.blocks; ++block) dense_block(a, block);
 }
 
 // Asks the system for the use of tiles, which a process must do once.
@@ -107,7 +116,9 @@ inline bool runs_here() {
   return has_tiles && avx512::runs_here() && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-constexpr Kernels kKernels = {"amx", runs_here, dense_sums, portable::sparse_sums, avx512::fire, 0, 0};
+inline int blocks_at_once(int groups) { return groups % kGroupsOfTile == 0 ? 1 : 4; }
+
+constexpr Kernels kKernels = {"amx", runs_here, kLargestActivation, dense_sums, portable::sparse_sums, avx512::image_sums, avx512::fire, blocks_at_once, 0};
 
 }  // namespace amx
 }  // namespace multifire_engine_impl

@@ -44,9 +44,8 @@ MULTIFIRE_AVX2_INLINE void widen(__m256i (&pairs)[Pixels][2], int32_t* sums, boo
 
 // Sums of one block for some pixels. Stride is pixel_stride if it is known when this is compiled, else 0.
 template <int Pixels, int Stride>
-MULTIFIRE_AVX2_INLINE void dense_part(const SumsArgs& a, const int8_t* weights, int pixel, int32_t* sums) {
+MULTIFIRE_AVX2_INLINE void dense_part(const SumsArgs& a, const uint8_t* x, const int8_t* weights, int32_t* sums) {
   const int64_t stride = Stride ? Stride : a.pixel_stride;
-  const uint8_t* x = a.x + pixel * stride;
   __m256i pairs[Pixels][2];
   for (int p = 0; p < Pixels; ++p) pairs[p][0] = pairs[p][1] = _mm256_setzero_si256();
   const int32_t* end = a.ends;
@@ -60,23 +59,25 @@ MULTIFIRE_AVX2_INLINE void dense_part(const SumsArgs& a, const int8_t* weights, 
         pairs[p][1] = _mm256_add_epi16(pairs[p][1], _mm256_maddubs_epi16(bytes, high));
       }
     }
-    widen<Pixels>(pairs, sums + pixel * kBlock, end == a.ends);
+    widen<Pixels>(pairs, sums, end == a.ends);
   }
 }
 
 template <int Stride>
-MULTIFIRE_AVX2 void dense_of(const SumsArgs& a, const int8_t* weights, int32_t* sums) {
+MULTIFIRE_AVX2 void dense_of(const SumsArgs& a, const uint8_t* x, const int8_t* weights, int32_t* sums) {
   int pixel = 0;
-  for (; pixel + 4 <= a.pixels; pixel += 4) dense_part<4, Stride>(a, weights, pixel, sums);
-  for (; pixel < a.pixels; ++pixel) dense_part<1, Stride>(a, weights, pixel, sums);
+  for (; pixel + 4 <= a.pixels; pixel += 4) dense_part<4, Stride>(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
+  for (; pixel < a.pixels; ++pixel) dense_part<1, Stride>(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
 }
 
-inline void dense_sums(const SumsArgs& a, int blocks) {
-  for (int block = 0; block < blocks; ++block) {
-    const int8_t* weights = a.weights + block * a.block_stride;
-    int32_t* sums = a.sums + block * kTile * kBlock;
-    if (a.pixel_stride == kBlock) dense_of<kBlock>(a, weights, sums);
-    else dense_of<0>(a, weights, sums);
+inline void dense_sums(const SumsArgs& a) {
+  for (int frame = 0; frame < a.frames; ++frame) {
+    for (int block = 0; block < a.blocks; ++block) {
+      const uint8_t* x = a.x + frame * a.frame_stride;
+      const int8_t* weights = a.weights + block * a.block_stride;
+      if (a.pixel_stride == kBlock) dense_of<kBlock>(a, x, weights, a.part(frame, block));
+      else dense_of<0>(a, x, weights, a.part(frame, block));
+    }
   }
 }
 
@@ -125,9 +126,13 @@ inline void fire(const FireArgs& a) {
   }
 }
 
+MULTIFIRE_AVX2 inline void image_sums(const ImageArgs& a) { portable::image_loop<2>(a); }
+
 inline bool runs_here() { return __builtin_cpu_supports("avx2"); }
 
-constexpr Kernels kKernels = {"avx2", runs_here, dense_sums, portable::sparse_sums, fire, 0, 0};
+inline int blocks_at_once(int) { return 1; }
+
+constexpr Kernels kKernels = {"avx2", runs_here, kLargestActivation, dense_sums, portable::sparse_sums, image_sums, fire, blocks_at_once, 0};
 
 }  // namespace avx2
 }  // namespace multifire_engine_impl

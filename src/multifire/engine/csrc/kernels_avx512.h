@@ -59,11 +59,15 @@ MULTIFIRE_AVX512 void dense_of(const SumsArgs& a) {
   dense_parts<Blocks, 1, Stride>(a, pixel);
 }
 
-inline void dense_sums(const SumsArgs& a, int blocks) {
-  if (blocks == 4) return dense_of<4, 0>(a);
-  if (blocks == 2) return dense_of<2, 0>(a);
-  if (a.pixel_stride == kBlock) return dense_of<1, kBlock>(a);
-  dense_of<1, 0>(a);
+inline void dense_sums(const SumsArgs& a) {
+  SumsArgs frame = a;
+  for (int i = 0; i < a.frames; ++i, frame.x += a.frame_stride) {
+    frame.sums = a.part(i, 0);
+    if (a.blocks == 4) dense_of<4, 0>(frame);
+    else if (a.blocks == 2) dense_of<2, 0>(frame);
+    else if (a.pixel_stride == kBlock) dense_of<1, kBlock>(frame);
+    else dense_of<1, 0>(frame);
+  }
 }
 
 // The forms with a mask are used for all lanes, because headers of GCC 12 warn where the others leave lanes undefined.
@@ -109,12 +113,16 @@ inline void fire(const FireArgs& a) {
   }
 }
 
+MULTIFIRE_AVX512 inline void image_sums(const ImageArgs& a) { portable::image_loop<4>(a); }
+
 inline bool runs_here() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
 }
 
-constexpr Kernels kKernels = {"avx512_vnni", runs_here, dense_sums, portable::sparse_sums, fire, 0, 0};
+inline int blocks_at_once(int) { return 2; }
+
+constexpr Kernels kKernels = {"avx512_vnni", runs_here, kLargestActivation, dense_sums, portable::sparse_sums, image_sums, fire, blocks_at_once, 0};
 
 }  // namespace avx512
 }  // namespace multifire_engine_impl

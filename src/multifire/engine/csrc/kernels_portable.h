@@ -14,34 +14,62 @@ inline void add_item(const uint8_t* x, const int8_t* weights, int32_t* sums) {
     for (int i = 0; i < kGroup; ++i) sums[o] += x[i] * weights[o * kGroup + i];
 }
 
-inline void dense_sums(const SumsArgs& a, int blocks) {
-  for (int block = 0; block < blocks; ++block) {
-    const int8_t* weights = a.weights + block * a.block_stride;
-    int32_t* sums = a.sums + block * kTile * kBlock;
-    std::memset(sums, 0, sizeof(int32_t) * static_cast<size_t>(a.pixels * kBlock));
-    for (int pixel = 0; pixel < a.pixels; ++pixel)
-      for (int item = 0; item < a.items; ++item)
-        add_item(a.x + pixel * a.pixel_stride + a.offsets[item], weights + item * kItemBytes, sums + pixel * kBlock);
-  }
+inline void clear(const SumsArgs& a, int32_t* sums) { std::memset(sums, 0, sizeof(int32_t) * static_cast<size_t>(a.pixels * kBlock)); }
+
+inline void dense_part(const SumsArgs& a, const uint8_t* x, const int8_t* weights, int32_t* sums) {
+  clear(a, sums);
+  for (int pixel = 0; pixel < a.pixels; ++pixel)
+    for (int item = 0; item < a.items; ++item)
+      add_item(x + pixel * a.pixel_stride + a.offsets[item], weights + item * kItemBytes, sums + pixel * kBlock);
 }
 
-inline void sparse_sums(const SumsArgs& a, int blocks) {
-  for (int block = 0; block < blocks; ++block) {
-    const int8_t* weights = a.weights + block * a.block_stride;
-    int32_t* sums = a.sums + block * kTile * kBlock;
-    std::memset(sums, 0, sizeof(int32_t) * static_cast<size_t>(a.pixels * kBlock));
-    for (int pixel = 0; pixel < a.pixels; ++pixel) {
-      for (int position = 0; position < a.positions; ++position) {
-        const uint64_t mask = a.masks[pixel * a.mask_stride + a.mask_offsets[position]];
-        for (int group = 0; group < a.groups; ++group) {
-          const int item = position * a.groups + group;
-          if (mask >> group & 1)
-            add_item(a.x + pixel * a.pixel_stride + a.offsets[item], weights + item * kItemBytes, sums + pixel * kBlock);
-        }
+inline void dense_sums(const SumsArgs& a) {
+  for (int frame = 0; frame < a.frames; ++frame)
+    for (int block = 0; block < a.blocks; ++block)
+      dense_part(a, a.x + frame * a.frame_stride, a.weights + block * a.block_stride, a.part(frame, block));
+}
+
+inline void sparse_part(const SumsArgs& a, const int8_t* weights, int32_t* sums) {
+  clear(a, sums);
+  for (int pixel = 0; pixel < a.pixels; ++pixel) {
+    for (int position = 0; position < a.positions; ++position) {
+      const uint64_t mask = a.masks[pixel * a.mask_stride + a.mask_offsets[position]];
+      for (int group = 0; group < a.groups; ++group) {
+        const int item = position * a.groups + group;
+        if (mask >> group & 1)
+          add_item(a.x + pixel * a.pixel_stride + a.offsets[item], weights + item * kItemBytes, sums + pixel * kBlock);
       }
     }
   }
 }
+
+inline void sparse_sums(const SumsArgs& a) {
+  for (int block = 0; block < a.blocks; ++block) sparse_part(a, a.weights + block * a.block_stride, a.part(0, block));
+}
+
+template <int Pixels>
+MULTIFIRE_INLINE void image_part(const ImageArgs& a, int pixel) {
+  double totals[Pixels][kBlock] = {};
+  const double* weights = a.weights;
+  for (int row = 0; row < 3; ++row) {
+    const double* x = a.x + row * a.row_stride + int64_t{pixel} * a.channels;
+    for (int i = 0; i < 3 * a.channels; ++i, weights += a.weights_stride)
+      for (int p = 0; p < Pixels; ++p)
+        for (int o = 0; o < kBlock; ++o) totals[p][o] += x[i + p * a.channels] * weights[o];
+  }
+  for (int p = 0; p < Pixels; ++p)
+    for (int o = 0; o < kBlock; ++o) a.sums[(pixel + p) * kBlock + o] = static_cast<float>(totals[p][o]);
+}
+
+// Inline, so that other kernels compile it for their own instruction set.
+template <int Pixels>
+MULTIFIRE_INLINE void image_loop(const ImageArgs& a) {
+  int pixel = 0;
+  for (; pixel + Pixels <= a.pixels; pixel += Pixels) image_part<Pixels>(a, pixel);
+  for (; pixel < a.pixels; ++pixel) image_part<1>(a, pixel);
+}
+
+inline void image_sums(const ImageArgs& a) { image_loop<2>(a); }
 
 // Fires one neuron, whose membranes are kBlock values apart; returns the number of levels that fire.
 inline int fire_one(const Neuron& neuron, float current, float* membranes) {
@@ -75,8 +103,9 @@ inline void fire(const FireArgs& a) {
 }
 
 inline bool runs_here() { return true; }
+inline int blocks_at_once(int) { return 1; }
 
-constexpr Kernels kKernels = {"portable", runs_here, dense_sums, sparse_sums, fire, 0.7f, 0.7f};
+constexpr Kernels kKernels = {"portable", runs_here, kLargestActivation, dense_sums, sparse_sums, image_sums, fire, blocks_at_once, 0.7f};
 
 }  // namespace portable
 }  // namespace multifire_engine_impl

@@ -8,6 +8,7 @@
 #include "kernels_amx.h"
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
+#include "kernels_neon.h"
 #include "kernels_portable.h"
 
 namespace multifire_engine_impl {
@@ -19,17 +20,20 @@ inline const Kernels* const* builds() {
       &amx::kKernels,
 #endif
       &avx512::kKernels, &avx2::kKernels,
+#elif defined(__aarch64__)
+      &neon::kDotProduct, &neon::kKernels,
 #endif
       &portable::kKernels, nullptr};
   return kBuilds;
 }
 
-// MULTIFIRE_ENGINE_ISA names the kernels to use, for tests and measurements.
-inline const Kernels& chosen_kernels() {
+// The kernels for networks with activations up to this one. MULTIFIRE_ENGINE_ISA names those to use, for tests and
+// measurements.
+inline const Kernels& chosen_kernels(int largest_input) {
   const char* wanted = std::getenv("MULTIFIRE_ENGINE_ISA");
   for (const Kernels* const* build = builds(); *build; ++build)
-    if ((!wanted || std::strcmp(wanted, (*build)->name) == 0) && (*build)->runs_here()) return **build;
-  throw Failure{MULTIFIRE_BAD_INPUT, std::string("MULTIFIRE_ENGINE_ISA is ") + wanted + ", which this processor or this build does not run"};
+    if ((!wanted || std::strcmp(wanted, (*build)->name) == 0) && largest_input <= (*build)->largest_input && (*build)->runs_here()) return **build;
+  throw Failure{MULTIFIRE_BAD_INPUT, std::string("MULTIFIRE_ENGINE_ISA is ") + wanted + ", which this processor or this build does not run, or not for this network"};
 }
 
 }  // namespace multifire_engine_impl

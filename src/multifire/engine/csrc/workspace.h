@@ -57,8 +57,8 @@ class Workspace {
     }
     add_stages();
     masks_ = Buffer<uint64_t>(int64_t{height + 2} * (width + 2) * steps);
-    scratch_ = Buffer<float>(int64_t{kMaxBlocks} * kTile * neuron_.membranes() * kBlock);
-    sums_ = Buffer<int32_t>(kMaxBlocks * kTile * kBlock);
+    scratch_ = Buffer<float>(int64_t{kParts} * kTile * neuron_.membranes() * kBlock);
+    sums_ = Buffer<int32_t>(kParts * kTile * kBlock);
     if (model_.counts) {
       cells_ = Buffer<int32_t>(int64_t{height} * width * model_.in_channels);
       stem_sums_ = Buffer<int32_t>(int64_t{height} * width * weights.stem.channels());
@@ -77,9 +77,11 @@ class Workspace {
   const std::vector<Stage>& stages() const { return stages_; }
 
   void reset() {
+    if (is_reset_) return;
     for (Stage& stage : stages_) std::memset(stage.membranes.data(), 0, static_cast<size_t>(stage.membranes.bytes()));
     std::memset(logit_sum_.data(), 0, static_cast<size_t>(logit_sum_.bytes()));
     frames_since_reset_ = 0;
+    is_reset_ = true;
   }
 
   // Checks a frame; returns what is wrong with it, or nullptr.
@@ -262,7 +264,8 @@ class Workspace {
       for (int y = 0; y < height_; ++y)
         for (int x = 0; x < width_; x += kTile) {
           const int pixels = std::min(kTile, width_ - x);
-          for (int i = 0; i < pixels; ++i) image_sums(y, x + i, block, sums + i * kBlock);
+          const double* window = image_.data() + (int64_t{y} * (width_ + 2) + x) * stem.in_channels;
+          kernels_.image_sums({window, int64_t{width_ + 2} * stem.in_channels, stem.in_channels, stem.floats.data() + block * kBlock, stem.channels(), pixels, sums});
           float* membranes = tile_membranes(stage, block, y, x, pixels, keep);
           FireArgs args{sums, true, stem.scale.data() + block * kBlock, stem.bias.data() + block * kBlock, membranes, pixels, &neuron_, false, nullptr, stage.out->channels};
           for (int i = 0; i < count; ++i) {
@@ -271,19 +274,6 @@ class Workspace {
           }
         }
     stage.frames += count;
-  }
-
-  // Products of float32 are exact in float64, and the order of its sums is as good as irrelevant once they are rounded.
-  void image_sums(int y, int x, int block, float* sums) const {
-    const Stem& stem = weights_.stem;
-    double totals[kBlock] = {};
-    for (int row = 0; row < 3; ++row) {
-      const double* pixels = image_.data() + (int64_t{y + row} * (width_ + 2) + x) * stem.in_channels;
-      const double* weights = stem.floats.data() + int64_t{row} * 3 * stem.in_channels * stem.channels() + block * kBlock;
-      for (int i = 0; i < 3 * stem.in_channels; ++i, weights += stem.channels())
-        for (int o = 0; o < kBlock; ++o) totals[o] += pixels[i] * weights[o];
-    }
-    for (int o = 0; o < kBlock; ++o) sums[o] = static_cast<float>(totals[o]);
   }
 
   void run_stem_counts(int t, Keep keep) {
@@ -310,8 +300,10 @@ class Workspace {
 
   // The membranes of a tile: those that the stream keeps, or zeros.
   float* tile_membranes(Stage& stage, int block, int y, int x, int pixels, Keep keep, float* scratch = nullptr) {
-    if (keep == Keep::kMembranes)
+    if (keep == Keep::kMembranes) {
+      is_reset_ = false;
       return stage.membranes.data() + block * stage.block_size(neuron_) + (int64_t{y} * stage.out->width + x) * stage.pixel_size(neuron_);
+    }
     if (!scratch) scratch = scratch_.data();
     std::memset(scratch, 0, sizeof(float) * static_cast<size_t>(pixels * stage.pixel_size(neuron_)));
     return scratch;
@@ -323,8 +315,9 @@ class Workspace {
 
   void run_layer(Stage& stage, int count, Keep keep) {
     const bool sparse = takes_list(stage, count);
+    const int at_once = kernels_.blocks_at_once(stage.layer->groups);
     for (int block = 0, blocks; block < stage.blocks; block += blocks) {
-      const int left = stage.blocks - block;
+      const int left = std::min(at_once, stage.blocks - block);
       blocks = left >= 4 ? 4 : left >= 2 ? 2 : 1;
       for (int y = 0; y < stage.out->height; ++y)
         for (int x = 0; x < stage.out->width; x += kTile) run_tile(stage, count, y, x, block, blocks, sparse, keep);
@@ -338,17 +331,18 @@ class Workspace {
     const Layer& layer = *stage.layer;
     const int pixels = std::min(kTile, stage.out->width - x);
     const int border = layer.kernel / 2, in_y = y * layer.stride - border, in_x = x * layer.stride - border;
-    float* membranes[kMaxBlocks];
+    float* membranes[kParts];
     for (int i = 0; i < blocks; ++i)
       membranes[i] = tile_membranes(stage, block + i, y, x, pixels, keep, scratch_.data() + i * kTile * stage.pixel_size(neuron_));
-    SumsArgs sums{nullptr, int64_t{layer.stride} * stage.in->channels, stage.offsets.data(), layer.items, layer.ends.data(), layer.weights.data() + block * layer.block_stride(), layer.block_stride(), pixels, sums_.data(), nullptr, layer.stride, stage.mask_offsets.data(), layer.kernel * layer.kernel, layer.groups};
-    for (int t = 0; t < count; ++t) {
+    SumsArgs sums{nullptr, int64_t{layer.stride} * stage.in->channels, stage.offsets.data(), layer.items, layer.ends.data(), layer.weights.data() + block * layer.block_stride(), layer.block_stride(), pixels, blocks, 1, stage.in->frame_size(), sums_.data(), nullptr, layer.stride, stage.mask_offsets.data(), layer.kernel * layer.kernel, layer.groups};
+    for (int t = 0; t < count; t += sums.frames) {
+      sums.frames = sparse ? 1 : std::min(kParts / blocks, count - t);
       sums.x = stage.in->at(t, in_y, in_x);
       sums.masks = masks_.data() + (int64_t{t} * (stage.in->height + 2) + in_y + 1) * (stage.in->width + 2) + in_x + 1;
-      (sparse ? kernels_.sparse_sums : kernels_.dense_sums)(sums, blocks);
-      for (int i = 0; i < blocks; ++i) {
-        const int64_t channel = int64_t{block + i} * kBlock;
-        kernels_.fire({sums_.data() + i * kTile * kBlock, false, layer.scale.data() + channel, layer.bias.data() + channel, membranes[i], pixels, &neuron_, stage.adds, stage.out->at(t, y, x) + channel, stage.out->channels});
+      (sparse ? kernels_.sparse_sums : kernels_.dense_sums)(sums);
+      for (int i = 0; i < sums.frames * blocks; ++i) {
+        const int64_t channel = int64_t{block + i % blocks} * kBlock;
+        kernels_.fire({sums_.data() + i * kTile * kBlock, false, layer.scale.data() + channel, layer.bias.data() + channel, membranes[i % blocks], pixels, &neuron_, stage.adds, stage.out->at(t + i / blocks, y, x) + channel, stage.out->channels});
       }
     }
   }
@@ -356,7 +350,7 @@ class Workspace {
   // Lists the non-zero groups of a layer's input; returns true if they are so few that the list is faster.
   bool takes_list(Stage& stage, int count) {
     const Layer& layer = *stage.layer;
-    const float limit = stage.blocks == 1 ? kernels_.sparse_below_one_block : kernels_.sparse_below_two_blocks;
+    const float limit = kernels_.sparse_below;
     if (limit <= 0 || layer.groups > 64) return false;
     const int64_t pixels = int64_t{count} * (stage.in->height + 2) * (stage.in->width + 2);
     int64_t active = 0;
@@ -417,6 +411,7 @@ class Workspace {
   Buffer<int32_t> sums_, cells_, stem_sums_, pool_sums_;
   Buffer<double> image_, pooled_;
   int64_t frames_since_reset_ = 0;
+  bool is_reset_ = true;
 };
 
 }  // namespace multifire_engine_impl
