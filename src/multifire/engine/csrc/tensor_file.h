@@ -127,7 +127,8 @@ inline std::string digest_of(const TensorFile& file) {
   return sha.digest();
 }
 
-inline TensorFile read_tensor_file(const uint8_t* bytes, size_t size) {
+// Reads a file without its digest.
+inline TensorFile parse_tensor_file(const uint8_t* bytes, size_t size) {
   require(size >= 8, "it is too short for a safetensors file");
   uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | bytes[i];
@@ -153,6 +154,11 @@ inline TensorFile read_tensor_file(const uint8_t* bytes, size_t size) {
   check_coverage(file.tensors, data_size);
   std::sort(file.header.begin(), file.header.end());
   std::sort(file.tensors.begin(), file.tensors.end(), [](const Tensor& a, const Tensor& b) { return a.name < b.name; });
+  return file;
+}
+
+inline TensorFile read_tensor_file(const uint8_t* bytes, size_t size) {
+  TensorFile file = parse_tensor_file(bytes, size);
   const std::string* digest = file.text("digest");
   require(digest != nullptr, "it is not a file that multifire wrote");
   require(*digest == digest_of(file), "it is damaged: its content does not match its digest");
