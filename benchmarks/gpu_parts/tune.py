@@ -21,17 +21,19 @@ from multifire.nn.block import ConvFire, is_static_input
 from multifire.ops.triton import CHOICES, TUNED, Choice
 from multifire.utils.device import autocast
 
-COLUMNS = ("kernel", "tile", "warps", "registers", "recipe", "shape", "layers", "seconds", "is_default")
+COLUMNS = ("kernel", "tile", "warps", "registers", "programs", "recipe", "shape", "layers", "seconds", "is_default")
 RECIPES = (("cifar10", 128), ("dvs-gesture", None), ("cifar10-dvs", None))
 KERNELS = ("measure", "forward", "backward", "finish", "pack")
 CALLS = 5
 CANDIDATES: Mapping[str, tuple[Choice, ...]] = {
-    "measure": (Choice(512, 4), Choice(1024, 4), Choice(2048, 8), Choice(2048, 16), Choice(4096, 16)),
+    "measure": (Choice(512, 4, programs=8), Choice(1024, 4, programs=8), Choice(1024, 8), Choice(2048, 8, programs=4),
+                Choice(2048, 16)),
     "forward": (Choice(256, 4), Choice(512, 8), Choice(1024, 4), Choice(1024, 8), Choice(2048, 8)),
-    "backward": (Choice(512, 4, 128), Choice(512, 8), Choice(1024, 8), Choice(1024, 8, 96), Choice(2048, 16, 128)),
+    "backward": (Choice(512, 4, 128, 4), Choice(512, 8), Choice(512, 4, 160, 3), Choice(1024, 8, 96),
+                 Choice(256, 2, 128, 8)),
     "finish": (Choice(512, 4), Choice(1024, 8), Choice(2048, 4), Choice(2048, 8), Choice(4096, 8)),
     "pack": (Choice(512, 2), Choice(512, 4), Choice(1024, 8), Choice(2048, 8), Choice(4096, 8)),
-}
+}  # fmt: skip
 """Choices to compare with the default, which is timed first; all kernels change at once."""
 
 
@@ -110,7 +112,8 @@ def print_best(seconds: dict[tuple[str, Choice], list[float]], setting: Setting)
 
 def _as_code(choice: Choice) -> str:
     registers = "" if choice.registers is None else f", registers={choice.registers}"
-    return f"Choice({choice.tile}, {choice.warps}{registers})"
+    programs = "" if choice.programs == Choice(1, 1).programs else f", programs={choice.programs}"
+    return f"Choice({choice.tile}, {choice.warps}{registers}{programs})"
 
 
 @torch.no_grad()

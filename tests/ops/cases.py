@@ -16,10 +16,10 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cuda" if on_gpu else "cpu")
 
 
-def fix_tile(monkeypatch, tile: int) -> None:
-    """Let every Triton kernel compute this many elements at a time."""
+def fix_tile(monkeypatch, tile: int, programs: int = 2) -> None:
+    """Let every Triton kernel compute this many elements at a time, in this many programs on each multiprocessor."""
     for kernel, choice in ops.triton.CHOICES.items():
-        monkeypatch.setitem(ops.triton.CHOICES, kernel, choice._replace(tile=tile))
+        monkeypatch.setitem(ops.triton.CHOICES, kernel, choice._replace(tile=tile, programs=programs))
 
 
 def each_backend(*backends: str) -> Iterator[str]:

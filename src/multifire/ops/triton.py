@@ -26,8 +26,6 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_LEVELS = 8
-PROGRAMS_PER_PROCESSOR = 2
-"""Programs, on each multiprocessor, of a kernel that sums over positions: the last one adds up what all have summed."""
 SCRATCH_BYTES = 256 << 20
 """Maximum memory for the membranes that the backward pass stores, one at the start of each segment."""
 
@@ -40,6 +38,8 @@ class Choice(NamedTuple):
     warps: int
     registers: int | None = None
     """Maximum number of registers of a thread."""
+    programs: int = 2
+    """Programs on each multiprocessor, of a kernel that sums over positions: the last one adds up what all summed."""
 
     def options(self) -> dict[str, int | bool | None]:
         """Return the keyword arguments of a launch. A fused multiply-add would round once, the reference twice."""
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
 
 
 CHOICES = {
-    "measure": Choice(1024, 8),
+    "measure": Choice(1024, 8, programs=4),
     "forward": Choice(512, 4),
     "backward": Choice(1024, 8, registers=128),
     "finish": Choice(1024, 4),
@@ -255,7 +255,7 @@ class _Layout:
     def programs(self, choice: Choice, numbers: int = 0) -> tuple[int, int]:
         """Return the grid of programs that loop over tiles, limited by `numbers` of scratch memory in each."""
         tiles, blocks = self.tiles(choice)
-        most = PROGRAMS_PER_PROCESSOR * _processors(self.device)
+        most = choice.programs * _processors(self.device)
         if numbers:
             most = min(most, SCRATCH_BYTES // (4 * numbers))
         return max(1, min(tiles, most // blocks)), blocks

@@ -50,7 +50,8 @@ def measure(x, parts, counters, mean, var, values, timesteps, positions, channel
             SEGMENT: tl.constexpr, BLOCK_C: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """Compute mean and biased variance per channel, from Σd and Σd², d = x - x₀; x₀ is the channel's first value.
 
-    Their errors are at most u·(|μ| + 4·mean|d|) and u·(σ² + 12·mean d²), with u = 2⁻²⁴.
+    A segment's values are added up first, then compensated. The errors of μ and σ² are at most u·(|μ| + 8·mean|d|) and
+    u·(σ² + 16·mean d²), with u = 2⁻²⁴.
     """
     BLOCK_P: tl.constexpr = TILE // BLOCK_C
     step = tl.cast(step, tl.int64)  # T steps may exceed 32 bits
@@ -65,10 +66,13 @@ def measure(x, parts, counters, mean, var, values, timesteps, positions, channel
             segment = ()
             for i in tl.static_range(SEGMENT):
                 segment = segment + (load_tile(x, begin + i, step, at, mask),)
+            segment_total, segment_square = tl.zeros_like(total), tl.zeros_like(total)
             for i in tl.static_range(SEGMENT):
                 d = tl.where(mask, segment[i] - first[None, :], 0.0)
-                total, total_error = compensated(total, total_error, d)
-                square, square_error = compensated(square, square_error, d * d)
+                segment_total += d
+                segment_square += d * d
+            total, total_error = compensated(total, total_error, segment_total)
+            square, square_error = compensated(square, square_error, segment_square)
     here = tl.program_id(0) * channels + c
     squares = parts + programs * channels
     tl.store(parts + here, tl.sum(total.to(tl.float64) - total_error.to(tl.float64), 0), c < channels)
