@@ -13,6 +13,7 @@ import torch
 import multifire as mf
 from multifire.config import ModelConfig
 from multifire.engine import native
+from multifire.export.int8 import Int8MLF
 from tests.engine.networks import random_frames, random_network, save, streamed
 
 pytestmark = pytest.mark.skipif(not native.is_built(), reason="the engine is not built")
@@ -74,23 +75,30 @@ def test_engine_computes_the_bits_of_load_int8(tmp_path, isa, model, counts, siz
         engine.reset()
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.01, 0.1, 0.5])
-def test_lists_and_dense_sums_are_the_same(tmp_path, isa, rate):
-    """Inputs of every density, so that lists are taken and dense sums too."""
-    model = dataclasses.replace(COUNTS, width=32, norm_input=False)
-    network = random_network(model, True)
-    for layer in network.network.modules():
-        if hasattr(layer, "scale") and hasattr(layer, "bias"):
-            layer.bias -= 1 - 2 * rate
-    path = save(tmp_path / "a.safetensors", network)
-    engine = native.load(path)
-    frames = torch.poisson(torch.full((6, 2, 2, 16, 16), rate), generator=torch.Generator().manual_seed(0))
-    assert np.array_equal(engine.run(frames.numpy(), per_step=True), network(frames, per_step=True).numpy())
+@pytest.mark.parametrize(
+    "model", [dataclasses.replace(COUNTS, width=32), dataclasses.replace(COUNTS, width=64, levels=4)]
+)
+def test_lists_and_dense_sums_are_the_same(tmp_path, isa, model):
+    """Networks that fire more and less, so that lists are taken and dense sums too."""
+    quantised = random_network(model, True)
+    frames = random_frames(model, True, 3, 2, (16, 12))
+    ways = set()
+    for _ in range(4):
+        path = save(tmp_path / "a.safetensors", quantised)
+        network, engine = mf.load_int8(path), native.load(path)
+        assert np.array_equal(engine.run(frames.numpy(), per_step=True), network(frames, per_step=True).numpy())
+        for frame, expected in zip(frames[:, 0].numpy(), streamed(network, frames[:, :1])[0], strict=True):
+            assert np.array_equal(engine.step(frame), expected)
+        ways |= {layer.sparse_frames > 0 for layer in engine.layers() if layer.density is not None}
+        for layer in quantised.network.modules():
+            if isinstance(layer, Int8MLF):
+                layer.bias -= 0.15
+    assert ways != {False}  # some have no lists at all
 
 
 def test_largest_activations_and_weights_do_not_overflow(tmp_path, isa):
-    model = dataclasses.replace(COUNTS, name="ds_resnet260", width=2, levels=2, norm_input=False)
-    network = random_network(dataclasses.replace(model), True)
+    model = dataclasses.replace(COUNTS, name="ds_resnet92", width=2, levels=8, norm_input=False)
+    network = random_network(model, True)
     for name, tensor in network.network.state_dict().items():
         if name.endswith("conv.weight"):
             tensor.fill_(127 if "stages.1" not in name else -127)
@@ -162,9 +170,12 @@ def test_wrong_frames_are_refused_and_change_nothing(tmp_path):
             with pytest.raises(ValueError, match=message):
                 engine.step(wrong)
         for event, message in (
-            ((8, 0, 0, 1), "outside"), ((0, -1, 0, 1), "outside"), ((0, 0, 2, 1), "outside"), ((0, 0, 0, -1), "below 0"),
+            ((8, 0, 0, 1), "outside"),
+            ((0, -1, 0, 1), "outside"),
+            ((0, 0, 2, 1), "outside"),
+            ((0, 0, 0, -1), "below 0"),
             ((0, 0, 0, 2**30), "so large"),
-        ):  # fmt: skip
+        ):
             with pytest.raises(ValueError, match=message):
                 engine.step_events(np.array([(1, 1, 1, 1), event], native.EVENT))
     with pytest.raises(ValueError, match="pass size"):

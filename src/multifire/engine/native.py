@@ -48,7 +48,7 @@ class Layer(NamedTuple):
     sparse_frames: int
     """Frames that were computed from the list of non-zero inputs."""
     density: float | None
-    """Fraction of the groups of four input channels that were not zero; None if they were not counted."""
+    """Fraction of the pairs or fours of input channels that were not zero; None if they were not counted."""
 
 
 class _Info(ctypes.Structure):

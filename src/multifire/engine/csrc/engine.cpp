@@ -83,8 +83,9 @@ std::vector<uint8_t> content_of(const char* path) {
 std::unique_ptr<multifire_engine> loaded(const uint8_t* bytes, size_t size) {
   std::unique_ptr<multifire_engine> engine(new multifire_engine);
   const multifire_engine_impl::TensorFile file = multifire_engine_impl::read_tensor_file(bytes, size);
-  engine->weights = std::make_shared<const Weights>(multifire_engine_impl::Network(file));
-  engine->kernels = &multifire_engine_impl::chosen_kernels(engine->weights->model.largest_activation());
+  const multifire_engine_impl::Network network(file);
+  engine->kernels = &multifire_engine_impl::chosen_kernels(network.model.largest_activation());
+  engine->weights = std::make_shared<const Weights>(network, *engine->kernels);
   return engine;
 }
 
@@ -200,7 +201,7 @@ multifire_status multifire_engine_layer(const multifire_engine* engine, int64_t 
     if (layer < 0 || layer >= static_cast<int64_t>(workspace.stages().size())) return bad_input("there is no such layer");
     const Weights& weights = *engine->weights;
     const auto& stage = workspace.stages()[static_cast<size_t>(layer)];
-    const double seen = static_cast<double>(stage.groups_seen), active = static_cast<double>(stage.groups_active);
+    const double seen = static_cast<double>(stage.units_seen), active = static_cast<double>(stage.units_active);
     *info = {stage.layer ? stage.layer->name.c_str() : "stem", weights.model.neuron.membranes(), stage.layer ? stage.layer->out_channels : weights.stem.out_channels,
              stage.out->height, stage.out->width, stage.frames, stage.sparse_frames, seen > 0 ? active / seen : -1};
     return MULTIFIRE_OK;

@@ -1,4 +1,4 @@
-// The three inner loops of the engine. Every instruction set has its own; all compute the same bits.
+// The inner loops of the engine. Every instruction set has its own; all compute the same bits.
 //
 // Activations are bytes, channels last, in rows of pixels with a border of zeros. Output channels come in blocks of 16,
 // input channels in groups of 4. An item is one group at one position of the kernel's window; the weights of a block
@@ -22,7 +22,7 @@ struct SumsArgs {
   const uint8_t* x;        // the window's first input pixel, for the first output pixel
   int64_t pixel_stride;    // from the input of one output pixel to that of the next, in bytes
   const int32_t* offsets;  // of each item from x, in bytes
-  int items;
+  int items, groups;
   const int32_t* ends;     // after these items, int16 sums must be widened; the last is `items`
   const int8_t* weights;
   int64_t block_stride;    // from the weights of one block to those of the next
@@ -33,13 +33,32 @@ struct SumsArgs {
   int32_t* sums;           // [frames][blocks][kTile][kBlock]
 
   int32_t* part(int frame, int block) const { return sums + (frame * blocks + block) * kTile * kBlock; }
-
-  // Of the list of non-zero groups:
-  const uint64_t* masks;       // of the window's first input pixel: bit g is set if group g is not zero
-  int64_t mask_stride;         // from the input of one output pixel to that of the next
-  const int32_t* mask_offsets; // of each position of the window
-  int positions, groups;
 };
+
+// One unit of an input pixel that is not zero: two or four neighbouring channels.
+struct Entry {
+  uint32_t bytes;    // the unit; two bytes are repeated
+  int32_t weights;   // where its weights are, if the window began in the row's first column
+};
+
+// The sums over a list of the units that are not zero. The entries of a frame are sorted by row and column, so those of
+// one row of a window are neighbours in the list.
+struct SparseArgs {
+  const Entry* entries;
+  const int32_t* starts;   // the first entry of each pixel; here that of the window's first pixel, for the first output pixel
+  int64_t row_starts;      // from one row of starts to the next
+  int column;              // of the window, for the first output pixel
+  int stride, kernel;
+  const int8_t* weights;
+  int64_t block_stride;    // see SumsArgs; not for units of two channels
+  int64_t column_size;     // bytes of weights of one position of the window
+  int span;                // positions of a row of the window whose int16 sums fit: `kernel` or 1
+  const bool* widens;      // after which positions int16 sums must be widened
+  int pixels;
+  int32_t* sums;           // [kSparseBlocks][kTile][kBlock]
+};
+
+constexpr int kSparseBlocks = 4;
 
 // The first layer of networks for images. Products of float32 are exact in float64, so the order of their sums hardly
 // matters: they are rounded to float32 once.
@@ -70,12 +89,12 @@ struct Kernels {
   bool (*runs_here)();
   int largest_input;  // the largest activation for which the sums are right
   void (*dense_sums)(const SumsArgs&);
-  void (*sparse_sums)(const SumsArgs&);  // of one frame
+  void (*sparse_sums)(const SparseArgs&);  // of one frame and kSparseBlocks blocks
   void (*image_sums)(const ImageArgs&);
   void (*fire)(const FireArgs&);
   int (*blocks_at_once)(int groups);  // 1, 2 or 4: the fastest for layers of so many groups of input channels
-  // A list is faster than the dense sums if at most this fraction of the groups is not zero; 0 if it never is.
-  float sparse_below;
+  int sparse_unit;     // channels of an entry: 2 or 4
+  float sparse_below;  // a list is faster if at most this fraction of the units is not zero; 0: never
 };
 
 #if defined(__GNUC__)

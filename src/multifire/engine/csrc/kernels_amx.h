@@ -118,7 +118,7 @@ inline bool runs_here() {
 
 inline int blocks_at_once(int groups) { return groups % kGroupsOfTile == 0 ? 1 : 4; }
 
-constexpr Kernels kKernels = {"amx", runs_here, kLargestActivation, dense_sums, portable::sparse_sums, avx512::image_sums, avx512::fire, blocks_at_once, 0};
+constexpr Kernels kKernels = {"amx", runs_here, kLargestActivation, dense_sums, avx512::sparse_sums, avx512::image_sums, avx512::fire, blocks_at_once, 4, 0};
 
 }  // namespace amx
 }  // namespace multifire_engine_impl

@@ -81,6 +81,40 @@ inline void dense_sums(const SumsArgs& a) {
   }
 }
 
+// Adds the int16 sums of 16 output channels to their int32 sums; starts them again.
+MULTIFIRE_AVX2_INLINE void widen_block(__m256i& sums, int32_t* to) {
+  store(to, _mm256_add_epi32(load(to), _mm256_cvtepi16_epi32(_mm256_castsi256_si128(sums))));
+  store(to + 8, _mm256_add_epi32(load(to + 8), _mm256_cvtepi16_epi32(_mm256_extracti128_si256(sums, 1))));
+  sums = _mm256_setzero_si256();
+}
+
+// An entry is a pair of channels, and a register holds one int16 sum for each of 16 output channels.
+MULTIFIRE_AVX2 inline void sparse_pixel(const SparseArgs& a, int pixel, int32_t* to) {
+  __m256i sums[kSparseBlocks];
+  for (int b = 0; b < kSparseBlocks; ++b) {
+    sums[b] = _mm256_setzero_si256();
+    store(to + b * kTile * kBlock, sums[b]);
+    store(to + b * kTile * kBlock + 8, sums[b]);
+  }
+  for (int row = 0; row < a.kernel; ++row) {
+    const int32_t* starts = a.starts + row * a.row_starts + pixel * a.stride;
+    const int8_t* weights = a.weights + (row * a.kernel - a.column - pixel * a.stride) * a.column_size;
+    for (int column = 0; column < a.kernel; column += a.span) {
+      for (const Entry *entry = a.entries + starts[column], *end = a.entries + starts[column + a.span]; entry < end; ++entry) {
+        const __m256i bytes = _mm256_set1_epi32(static_cast<int32_t>(entry->bytes));
+        for (int b = 0; b < kSparseBlocks; ++b)
+          sums[b] = _mm256_add_epi16(sums[b], _mm256_maddubs_epi16(bytes, load(weights + entry->weights + b * kBlock * 2)));
+      }
+      if (!a.widens[row * a.kernel + column + a.span - 1]) continue;
+      for (int b = 0; b < kSparseBlocks; ++b) widen_block(sums[b], to + b * kTile * kBlock);
+    }
+  }
+}
+
+inline void sparse_sums(const SparseArgs& a) {
+  for (int pixel = 0; pixel < a.pixels; ++pixel) sparse_pixel(a, pixel, a.sums + pixel * kBlock);
+}
+
 // Fires eight neurons; returns how many levels fire, in eight int32.
 template <int Levels>
 MULTIFIRE_AVX2_INLINE __m256i fire_eight(const FireArgs& a, int levels, const char* sums, __m256 scale, __m256 bias, __m256 decay, const __m256* thresholds, float* membranes) {
@@ -132,7 +166,7 @@ inline bool runs_here() { return __builtin_cpu_supports("avx2"); }
 
 inline int blocks_at_once(int) { return 1; }
 
-constexpr Kernels kKernels = {"avx2", runs_here, kLargestActivation, dense_sums, portable::sparse_sums, image_sums, fire, blocks_at_once, 0};
+constexpr Kernels kKernels = {"avx2", runs_here, kLargestActivation, dense_sums, sparse_sums, image_sums, fire, blocks_at_once, 2, 0.5f};
 
 }  // namespace avx2
 }  // namespace multifire_engine_impl

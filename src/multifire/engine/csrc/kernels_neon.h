@@ -142,8 +142,8 @@ inline bool has_dot_product() {
 
 inline int blocks_at_once(int) { return 1; }
 
-constexpr Kernels kDotProduct = {"neon_dotprod", has_dot_product, kLargestInput, dot_sums, portable::sparse_sums, portable::image_sums, fire, blocks_at_once, 0};
-constexpr Kernels kKernels = {"neon", runs_here, kLargestInput, wide_sums, portable::sparse_sums, portable::image_sums, fire, blocks_at_once, 0};
+constexpr Kernels kDotProduct = {"neon_dotprod", has_dot_product, kLargestInput, dot_sums, portable::sparse_sums, portable::image_sums, fire, blocks_at_once, 4, 0};
+constexpr Kernels kKernels = {"neon", runs_here, kLargestInput, wide_sums, portable::sparse_sums, portable::image_sums, fire, blocks_at_once, 4, 0};
 
 }  // namespace neon
 }  // namespace multifire_engine_impl

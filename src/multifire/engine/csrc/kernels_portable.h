@@ -29,22 +29,24 @@ inline void dense_sums(const SumsArgs& a) {
       dense_part(a, a.x + frame * a.frame_stride, a.weights + block * a.block_stride, a.part(frame, block));
 }
 
-inline void sparse_part(const SumsArgs& a, const int8_t* weights, int32_t* sums) {
-  clear(a, sums);
-  for (int pixel = 0; pixel < a.pixels; ++pixel) {
-    for (int position = 0; position < a.positions; ++position) {
-      const uint64_t mask = a.masks[pixel * a.mask_stride + a.mask_offsets[position]];
-      for (int group = 0; group < a.groups; ++group) {
-        const int item = position * a.groups + group;
-        if (mask >> group & 1)
-          add_item(a.x + pixel * a.pixel_stride + a.offsets[item], weights + item * kItemBytes, sums + pixel * kBlock);
-      }
-    }
+inline void sparse_pixel(const SparseArgs& a, int pixel, const int8_t* weights, int32_t* sums) {
+  const int column = a.column + pixel * a.stride;
+  for (int row = 0; row < a.kernel; ++row) {
+    const int32_t* starts = a.starts + row * a.row_starts + pixel * a.stride;
+    const int8_t* row_weights = weights + (row * a.kernel - column) * a.column_size;
+    for (const Entry* entry = a.entries + starts[0]; entry < a.entries + starts[a.kernel]; ++entry)
+      add_item(reinterpret_cast<const uint8_t*>(&entry->bytes), row_weights + entry->weights, sums);
   }
 }
 
-inline void sparse_sums(const SumsArgs& a) {
-  for (int block = 0; block < a.blocks; ++block) sparse_part(a, a.weights + block * a.block_stride, a.part(0, block));
+inline void sparse_sums(const SparseArgs& a) {
+  for (int block = 0; block < kSparseBlocks; ++block) {
+    for (int pixel = 0; pixel < a.pixels; ++pixel) {
+      int32_t* sums = a.sums + (block * kTile + pixel) * kBlock;
+      std::memset(sums, 0, sizeof(int32_t) * kBlock);
+      sparse_pixel(a, pixel, a.weights + block * a.block_stride, sums);
+    }
+  }
 }
 
 template <int Pixels>
@@ -105,7 +107,7 @@ inline void fire(const FireArgs& a) {
 inline bool runs_here() { return true; }
 inline int blocks_at_once(int) { return 1; }
 
-constexpr Kernels kKernels = {"portable", runs_here, kLargestActivation, dense_sums, sparse_sums, image_sums, fire, blocks_at_once, 0.7f};
+constexpr Kernels kKernels = {"portable", runs_here, kLargestActivation, dense_sums, sparse_sums, image_sums, fire, blocks_at_once, 4, 0.7f};
 
 }  // namespace portable
 }  // namespace multifire_engine_impl

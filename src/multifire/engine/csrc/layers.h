@@ -53,9 +53,13 @@ struct Layer {
   Buffer<int8_t> weights;      // [blocks][items][kBlock][kGroup]
   Buffer<float> scale, bias;   // [blocks * kBlock]; zero for channels that do not exist
   std::vector<int32_t> ends;   // see SumsArgs
+  Buffer<int8_t> pairs;        // for lists of pairs: [blocks / kSparseBlocks][window][pairs][kSparseBlocks][kBlock][2]
+  bool has_list = false;       // the layer can be computed from a list
+  int span = 0;                // see SparseArgs
+  bool widens[9] = {};
 
   int64_t block_stride() const { return int64_t{items} * kItemBytes; }
-  int64_t bytes() const { return weights.bytes() + scale.bytes() + bias.bytes(); }
+  int64_t bytes() const { return weights.bytes() + pairs.bytes() + scale.bytes() + bias.bytes(); }
 };
 
 // Where int16 sums of pairs of products must be widened, so that no sum of inputs up to `largest` exceeds 32,767.
@@ -87,8 +91,58 @@ inline std::vector<int32_t> widening_ends(const Layer& layer, int largest) {
   return ends;
 }
 
-inline Layer packed(const Convolution& convolution) {
-  Layer layer{convolution.name, convolution.in_channels, convolution.out_channels, convolution.kernel, convolution.stride, 0, 0, 0, {}, {}, {}, {}};
+// Orders the weights for lists of pairs.
+inline void pack_pairs(Layer& layer) {
+  const int pairs = layer.groups * 2, window = layer.kernel * layer.kernel;
+  layer.pairs = Buffer<int8_t>(layer.weights.bytes());
+  for (int block = 0; block < layer.blocks; ++block)
+    for (int unit = 0; unit < window * pairs; ++unit)
+      for (int i = 0; i < 2 * kBlock; ++i) {
+        const int64_t from = block * layer.block_stride() + unit / 2 * kItemBytes + i / 2 * kGroup + unit % 2 * 2 + i % 2;
+        const int64_t quad = int64_t{block / kSparseBlocks} * window * pairs + unit;
+        layer.pairs[(quad * kSparseBlocks + block % kSparseBlocks) * 2 * kBlock + i] = layer.weights[from];
+      }
+}
+
+// The largest sum of a window's positions `from` to `to`, over inputs up to `largest` and all output channels.
+inline int64_t largest_sum(const Layer& layer, int from, int to, int largest) {
+  int64_t result = 0;
+  for (int o = 0; o < layer.blocks * kBlock; ++o) {
+    const int8_t* weights = layer.weights.data() + o / kBlock * layer.block_stride() + o % kBlock * kGroup;
+    int64_t positive = 0, negative = 0;
+    for (int item = from * layer.groups; item < to * layer.groups; ++item)
+      for (int i = 0; i < kGroup; ++i) {
+        const int weight = weights[item * kItemBytes + i];
+        (weight > 0 ? positive : negative) += std::abs(weight);
+      }
+    result = std::max({result, largest * positive, largest * negative});
+  }
+  return result;
+}
+
+// Decides after which positions the int16 sums of a list are widened; returns false if those of a span may not fit.
+inline bool fit_spans(Layer& layer, int span, int largest) {
+  const int window = layer.kernel * layer.kernel;
+  layer.span = span;
+  for (int begin = 0, at = 0; at < window; at += span) {
+    const int end = at + span;
+    if (largest_sum(layer, begin, end, largest) > INT16_MAX) return false;
+    layer.widens[end - 1] = end == window || largest_sum(layer, begin, end + span, largest) > INT16_MAX;
+    if (layer.widens[end - 1]) begin = end;
+  }
+  return true;
+}
+
+// Prepares a layer for lists of entries of `unit` channels, if it is large enough for them to be faster.
+inline void prepare_list(Layer& layer, int unit, int largest) {
+  layer.has_list = layer.blocks % kSparseBlocks == 0 && layer.groups >= 8;
+  if (!layer.has_list || unit == kGroup) return;
+  layer.has_list = fit_spans(layer, layer.kernel, largest) || fit_spans(layer, 1, largest);
+  if (layer.has_list) pack_pairs(layer);
+}
+
+inline Layer packed(const Convolution& convolution, const Kernels& kernels) {
+  Layer layer{convolution.name, convolution.in_channels, convolution.out_channels, convolution.kernel, convolution.stride, 0, 0, 0, {}, {}, {}, {}, {}, false, 0, {}};
   const int window = layer.kernel * layer.kernel;
   layer.groups = (layer.in_channels + kGroup - 1) / kGroup;
   layer.blocks = (layer.out_channels + kBlock - 1) / kBlock;
@@ -108,6 +162,7 @@ inline Layer packed(const Convolution& convolution) {
     }
   }
   layer.ends = widening_ends(layer, convolution.largest_input);
+  if (kernels.sparse_below > 0) prepare_list(layer, kernels.sparse_unit, convolution.largest_input);
   return layer;
 }
 
@@ -184,8 +239,8 @@ inline Stem packed_stem(const Network& network) {
 
 // Everything that a file says, ready to run.
 struct Weights {
-  explicit Weights(const Network& network) : model(network.model), stem(packed_stem(network)) {
-    for (size_t i = 1; i < network.layers.size(); ++i) layers.push_back(packed(network.layers[i]));
+  Weights(const Network& network, const Kernels& kernels) : model(network.model), stem(packed_stem(network)) {
+    for (size_t i = 1; i < network.layers.size(); ++i) layers.push_back(packed(network.layers[i], kernels));
     voting_weight = Buffer<float>(network.voting_weight->values());
     for (int64_t i = 0; i < network.voting_weight->values(); ++i) voting_weight[i] = network.voting_weight->float_at(i);
     voting_bias = Buffer<float>(model.classes);

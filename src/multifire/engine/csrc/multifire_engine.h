@@ -55,7 +55,7 @@ typedef struct multifire_layer_info {
   int64_t membranes, channels, height, width; /* shape of the layer's state */
   int64_t frames;        /* frames since the engine was prepared */
   int64_t sparse_frames; /* those that were computed from the list of non-zero inputs */
-  double density;        /* fraction of the groups of input channels that were not zero, over these frames; -1 if not counted */
+  double density;        /* fraction of the pairs or fours of input channels that were not zero; -1 if not counted */
 } multifire_layer_info;
 
 /* Reads a network; the engine must then be prepared. The file is checked like that of a stranger. */

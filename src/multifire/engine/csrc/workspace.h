@@ -36,8 +36,8 @@ struct Stage {
   bool adds;           // the output already holds the shortcut
   int blocks;
   Buffer<float> membranes;  // [blocks][height][width][levels or 1][kBlock]
-  std::vector<int32_t> offsets, mask_offsets;  // see SumsArgs
-  int64_t frames = 0, sparse_frames = 0, groups_seen = 0, groups_active = 0;
+  std::vector<int32_t> offsets;  // see SumsArgs
+  int64_t frames = 0, sparse_frames = 0, units_seen = 0, units_active = 0;
 
   int64_t pixel_size(const Neuron& neuron) const { return int64_t{neuron.membranes()} * kBlock; }
   int64_t block_size(const Neuron& neuron) const { return int64_t{out->height} * out->width * pixel_size(neuron); }
@@ -56,7 +56,7 @@ class Workspace {
       hidden_[stage] = Activations(h, w, bytes, steps);
     }
     add_stages();
-    masks_ = Buffer<uint64_t>(int64_t{height + 2} * (width + 2) * steps);
+    allocate_lists();
     scratch_ = Buffer<float>(int64_t{kParts} * kTile * neuron_.membranes() * kBlock);
     sums_ = Buffer<int32_t>(kParts * kTile * kBlock);
     if (model_.counts) {
@@ -154,7 +154,7 @@ class Workspace {
   }
 
   int64_t bytes() const {
-    int64_t total = masks_.bytes() + scratch_.bytes() + sums_.bytes() + cells_.bytes() + stem_sums_.bytes() + image_.bytes();
+    int64_t total = entries_.bytes() + starts_.bytes() + scratch_.bytes() + sums_.bytes() + cells_.bytes() + stem_sums_.bytes() + image_.bytes();
     for (const Activations& part : main_) total += part.bytes.bytes();
     for (const Activations& part : hidden_) total += part.bytes.bytes();
     for (const Stage& stage : stages_) total += stage.membranes.bytes();
@@ -179,11 +179,10 @@ class Workspace {
   }
 
   void add_stage(const Layer* layer, Activations* in, Activations* out, bool adds) {
-    Stage stage{layer, in, out, adds, layer ? layer->blocks : weights_.stem.blocks, {}, {}, {}};
+    Stage stage{layer, in, out, adds, layer ? layer->blocks : weights_.stem.blocks, {}, {}};
     stage.membranes = Buffer<float>(stage.blocks * stage.block_size(neuron_));
     for (int position = 0; layer && position < layer->kernel * layer->kernel; ++position) {
       const int row = position / layer->kernel, column = position % layer->kernel;
-      stage.mask_offsets.push_back(row * (in->width + 2) + column);
       for (int group = 0; group < layer->groups; ++group)
         stage.offsets.push_back(static_cast<int32_t>(row * in->row_size()) + column * in->channels + group * kGroup);
     }
@@ -315,7 +314,8 @@ class Workspace {
 
   void run_layer(Stage& stage, int count, Keep keep) {
     const bool sparse = takes_list(stage, count);
-    const int at_once = kernels_.blocks_at_once(stage.layer->groups);
+    if (sparse) list_units(stage, count);
+    const int at_once = sparse ? kSparseBlocks : kernels_.blocks_at_once(stage.layer->groups);
     for (int block = 0, blocks; block < stage.blocks; block += blocks) {
       const int left = std::min(at_once, stage.blocks - block);
       blocks = left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -330,45 +330,96 @@ class Workspace {
   void run_tile(Stage& stage, int count, int y, int x, int block, int blocks, bool sparse, Keep keep) {
     const Layer& layer = *stage.layer;
     const int pixels = std::min(kTile, stage.out->width - x);
-    const int border = layer.kernel / 2, in_y = y * layer.stride - border, in_x = x * layer.stride - border;
     float* membranes[kParts];
     for (int i = 0; i < blocks; ++i)
       membranes[i] = tile_membranes(stage, block + i, y, x, pixels, keep, scratch_.data() + i * kTile * stage.pixel_size(neuron_));
-    SumsArgs sums{nullptr, int64_t{layer.stride} * stage.in->channels, stage.offsets.data(), layer.items, layer.ends.data(), layer.weights.data() + block * layer.block_stride(), layer.block_stride(), pixels, blocks, 1, stage.in->frame_size(), sums_.data(), nullptr, layer.stride, stage.mask_offsets.data(), layer.kernel * layer.kernel, layer.groups};
-    for (int t = 0; t < count; t += sums.frames) {
-      sums.frames = sparse ? 1 : std::min(kParts / blocks, count - t);
-      sums.x = stage.in->at(t, in_y, in_x);
-      sums.masks = masks_.data() + (int64_t{t} * (stage.in->height + 2) + in_y + 1) * (stage.in->width + 2) + in_x + 1;
-      (sparse ? kernels_.sparse_sums : kernels_.dense_sums)(sums);
-      for (int i = 0; i < sums.frames * blocks; ++i) {
+    for (int t = 0, frames; t < count; t += frames) {
+      frames = sparse ? 1 : std::min(kParts / blocks, count - t);
+      if (sparse) sparse_sums(stage, t, y, x, block, pixels);
+      else dense_sums(stage, t, frames, y, x, block, blocks, pixels);
+      for (int i = 0; i < frames * blocks; ++i) {
         const int64_t channel = int64_t{block + i % blocks} * kBlock;
         kernels_.fire({sums_.data() + i * kTile * kBlock, false, layer.scale.data() + channel, layer.bias.data() + channel, membranes[i % blocks], pixels, &neuron_, stage.adds, stage.out->at(t + i / blocks, y, x) + channel, stage.out->channels});
       }
     }
   }
 
-  // Lists the non-zero groups of a layer's input; returns true if they are so few that the list is faster.
+  void dense_sums(const Stage& stage, int t, int frames, int y, int x, int block, int blocks, int pixels) {
+    const Layer& layer = *stage.layer;
+    const int border = layer.kernel / 2;
+    const uint8_t* input = stage.in->at(t, y * layer.stride - border, x * layer.stride - border);
+    kernels_.dense_sums({input, int64_t{layer.stride} * stage.in->channels, stage.offsets.data(), layer.items, layer.groups, layer.ends.data(), layer.weights.data() + block * layer.block_stride(), layer.block_stride(), pixels, blocks, frames, stage.in->frame_size(), sums_.data()});
+  }
+
+  void sparse_sums(const Stage& stage, int t, int y, int x, int block, int pixels) {
+    const Layer& layer = *stage.layer;
+    const bool pairs = kernels_.sparse_unit == 2;
+    const int border = layer.kernel / 2, row = y * layer.stride + 1 - border, column = x * layer.stride + 1 - border;
+    const int64_t row_starts = stage.in->width + 2, column_size = int64_t{units_of(layer)} * unit_bytes();
+    const int32_t* starts = starts_.data() + (int64_t{t} * (stage.in->height + 2) + row) * row_starts + column;
+    const int8_t* weights = pairs ? layer.pairs.data() + block / kSparseBlocks * layer.kernel * layer.kernel * column_size : layer.weights.data() + block * layer.block_stride();
+    kernels_.sparse_sums({entries_.data(), starts, row_starts, column, layer.stride, layer.kernel, weights, layer.block_stride(), column_size, layer.span, layer.widens, pixels, sums_.data()});
+  }
+
+  int units_of(const Layer& layer) const { return layer.groups * kGroup / kernels_.sparse_unit; }
+  // Bytes from the weights of one unit to those of the next.
+  int unit_bytes() const { return kernels_.sparse_unit == 2 ? kSparseBlocks * kBlock * 2 : kItemBytes; }
+
+  int64_t padded_pixels(const Stage& stage) const { return int64_t{stage.in->height + 2} * (stage.in->width + 2); }
+  int64_t largest_list(const Stage& stage, int count) const {
+    const double units = static_cast<double>(count) * stage.in->height * stage.in->width * units_of(*stage.layer);
+    return static_cast<int64_t>(static_cast<double>(kernels_.sparse_below) * units);
+  }
+
+  void allocate_lists() {
+    int64_t entries = 0, pixels = 0;
+    for (const Stage& stage : stages_) {
+      if (!stage.layer || !stage.layer->has_list) continue;
+      entries = std::max(entries, largest_list(stage, steps_) + 1);
+      pixels = std::max(pixels, steps_ * padded_pixels(stage) + 1);
+    }
+    entries_ = Buffer<Entry>(entries);
+    starts_ = Buffer<int32_t>(pixels);
+  }
+
+  // The unit of a pixel; two channels are repeated.
+  uint32_t unit_at(const uint8_t* pixel, int unit) const {
+    if (kernels_.sparse_unit == 4) {
+      uint32_t four;
+      std::memcpy(&four, pixel + 4 * unit, sizeof four);
+      return four;
+    }
+    uint16_t two;
+    std::memcpy(&two, pixel + 2 * unit, sizeof two);
+    return two * 0x10001u;
+  }
+
+  // Counts the units of a layer's input that are not zero; returns true if they are so few that a list is faster.
   bool takes_list(Stage& stage, int count) {
     const Layer& layer = *stage.layer;
-    const float limit = kernels_.sparse_below;
-    if (limit <= 0 || layer.groups > 64) return false;
-    const int64_t pixels = int64_t{count} * (stage.in->height + 2) * (stage.in->width + 2);
+    if (!layer.has_list) return false;
+    const int units = units_of(layer);
     int64_t active = 0;
-    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const uint8_t* bytes = stage.in->bytes.data() + pixel * stage.in->channels;
-      uint64_t mask = 0;
-      for (int group = 0; group < layer.groups; ++group) {
-        uint32_t four;
-        std::memcpy(&four, bytes + group * kGroup, sizeof four);
-        mask |= uint64_t{four != 0} << group;
-        active += four != 0;
+    for (int64_t pixel = 0; pixel < count * padded_pixels(stage); ++pixel)
+      for (int unit = 0; unit < units; ++unit) active += unit_at(stage.in->bytes.data() + pixel * stage.in->channels, unit) != 0;
+    stage.units_seen += int64_t{count} * stage.in->height * stage.in->width * units;
+    stage.units_active += active;
+    return active <= largest_list(stage, count);
+  }
+
+  void list_units(const Stage& stage, int count) {
+    const int units = units_of(*stage.layer), columns = stage.in->width + 2;
+    int32_t size = 0;
+    for (int64_t pixel = 0; pixel < count * padded_pixels(stage); ++pixel) {
+      starts_[pixel] = size;
+      const auto column = static_cast<int32_t>(pixel % columns);
+      for (int unit = 0; unit < units; ++unit) {
+        const uint32_t bytes = unit_at(stage.in->bytes.data() + pixel * stage.in->channels, unit);
+        entries_[size] = {bytes, (column * units + unit) * unit_bytes()};  // overwritten if the unit is zero
+        size += bytes != 0;
       }
-      masks_[pixel] = mask;
     }
-    const int64_t groups = int64_t{count} * stage.in->height * stage.in->width * layer.groups;
-    stage.groups_seen += groups;
-    stage.groups_active += active;
-    return static_cast<float>(active) <= limit * static_cast<float>(groups);
+    starts_[count * padded_pixels(stage)] = size;
   }
 
   // Adds the logits of a frame to `total`; writes them to `logits` unless it is nullptr.
@@ -406,7 +457,8 @@ class Workspace {
   int height_, width_, steps_;
   Activations main_[3], hidden_[3];
   std::vector<Stage> stages_;
-  Buffer<uint64_t> masks_;
+  Buffer<Entry> entries_;  // of the units that are not zero, and the first of each pixel
+  Buffer<int32_t> starts_;
   Buffer<float> scratch_, logit_sum_;
   Buffer<int32_t> sums_, cells_, stem_sums_, pool_sums_;
   Buffer<double> image_, pooled_;
