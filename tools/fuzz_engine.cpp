@@ -24,7 +24,37 @@ void check(bool holds, const char* what) {
   std::abort();
 }
 
-const char* const kTokens[] = {"0", "-1", "1", "3", "8", "9", "129", "1024", "2147483648", "99999999999999999999", "1e308", "1e-400", "null", "true", "[]", "{}", "\"\"", "[[[[", "\\\"", "\\u0000", "\xf0\x9f\x98\x80", "I8", "F32", "I64", "ds_resnet", "ds_resnet8", "ds_resnet14", "shared", "subtract", "any", "zero"};
+const char* const kTokens[] = {"0",
+                               "-1",
+                               "1",
+                               "3",
+                               "8",
+                               "9",
+                               "129",
+                               "1024",
+                               "2147483648",
+                               "99999999999999999999",
+                               "1e308",
+                               "1e-400",
+                               "null",
+                               "true",
+                               "[]",
+                               "{}",
+                               "\"\"",
+                               "[[[[",
+                               "\\\"",
+                               "\\u0000",
+                               "\xf0\x9f\x98\x80",
+                               "I8",
+                               "F32",
+                               "I64",
+                               "ds_resnet",
+                               "ds_resnet8",
+                               "ds_resnet14",
+                               "shared",
+                               "subtract",
+                               "any",
+                               "zero"};
 
 // Replaces a run of digits or letters of the header by another token.
 void replace_token(Bytes& file, size_t header_end) {
@@ -64,10 +94,12 @@ void set_header_end(Bytes& file, size_t end) {
 // Writes the right digest, if the file still has one, so that the checks behind it are reached.
 void seal(Bytes& file) {
   try {
-    const std::string digest = multifire_engine_impl::digest_of(multifire_engine_impl::parse_tensor_file(file.data(), file.size()));
+    const std::string digest = multifire_engine_impl::digest_of(
+        multifire_engine_impl::parse_tensor_file(file.data(), file.size()));
     const std::string key = "\"digest\":\"";
     const auto at = std::search(file.begin(), file.end(), key.begin(), key.end());
-    if (file.end() - at > static_cast<std::ptrdiff_t>(key.size() + digest.size())) std::copy(digest.begin(), digest.end(), at + static_cast<std::ptrdiff_t>(key.size()));
+    if (file.end() - at > static_cast<std::ptrdiff_t>(key.size() + digest.size()))
+      std::copy(digest.begin(), digest.end(), at + static_cast<std::ptrdiff_t>(key.size()));
   } catch (const Failure&) {
   }
 }
@@ -77,11 +109,20 @@ Bytes altered(Bytes file) {
   for (int64_t i = below(4); i > 0; --i) {
     const size_t before = file.size();
     switch (below(5)) {
-      case 0: replace_token(file, header_end); break;
-      case 1: alter_byte(file, 8, header_end); break;
-      case 2: alter_byte(file, header_end, file.size()); break;
-      case 3: erase_part(file, 8, header_end); break;
-      default: for (int j = 0; j < 20; ++j) alter_byte(file, header_end, file.size());
+      case 0:
+        replace_token(file, header_end);
+        break;
+      case 1:
+        alter_byte(file, 8, header_end);
+        break;
+      case 2:
+        alter_byte(file, header_end, file.size());
+        break;
+      case 3:
+        erase_part(file, 8, header_end);
+        break;
+      default:
+        for (int j = 0; j < 20; ++j) alter_byte(file, header_end, file.size());
     }
     header_end += file.size() - before;
     if (header_end > file.size()) return file;
@@ -106,14 +147,19 @@ struct Caller {
   explicit Caller(multifire_engine* loaded) : engine(loaded) { refresh(); }
   void refresh() { check(multifire_engine_info(engine, &info) == MULTIFIRE_OK, "info"); }
   std::vector<float> frames(int64_t count) const {
-    std::vector<float> values(static_cast<size_t>(std::max<int64_t>(1, count * info.in_channels * info.height * info.width)));
-    if (!one_in(8)) for (float& value : values) value = random_value();
+    std::vector<float> values(
+        static_cast<size_t>(std::max<int64_t>(1, count * info.in_channels * info.height * info.width)));
+    if (!one_in(8))
+      for (float& value : values) value = random_value();
     return values;
   }
-  std::vector<float> logits(int64_t count) const { return std::vector<float>(static_cast<size_t>(std::max<int64_t>(1, count * info.classes))); }
+  std::vector<float> logits(int64_t count) const {
+    return std::vector<float>(static_cast<size_t>(std::max<int64_t>(1, count * info.classes)));
+  }
 
   multifire_status prepare() {
-    const int64_t height = one_in(20) ? below(2000) - 900 : 1 + below(9), width = one_in(20) && height < 20 ? 1 + below(200) : 1 + below(9);
+    const int64_t height = one_in(20) ? below(2000) - 900 : 1 + below(9),
+                  width = one_in(20) && height < 20 ? 1 + below(200) : 1 + below(9);
     const multifire_status status = multifire_engine_prepare(engine, height, width, one_in(20) ? below(70) : 1 + below(4));
     refresh();
     return status;
@@ -125,8 +171,12 @@ struct Caller {
   multifire_status step_events() {
     std::vector<multifire_event> events(static_cast<size_t>(below(30)));
     for (multifire_event& e : events) {
-      const auto coordinate = [](int64_t size) { return static_cast<int32_t>(one_in(100) ? random_bits() : static_cast<uint64_t>(below(size + 1))); };
-      e = {coordinate(info_size(info.width)), coordinate(info_size(info.height)), static_cast<int32_t>(below(info.in_channels)), one_in(50) ? static_cast<int32_t>(random_bits()) : static_cast<int32_t>(below(5))};
+      const auto coordinate = [](int64_t size) {
+        return static_cast<int32_t>(one_in(100) ? random_bits() : static_cast<uint64_t>(below(size + 1)));
+      };
+      e = {coordinate(info_size(info.width)), coordinate(info_size(info.height)),
+           static_cast<int32_t>(below(info.in_channels)),
+           one_in(50) ? static_cast<int32_t>(random_bits()) : static_cast<int32_t>(below(5))};
     }
     std::vector<float> out = logits(1);
     return multifire_engine_step_events(engine, events.data(), events.size(), out.data());
@@ -137,7 +187,8 @@ struct Caller {
     const int64_t time_stride = one_in(3) ? 0 : samples * frame;
     const std::vector<float> values = frames(timesteps * samples);
     std::vector<float> out = logits(samples), each = logits(timesteps * samples);
-    return multifire_engine_run(engine, values.data(), timesteps, samples, time_stride, frame, out.data(), one_in(2) ? each.data() : nullptr);
+    return multifire_engine_run(engine, values.data(), timesteps, samples, time_stride, frame, out.data(),
+                                one_in(2) ? each.data() : nullptr);
   }
   multifire_status state() {
     const int64_t layer = below(info.layers + 2) - 1;
@@ -158,13 +209,22 @@ struct Caller {
   }
   multifire_status call() {
     switch (below(10)) {
-      case 0: return prepare();
-      case 1: return multifire_engine_reset(one_in(10) ? nullptr : engine);
-      case 2: case 3: return step_events();
-      case 4: case 5: return run();
-      case 6: return state();
-      case 7: return clone();
-      default: return step();
+      case 0:
+        return prepare();
+      case 1:
+        return multifire_engine_reset(one_in(10) ? nullptr : engine);
+      case 2:
+      case 3:
+        return step_events();
+      case 4:
+      case 5:
+        return run();
+      case 6:
+        return state();
+      case 7:
+        return clone();
+      default:
+        return step();
     }
   }
 };
@@ -193,7 +253,8 @@ int main(int argc, char** argv) {
     for (int64_t left = below(6); left > 0; --left, ++calls) refused += caller.call() != MULTIFIRE_OK;
     multifire_engine_free(caller.engine);
   }
-  std::printf("%lld files, of which %lld were loaded; %lld calls, of which %lld were refused\n", static_cast<long long>(inputs),
-              static_cast<long long>(loaded), static_cast<long long>(calls), static_cast<long long>(refused));
+  std::printf("%lld files, of which %lld were loaded; %lld calls, of which %lld were refused\n",
+              static_cast<long long>(inputs), static_cast<long long>(loaded), static_cast<long long>(calls),
+              static_cast<long long>(refused));
   return 0;
 }

@@ -75,7 +75,8 @@ std::vector<uint8_t> content_of(const char* path) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path, "rb"), std::fclose);
   std::vector<uint8_t> bytes;
   uint8_t part[1 << 12];
-  for (size_t count = 1; file && count > 0; bytes.insert(bytes.end(), part, part + count)) count = std::fread(part, 1, sizeof part, file.get());
+  for (size_t count = 1; file && count > 0; bytes.insert(bytes.end(), part, part + count))
+    count = std::fread(part, 1, sizeof part, file.get());
   if (!file || std::ferror(file.get())) throw Failure{MULTIFIRE_NO_FILE, std::string(path) + " cannot be read"};
   return bytes;
 }
@@ -131,11 +132,13 @@ void multifire_engine_free(multifire_engine* engine) { delete engine; }
 
 multifire_status multifire_engine_prepare(multifire_engine* engine, int64_t height, int64_t width, int64_t steps) {
   using multifire_engine_impl::kMaxSize;
-  if (height < 1 || height > kMaxSize || width < 1 || width > kMaxSize) return bad_input("height and width must be 1 to 1024");
+  if (height < 1 || height > kMaxSize || width < 1 || width > kMaxSize)
+    return bad_input("height and width must be 1 to 1024");
   if (steps < 1 || steps > 64) return bad_input("steps must be 1 to 64");
   return exclusively(engine, [&] {
     engine->workspace.reset();  // first, so that both are never in memory
-    engine->workspace.reset(new Workspace(*engine->weights, *engine->kernels, static_cast<int>(height), static_cast<int>(width), static_cast<int>(steps)));
+    engine->workspace.reset(new Workspace(*engine->weights, *engine->kernels, static_cast<int>(height),
+                                          static_cast<int>(width), static_cast<int>(steps)));
     return MULTIFIRE_OK;
   });
 }
@@ -156,7 +159,8 @@ multifire_status multifire_engine_step(multifire_engine* engine, const float* fr
   });
 }
 
-multifire_status multifire_engine_step_events(multifire_engine* engine, const multifire_event* events, size_t count, float* logits) {
+multifire_status multifire_engine_step_events(multifire_engine* engine, const multifire_event* events, size_t count,
+                                              float* logits) {
   if ((!events && count > 0) || !logits) return bad_input("events or logits is NULL");
   return prepared(engine, [&](Workspace& workspace) {
     if (!engine->weights->model.counts) return bad_input("the network is for images, expected a frame");
@@ -189,8 +193,15 @@ multifire_status multifire_engine_info(const multifire_engine* engine, multifire
     const multifire_engine_impl::Model& model = engine->weights->model;
     const Workspace* workspace = engine->workspace.get();
     const int64_t bytes = engine->weights->bytes() + (workspace ? workspace->bytes() : 0);
-    *info = {model.in_channels, model.classes, model.neuron.levels, static_cast<int64_t>(engine->weights->layers.size()) + 1, model.counts,
-             workspace ? workspace->height() : 0, workspace ? workspace->width() : 0, bytes, engine->kernels->name};
+    *info = {model.in_channels,
+             model.classes,
+             model.neuron.levels,
+             static_cast<int64_t>(engine->weights->layers.size()) + 1,
+             model.counts,
+             workspace ? workspace->height() : 0,
+             workspace ? workspace->width() : 0,
+             bytes,
+             engine->kernels->name};
     return MULTIFIRE_OK;
   });
 }
@@ -202,8 +213,14 @@ multifire_status multifire_engine_layer(const multifire_engine* engine, int64_t 
     const Weights& weights = *engine->weights;
     const auto& stage = workspace.stages()[static_cast<size_t>(layer)];
     const double seen = static_cast<double>(stage.units_seen), active = static_cast<double>(stage.units_active);
-    *info = {stage.layer ? stage.layer->name.c_str() : "stem", weights.model.neuron.membranes(), stage.layer ? stage.layer->out_channels : weights.stem.out_channels,
-             stage.out->height, stage.out->width, stage.frames, stage.sparse_frames, seen > 0 ? active / seen : -1};
+    *info = {stage.layer ? stage.layer->name.c_str() : "stem",
+             weights.model.neuron.membranes(),
+             stage.layer ? stage.layer->out_channels : weights.stem.out_channels,
+             stage.out->height,
+             stage.out->width,
+             stage.frames,
+             stage.sparse_frames,
+             seen > 0 ? active / seen : -1};
     return MULTIFIRE_OK;
   });
 }

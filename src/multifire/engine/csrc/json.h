@@ -36,7 +36,8 @@ inline double number_of(const Json& json) {
   stream.imbue(std::locale::classic());
   double value = 0;
   stream >> value;
-  if (json.kind != Json::kNumber || stream.fail() || !std::isfinite(value)) fail("found " + json.text + ", expected a finite number");
+  if (json.kind != Json::kNumber || stream.fail() || !std::isfinite(value))
+    fail("found " + json.text + ", expected a finite number");
   return value;
 }
 
@@ -82,13 +83,29 @@ class JsonReader {
     skip_space();
     Json json;
     switch (peek()) {
-      case '{': object(json, depth); break;
-      case '[': array(json, depth); break;
-      case '"': json.kind = Json::kString; json.text = string(); break;
-      case 't': word("true"); json.kind = Json::kTrue; break;
-      case 'f': word("false"); json.kind = Json::kFalse; break;
-      case 'n': word("null"); break;
-      default: number(json);
+      case '{':
+        object(json, depth);
+        break;
+      case '[':
+        array(json, depth);
+        break;
+      case '"':
+        json.kind = Json::kString;
+        json.text = string();
+        break;
+      case 't':
+        word("true");
+        json.kind = Json::kTrue;
+        break;
+      case 'f':
+        word("false");
+        json.kind = Json::kFalse;
+        break;
+      case 'n':
+        word("null");
+        break;
+      default:
+        number(json);
     }
     return json;
   }
@@ -97,7 +114,10 @@ class JsonReader {
     json.kind = Json::kObject;
     ++at_;
     skip_space();
-    if (peek() == '}') { ++at_; return; }
+    if (peek() == '}') {
+      ++at_;
+      return;
+    }
     do {
       skip_space();
       json.names.push_back(string());
@@ -115,7 +135,10 @@ class JsonReader {
     json.kind = Json::kArray;
     ++at_;
     skip_space();
-    if (peek() == ']') { ++at_; return; }
+    if (peek() == ']') {
+      ++at_;
+      return;
+    }
     do {
       json.items.push_back(value(depth + 1));
       skip_space();
@@ -138,7 +161,10 @@ class JsonReader {
     const char* begin = at_;
     if (peek() == '-') ++at_;
     digits();
-    if (peek() == '.') { ++at_; digits(); }
+    if (peek() == '.') {
+      ++at_;
+      digits();
+    }
     if (peek() == 'e' || peek() == 'E') {
       ++at_;
       if (peek() == '+' || peek() == '-') ++at_;
@@ -154,9 +180,12 @@ class JsonReader {
     std::string text;
     for (char c = next(); c != '"'; c = next()) {
       require(static_cast<unsigned char>(c) >= 0x20, "its JSON text is malformed");
-      if (c == '\\') escape(text);
-      else if (static_cast<unsigned char>(c) >= 0x80) multibyte(text, static_cast<unsigned char>(c));
-      else text += c;
+      if (c == '\\')
+        escape(text);
+      else if (static_cast<unsigned char>(c) >= 0x80)
+        multibyte(text, static_cast<unsigned char>(c));
+      else
+        text += c;
     }
     return text;
   }
@@ -164,14 +193,31 @@ class JsonReader {
   void escape(std::string& text) {
     const char c = next();
     switch (c) {
-      case '"': case '\\': case '/': text += c; break;
-      case 'b': text += '\b'; break;
-      case 'f': text += '\f'; break;
-      case 'n': text += '\n'; break;
-      case 'r': text += '\r'; break;
-      case 't': text += '\t'; break;
-      case 'u': append(text, code_point()); break;
-      default: fail("its JSON text is malformed");
+      case '"':
+      case '\\':
+      case '/':
+        text += c;
+        break;
+      case 'b':
+        text += '\b';
+        break;
+      case 'f':
+        text += '\f';
+        break;
+      case 'n':
+        text += '\n';
+        break;
+      case 'r':
+        text += '\r';
+        break;
+      case 't':
+        text += '\t';
+        break;
+      case 'u':
+        append(text, code_point());
+        break;
+      default:
+        fail("its JSON text is malformed");
     }
   }
 
@@ -179,7 +225,10 @@ class JsonReader {
     uint32_t value = 0;
     for (int i = 0; i < 4; ++i) {
       const char c = next();
-      const int digit = is_digit(c) ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      const int digit = is_digit(c)            ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
       require(digit >= 0, "its JSON text is malformed");
       value = value << 4 | static_cast<uint32_t>(digit);
     }
@@ -197,11 +246,25 @@ class JsonReader {
 
   static void append(std::string& text, uint32_t point) {
     const auto tail = [&](int shift) { text += static_cast<char>(0x80 | ((point >> shift) & 0x3f)); };
-    if (point < 0x80) { text += static_cast<char>(point); return; }
-    if (point < 0x800) { text += static_cast<char>(0xc0 | point >> 6); tail(0); return; }
-    if (point < 0x10000) { text += static_cast<char>(0xe0 | point >> 12); tail(6); tail(0); return; }
+    if (point < 0x80) {
+      text += static_cast<char>(point);
+      return;
+    }
+    if (point < 0x800) {
+      text += static_cast<char>(0xc0 | point >> 6);
+      tail(0);
+      return;
+    }
+    if (point < 0x10000) {
+      text += static_cast<char>(0xe0 | point >> 12);
+      tail(6);
+      tail(0);
+      return;
+    }
     text += static_cast<char>(0xf0 | point >> 18);
-    tail(12); tail(6); tail(0);
+    tail(12);
+    tail(6);
+    tail(0);
   }
 
   void multibyte(std::string& text, unsigned char first) {
@@ -213,7 +276,8 @@ class JsonReader {
       point = point << 6 | (c & 0x3f);
     }
     static const uint32_t kSmallest[4] = {0, 0x80, 0x800, 0x10000};
-    const bool valid = first >= 0xc2 && first <= 0xf4 && point >= kSmallest[more] && point < 0x110000 && (point < 0xd800 || point > 0xdfff);
+    const bool valid = first >= 0xc2 && first <= 0xf4 && point >= kSmallest[more] && point < 0x110000 &&
+                       (point < 0xd800 || point > 0xdfff);
     require(valid, "its JSON text is not UTF-8");
     append(text, point);
   }

@@ -18,8 +18,8 @@ namespace amx {
 
 #define MULTIFIRE_AMX __attribute__((target("amx-tile,amx-int8,avx512f")))
 
-constexpr int kRows = 16;                       // pixels of a tile
-constexpr int kGroupsOfTile = 16;               // 64 input channels
+constexpr int kRows = 16;                               // pixels of a tile
+constexpr int kGroupsOfTile = 16;                       // 64 input channels
 constexpr int kTileBytes = kGroupsOfTile * kItemBytes;  // the weights of a tile: one kilobyte, as they lie in memory
 
 // Tiles 0 to 3 hold the sums of four runs of pixels, 4 and 5 pixels, 6 and 7 weights.
@@ -97,8 +97,8 @@ MULTIFIRE_AMX inline void dense_block(const SumsArgs& a, int block) {
       if (count == 3) runs[3] = runs[2];
       four_runs(a, weights, runs);
       count = 0;
-    }
-    else if (count == 2 && is_last) two_runs(a, weights, runs);
+    } else if (count == 2 && is_last)
+      two_runs(a, weights, runs);
   }
   _tile_release();
 }
@@ -118,7 +118,9 @@ inline bool runs_here() {
 
 inline int blocks_at_once(int groups) { return groups % kGroupsOfTile == 0 ? 1 : 4; }
 
-constexpr Kernels kKernels = {"amx", runs_here, kLargestActivation, dense_sums, avx512::sparse_sums, avx512::image_sums, avx512::fire, blocks_at_once, 4, 0};
+constexpr Kernels kKernels = {
+    "amx", runs_here, kLargestActivation, dense_sums, avx512::sparse_sums, avx512::image_sums, avx512::fire, blocks_at_once,
+    4,     0};
 
 }  // namespace amx
 }  // namespace multifire_engine_impl

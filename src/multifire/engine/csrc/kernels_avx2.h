@@ -66,7 +66,8 @@ MULTIFIRE_AVX2_INLINE void dense_part(const SumsArgs& a, const uint8_t* x, const
 template <int Stride>
 MULTIFIRE_AVX2 void dense_of(const SumsArgs& a, const uint8_t* x, const int8_t* weights, int32_t* sums) {
   int pixel = 0;
-  for (; pixel + 4 <= a.pixels; pixel += 4) dense_part<4, Stride>(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
+  for (; pixel + 4 <= a.pixels; pixel += 4)
+    dense_part<4, Stride>(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
   for (; pixel < a.pixels; ++pixel) dense_part<1, Stride>(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
 }
 
@@ -75,8 +76,10 @@ inline void dense_sums(const SumsArgs& a) {
     for (int block = 0; block < a.blocks; ++block) {
       const uint8_t* x = a.x + frame * a.frame_stride;
       const int8_t* weights = a.weights + block * a.block_stride;
-      if (a.pixel_stride == kBlock) dense_of<kBlock>(a, x, weights, a.part(frame, block));
-      else dense_of<0>(a, x, weights, a.part(frame, block));
+      if (a.pixel_stride == kBlock)
+        dense_of<kBlock>(a, x, weights, a.part(frame, block));
+      else
+        dense_of<0>(a, x, weights, a.part(frame, block));
     }
   }
 }
@@ -100,7 +103,8 @@ MULTIFIRE_AVX2 inline void sparse_pixel(const SparseArgs& a, int pixel, int32_t*
     const int32_t* starts = a.starts + row * a.row_starts + pixel * a.stride;
     const int8_t* weights = a.weights + (row * a.kernel - a.column - pixel * a.stride) * a.column_size;
     for (int column = 0; column < a.kernel; column += a.span) {
-      for (const Entry *entry = a.entries + starts[column], *end = a.entries + starts[column + a.span]; entry < end; ++entry) {
+      for (const Entry *entry = a.entries + starts[column], *end = a.entries + starts[column + a.span]; entry < end;
+           ++entry) {
         const __m256i bytes = _mm256_set1_epi32(static_cast<int32_t>(entry->bytes));
         for (int b = 0; b < kSparseBlocks; ++b)
           sums[b] = _mm256_add_epi16(sums[b], _mm256_maddubs_epi16(bytes, load(weights + entry->weights + b * kBlock * 2)));
@@ -117,7 +121,8 @@ inline void sparse_sums(const SparseArgs& a) {
 
 // Fires eight neurons; returns how many levels fire, in eight int32.
 template <int Levels>
-MULTIFIRE_AVX2_INLINE __m256i fire_eight(const FireArgs& a, int levels, const char* sums, __m256 scale, __m256 bias, __m256 decay, const __m256* thresholds, float* membranes) {
+MULTIFIRE_AVX2_INLINE __m256i fire_eight(const FireArgs& a, int levels, const char* sums, __m256 scale, __m256 bias,
+                                         __m256 decay, const __m256* thresholds, float* membranes) {
   const __m256 sum = a.has_floats ? _mm256_loadu_ps(reinterpret_cast<const float*>(sums)) : _mm256_cvtepi32_ps(load(sums));
   const __m256 current = _mm256_add_ps(_mm256_mul_ps(sum, scale), bias);
   __m256i fired = _mm256_setzero_si256();
@@ -154,9 +159,12 @@ MULTIFIRE_AVX2 void fire_mlf(const FireArgs& a) {
 inline void fire(const FireArgs& a) {
   if (a.neuron->shared || a.neuron->subtract) return portable::fire(a);
   switch (a.neuron->levels) {
-    case 1: return fire_mlf<1>(a);
-    case 3: return fire_mlf<3>(a);
-    default: return fire_mlf<0>(a);
+    case 1:
+      return fire_mlf<1>(a);
+    case 3:
+      return fire_mlf<3>(a);
+    default:
+      return fire_mlf<0>(a);
   }
 }
 
@@ -166,7 +174,8 @@ inline bool runs_here() { return __builtin_cpu_supports("avx2"); }
 
 inline int blocks_at_once(int) { return 1; }
 
-constexpr Kernels kKernels = {"avx2", runs_here, kLargestActivation, dense_sums, sparse_sums, image_sums, fire, blocks_at_once, 2, 0.5f};
+constexpr Kernels kKernels = {"avx2",     runs_here, kLargestActivation, dense_sums, sparse_sums,
+                              image_sums, fire,      blocks_at_once,     2,          0.5f};
 
 }  // namespace avx2
 }  // namespace multifire_engine_impl

@@ -55,7 +55,7 @@ MULTIFIRE_AVX512_INLINE int dense_parts(const SumsArgs& a, int pixel) {
 template <int Blocks, int Stride>
 MULTIFIRE_AVX512 void dense_of(const SumsArgs& a) {
   int pixel = dense_parts<Blocks, 16 / Blocks, Stride>(a, 0);
-  if (Blocks < 4) pixel = dense_parts<Blocks, Blocks < 4 ? 4 : 1, Stride>(a, pixel);
+  if (Blocks < 4) pixel = dense_parts < Blocks, Blocks<4 ? 4 : 1, Stride>(a, pixel);
   dense_parts<Blocks, 1, Stride>(a, pixel);
 }
 
@@ -63,14 +63,19 @@ inline void dense_sums(const SumsArgs& a) {
   SumsArgs frame = a;
   for (int i = 0; i < a.frames; ++i, frame.x += a.frame_stride) {
     frame.sums = a.part(i, 0);
-    if (a.blocks == 4) dense_of<4, 0>(frame);
-    else if (a.blocks == 2) dense_of<2, 0>(frame);
-    else if (a.pixel_stride == kBlock) dense_of<1, kBlock>(frame);
-    else dense_of<1, 0>(frame);
+    if (a.blocks == 4)
+      dense_of<4, 0>(frame);
+    else if (a.blocks == 2)
+      dense_of<2, 0>(frame);
+    else if (a.pixel_stride == kBlock)
+      dense_of<1, kBlock>(frame);
+    else
+      dense_of<1, 0>(frame);
   }
 }
 
-MULTIFIRE_AVX512_INLINE void add_entry(const SparseArgs& a, const Entry& entry, const int8_t* weights, __m512i (&sums)[kSparseBlocks]) {
+MULTIFIRE_AVX512_INLINE void add_entry(const SparseArgs& a, const Entry& entry, const int8_t* weights,
+                                       __m512i (&sums)[kSparseBlocks]) {
   const __m512i bytes = _mm512_set1_epi32(static_cast<int32_t>(entry.bytes));
   for (int b = 0; b < kSparseBlocks; ++b)
     sums[b] = _mm512_dpbusd_epi32(sums[b], bytes, _mm512_load_si512(weights + entry.weights + b * a.block_stride));
@@ -100,7 +105,9 @@ MULTIFIRE_AVX512 inline void sparse_sums(const SparseArgs& a) {
 constexpr __mmask16 kAll = 0xffff;
 
 // Rounded: with a rounding mode in the instruction, no compiler fuses it with the addition that follows.
-MULTIFIRE_AVX512_INLINE __m512 times(__m512 a, __m512 b) { return _mm512_maskz_mul_round_ps(kAll, a, b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MULTIFIRE_AVX512_INLINE __m512 times(__m512 a, __m512 b) {
+  return _mm512_maskz_mul_round_ps(kAll, a, b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 // Fires one level with a membrane of its own, which is set to zero by a spike.
 MULTIFIRE_AVX512_INLINE __m512i fire_level(float* membrane, __m512 decay, __m512 current, __m512 threshold, __m512i fired) {
@@ -133,9 +140,12 @@ MULTIFIRE_AVX512 void fire_mlf(const FireArgs& a) {
 inline void fire(const FireArgs& a) {
   if (a.neuron->shared || a.neuron->subtract) return portable::fire(a);
   switch (a.neuron->levels) {
-    case 1: return fire_mlf<1>(a);
-    case 3: return fire_mlf<3>(a);
-    default: return fire_mlf<0>(a);
+    case 1:
+      return fire_mlf<1>(a);
+    case 3:
+      return fire_mlf<3>(a);
+    default:
+      return fire_mlf<0>(a);
   }
 }
 
@@ -148,7 +158,8 @@ inline bool runs_here() {
 
 inline int blocks_at_once(int) { return 2; }
 
-constexpr Kernels kKernels = {"avx512_vnni", runs_here, kLargestActivation, dense_sums, sparse_sums, image_sums, fire, blocks_at_once, 4, 0.4f};
+constexpr Kernels kKernels = {"avx512_vnni", runs_here, kLargestActivation, dense_sums, sparse_sums,
+                              image_sums,    fire,      blocks_at_once,     4,          0.4f};
 
 }  // namespace avx512
 }  // namespace multifire_engine_impl

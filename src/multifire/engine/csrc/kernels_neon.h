@@ -78,7 +78,8 @@ void dense_of(const SumsArgs& a, Part many, Part one) {
       const int8_t* weights = a.weights + block * a.block_stride;
       int32_t* sums = a.part(frame, block);
       int pixel = 0;
-      for (; pixel + Pixels <= a.pixels; pixel += Pixels) many(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
+      for (; pixel + Pixels <= a.pixels; pixel += Pixels)
+        many(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
       for (; pixel < a.pixels; ++pixel) one(a, x + pixel * a.pixel_stride, weights, sums + pixel * kBlock);
     }
   }
@@ -114,7 +115,8 @@ inline void fire(const FireArgs& a) {
     uint32x4_t fired[4];
     for (int q = 0; q < 4; ++q) {
       const int at = pixel * kBlock + 4 * q;
-      const float32x4_t sum = a.has_floats ? vld1q_f32(static_cast<const float*>(a.sums) + at) : vcvtq_f32_s32(vld1q_s32(static_cast<const int32_t*>(a.sums) + at));
+      const float32x4_t sum = a.has_floats ? vld1q_f32(static_cast<const float*>(a.sums) + at)
+                                           : vcvtq_f32_s32(vld1q_s32(static_cast<const int32_t*>(a.sums) + at));
       const float32x4_t current = vaddq_f32(times(sum, vld1q_f32(a.scale + 4 * q)), vld1q_f32(a.bias + 4 * q));
       fired[q] = fire_four(*a.neuron, current, membranes + 4 * q);
     }
@@ -142,8 +144,18 @@ inline bool has_dot_product() {
 
 inline int blocks_at_once(int) { return 1; }
 
-constexpr Kernels kDotProduct = {"neon_dotprod", has_dot_product, kLargestInput, dot_sums, portable::sparse_sums, portable::image_sums, fire, blocks_at_once, 4, 0};
-constexpr Kernels kKernels = {"neon", runs_here, kLargestInput, wide_sums, portable::sparse_sums, portable::image_sums, fire, blocks_at_once, 4, 0};
+constexpr Kernels kDotProduct = {"neon_dotprod",
+                                 has_dot_product,
+                                 kLargestInput,
+                                 dot_sums,
+                                 portable::sparse_sums,
+                                 portable::image_sums,
+                                 fire,
+                                 blocks_at_once,
+                                 4,
+                                 0};
+constexpr Kernels kKernels = {
+    "neon", runs_here, kLargestInput, wide_sums, portable::sparse_sums, portable::image_sums, fire, blocks_at_once, 4, 0};
 
 }  // namespace neon
 }  // namespace multifire_engine_impl

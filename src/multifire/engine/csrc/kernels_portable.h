@@ -14,7 +14,9 @@ inline void add_item(const uint8_t* x, const int8_t* weights, int32_t* sums) {
     for (int i = 0; i < kGroup; ++i) sums[o] += x[i] * weights[o * kGroup + i];
 }
 
-inline void clear(const SumsArgs& a, int32_t* sums) { std::memset(sums, 0, sizeof(int32_t) * static_cast<size_t>(a.pixels * kBlock)); }
+inline void clear(const SumsArgs& a, int32_t* sums) {
+  std::memset(sums, 0, sizeof(int32_t) * static_cast<size_t>(a.pixels * kBlock));
+}
 
 inline void dense_part(const SumsArgs& a, const uint8_t* x, const int8_t* weights, int32_t* sums) {
   clear(a, sums);
@@ -96,7 +98,8 @@ inline void fire(const FireArgs& a) {
     uint8_t* out = a.out + pixel * a.out_stride;
     for (int o = 0; o < kBlock; ++o) {
       const int at = pixel * kBlock + o;
-      const float sum = a.has_floats ? static_cast<const float*>(a.sums)[at] : static_cast<float>(static_cast<const int32_t*>(a.sums)[at]);
+      const float sum = a.has_floats ? static_cast<const float*>(a.sums)[at]
+                                     : static_cast<float>(static_cast<const int32_t*>(a.sums)[at]);
       const float current = rounded(sum * a.scale[o]) + a.bias[o];
       const int fired = fire_one(*a.neuron, current, membranes + o);
       out[o] = static_cast<uint8_t>(fired + (a.adds ? out[o] : 0));
@@ -107,7 +110,8 @@ inline void fire(const FireArgs& a) {
 inline bool runs_here() { return true; }
 inline int blocks_at_once(int) { return 1; }
 
-constexpr Kernels kKernels = {"portable", runs_here, kLargestActivation, dense_sums, sparse_sums, image_sums, fire, blocks_at_once, 4, 0.7f};
+constexpr Kernels kKernels = {"portable", runs_here, kLargestActivation, dense_sums, sparse_sums,
+                              image_sums, fire,      blocks_at_once,     4,          0.7f};
 
 }  // namespace portable
 }  // namespace multifire_engine_impl

@@ -50,12 +50,12 @@ struct Layer {
   std::string name;
   int in_channels, out_channels, kernel, stride;
   int groups, blocks, items;
-  Buffer<int8_t> weights;      // [blocks][items][kBlock][kGroup]
-  Buffer<float> scale, bias;   // [blocks * kBlock]; zero for channels that do not exist
-  std::vector<int32_t> ends;   // see SumsArgs
-  Buffer<int8_t> pairs;        // for lists of pairs: [blocks / kSparseBlocks][window][pairs][kSparseBlocks][kBlock][2]
-  bool has_list = false;       // the layer can be computed from a list
-  int span = 0;                // see SparseArgs
+  Buffer<int8_t> weights;     // [blocks][items][kBlock][kGroup]
+  Buffer<float> scale, bias;  // [blocks * kBlock]; zero for channels that do not exist
+  std::vector<int32_t> ends;  // see SumsArgs
+  Buffer<int8_t> pairs;       // for lists of pairs: [blocks / kSparseBlocks][window][pairs][kSparseBlocks][kBlock][2]
+  bool has_list = false;      // the layer can be computed from a list
+  int span = 0;               // see SparseArgs
   bool widens[9] = {};
 
   int64_t block_stride() const { return int64_t{items} * kItemBytes; }
@@ -142,7 +142,22 @@ inline void prepare_list(Layer& layer, int unit, int largest) {
 }
 
 inline Layer packed(const Convolution& convolution, const Kernels& kernels) {
-  Layer layer{convolution.name, convolution.in_channels, convolution.out_channels, convolution.kernel, convolution.stride, 0, 0, 0, {}, {}, {}, {}, {}, false, 0, {}};
+  Layer layer{convolution.name,
+              convolution.in_channels,
+              convolution.out_channels,
+              convolution.kernel,
+              convolution.stride,
+              0,
+              0,
+              0,
+              {},
+              {},
+              {},
+              {},
+              {},
+              false,
+              0,
+              {}};
   const int window = layer.kernel * layer.kernel;
   layer.groups = (layer.in_channels + kGroup - 1) / kGroup;
   layer.blocks = (layer.out_channels + kBlock - 1) / kBlock;
@@ -169,12 +184,12 @@ inline Layer packed(const Convolution& convolution, const Kernels& kernels) {
 // The first layer: its inputs are event counts of any size, or images.
 struct Stem {
   int in_channels, out_channels, blocks;
-  Buffer<int32_t> integers;    // of counts: [window][in][blocks * kBlock]
-  Buffer<double> floats;       // of images: the same
-  Buffer<float> scale, bias;   // [blocks * kBlock]
-  Buffer<float> edge_biases;   // of counts: [4 kinds of row][4 kinds of column][blocks * kBlock]; see `edge_kind`
-  std::vector<float> mean;     // of images; empty without an input norm
-  int64_t largest_count = 0;   // sums of counts up to this one are exact
+  Buffer<int32_t> integers;   // of counts: [window][in][blocks * kBlock]
+  Buffer<double> floats;      // of images: the same
+  Buffer<float> scale, bias;  // [blocks * kBlock]
+  Buffer<float> edge_biases;  // of counts: [4 kinds of row][4 kinds of column][blocks * kBlock]; see `edge_kind`
+  std::vector<float> mean;    // of images; empty without an input norm
+  int64_t largest_count = 0;  // sums of counts up to this one are exact
 
   int channels() const { return blocks * kBlock; }
   int64_t bytes() const { return integers.bytes() + floats.bytes() + scale.bytes() + bias.bytes() + edge_biases.bytes(); }
@@ -192,25 +207,39 @@ inline void fill_edge_biases(Stem& stem, const Convolution& convolution, const T
       for (int i = 0; mean && i < stem.in_channels; ++i) {
         for (int position = 0; position < 9; ++position) {
           const int row = position / 3, column = position % 3;
-          const bool outside = (row == 0 && (kind / 4 & 1)) || (row == 2 && (kind / 4 & 2)) || (column == 0 && (kind % 4 & 1)) || (column == 2 && (kind % 4 & 2));
-          const double product = static_cast<double>(mean->float_at(i)) * convolution.weights->int8_at((o * stem.in_channels + i) * 9 + position);
+          const bool outside = (row == 0 && (kind / 4 & 1)) || (row == 2 && (kind / 4 & 2)) ||
+                               (column == 0 && (kind % 4 & 1)) || (column == 2 && (kind % 4 & 2));
+          const double product = static_cast<double>(mean->float_at(i)) *
+                                 convolution.weights->int8_at((o * stem.in_channels + i) * 9 + position);
           if (!outside) sum += product;
         }
       }
       const auto at = static_cast<size_t>(o);
       const double part = static_cast<double>(convolution.scale[at]) * sum;
-      stem.edge_biases[kind * stem.channels() + o] = mean ? static_cast<float>(static_cast<double>(convolution.bias[at]) - part) : convolution.bias[at];
+      stem.edge_biases[kind * stem.channels() + o] =
+          mean ? static_cast<float>(static_cast<double>(convolution.bias[at]) - part) : convolution.bias[at];
     }
   }
 }
 
 inline Stem packed_stem(const Network& network) {
   const Convolution& convolution = network.layers[0];
-  Stem stem{convolution.in_channels, convolution.out_channels, (convolution.out_channels + kBlock - 1) / kBlock, {}, {}, {}, {}, {}, {}, 0};
+  Stem stem{convolution.in_channels,
+            convolution.out_channels,
+            (convolution.out_channels + kBlock - 1) / kBlock,
+            {},
+            {},
+            {},
+            {},
+            {},
+            {},
+            0};
   const bool counts = network.model.counts;
   const int64_t values = int64_t{9} * stem.in_channels * stem.channels();
-  if (counts) stem.integers = Buffer<int32_t>(values);
-  else stem.floats = Buffer<double>(values);
+  if (counts)
+    stem.integers = Buffer<int32_t>(values);
+  else
+    stem.floats = Buffer<double>(values);
   stem.scale = Buffer<float>(stem.channels());
   stem.bias = Buffer<float>(stem.channels());
   int64_t largest_total = 1;
@@ -220,7 +249,8 @@ inline Stem packed_stem(const Network& network) {
     int64_t total = 0;
     for (int i = 0; i < stem.in_channels; ++i) {
       for (int position = 0; position < 9; ++position) {
-        const int64_t from = (o * stem.in_channels + i) * 9 + position, to = int64_t{position * stem.in_channels + i} * stem.channels() + o;
+        const int64_t from = (o * stem.in_channels + i) * 9 + position,
+                      to = int64_t{position * stem.in_channels + i} * stem.channels() + o;
         if (counts) {
           stem.integers[to] = convolution.weights->int8_at(from);
           total += std::abs(stem.integers[to]);

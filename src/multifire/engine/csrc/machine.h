@@ -32,8 +32,11 @@ inline const Kernels* const* builds() {
 inline const Kernels& chosen_kernels(int largest_input) {
   const char* wanted = std::getenv("MULTIFIRE_ENGINE_ISA");
   for (const Kernels* const* build = builds(); *build; ++build)
-    if ((!wanted || std::strcmp(wanted, (*build)->name) == 0) && largest_input <= (*build)->largest_input && (*build)->runs_here()) return **build;
-  throw Failure{MULTIFIRE_BAD_INPUT, std::string("MULTIFIRE_ENGINE_ISA is ") + wanted + ", which this processor or this build does not run, or not for this network"};
+    if ((!wanted || std::strcmp(wanted, (*build)->name) == 0) && largest_input <= (*build)->largest_input &&
+        (*build)->runs_here())
+      return **build;
+  throw Failure{MULTIFIRE_BAD_INPUT, std::string("MULTIFIRE_ENGINE_ISA is ") + wanted +
+                                         ", which this processor or this build does not run, or not for this network"};
 }
 
 }  // namespace multifire_engine_impl

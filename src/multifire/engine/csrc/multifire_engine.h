@@ -23,11 +23,11 @@ typedef struct multifire_engine multifire_engine;
 
 typedef enum multifire_status {
   MULTIFIRE_OK = 0,
-  MULTIFIRE_NO_FILE = 1,     /* the file cannot be read */
-  MULTIFIRE_BAD_FILE = 2,    /* the file is damaged, or of a kind that the engine does not run */
-  MULTIFIRE_BAD_INPUT = 3,   /* an argument, a frame or an event is not as expected */
-  MULTIFIRE_NO_MEMORY = 4,   /* memory cannot be allocated */
-  MULTIFIRE_BUSY = 5         /* another thread is using this engine */
+  MULTIFIRE_NO_FILE = 1,   /* the file cannot be read */
+  MULTIFIRE_BAD_FILE = 2,  /* the file is damaged, or of a kind that the engine does not run */
+  MULTIFIRE_BAD_INPUT = 3, /* an argument, a frame or an event is not as expected */
+  MULTIFIRE_NO_MEMORY = 4, /* memory cannot be allocated */
+  MULTIFIRE_BUSY = 5       /* another thread is using this engine */
 } multifire_status;
 
 /* Events of one pixel and polarity in one frame; events of the same cell add up. */
@@ -42,20 +42,20 @@ typedef struct multifire_info {
   int64_t in_channels;
   int64_t classes;
   int64_t levels;
-  int64_t layers;   /* layers of neurons */
-  int64_t counts;   /* 1 if frames are event counts, 0 if they are images */
-  int64_t height;   /* of the frames that the engine is prepared for; 0 before */
+  int64_t layers; /* layers of neurons */
+  int64_t counts; /* 1 if frames are event counts, 0 if they are images */
+  int64_t height; /* of the frames that the engine is prepared for; 0 before */
   int64_t width;
-  int64_t bytes;    /* memory that the engine holds: weights, membranes and activations */
-  const char* isa;  /* instruction set in use */
+  int64_t bytes;   /* memory that the engine holds: weights, membranes and activations */
+  const char* isa; /* instruction set in use */
 } multifire_info;
 
 typedef struct multifire_layer_info {
-  const char* name; /* as in the file, such as "stages.0.1.fire2" */
+  const char* name;                           /* as in the file, such as "stages.0.1.fire2" */
   int64_t membranes, channels, height, width; /* shape of the layer's state */
-  int64_t frames;        /* frames since the engine was prepared */
-  int64_t sparse_frames; /* those that were computed from the list of non-zero inputs */
-  double density;        /* fraction of the pairs or fours of input channels that were not zero; -1 if not counted */
+  int64_t frames;                             /* frames since the engine was prepared */
+  int64_t sparse_frames;                      /* those that were computed from the list of non-zero inputs */
+  double density; /* fraction of the pairs or fours of input channels that were not zero; -1 if not counted */
 } multifire_layer_info;
 
 /* Reads a network; the engine must then be prepared. The file is checked like that of a stranger. */
@@ -69,7 +69,8 @@ MULTIFIRE_API void multifire_engine_free(multifire_engine* engine);
 
 /* Allocates everything for frames of this size, and resets. No later call allocates memory. `steps` is the number of
  * frames that multifire_engine_run computes at once: 1 for a stream, the T of a sample for speed. */
-MULTIFIRE_API multifire_status multifire_engine_prepare(multifire_engine* engine, int64_t height, int64_t width, int64_t steps);
+MULTIFIRE_API multifire_status multifire_engine_prepare(multifire_engine* engine, int64_t height, int64_t width,
+                                                        int64_t steps);
 
 /* Sets all membranes to zero: the next frame begins a new sample. */
 MULTIFIRE_API multifire_status multifire_engine_reset(multifire_engine* engine);

@@ -17,8 +17,8 @@ constexpr int kMaxWidth = 1024;
 constexpr int kMaxClasses = 1 << 20;
 constexpr int kMaxInChannels = 64;
 constexpr int kLargestWeight = 127;
-constexpr int kLargestActivation = 129;      // as multifire.export.int8_conv: pairs of products fit into 16 bits
-constexpr int64_t kLargestSum = 1 << 24;     // integers up to this value are exact in float32
+constexpr int kLargestActivation = 129;   // as multifire.export.int8_conv: pairs of products fit into 16 bits
+constexpr int64_t kLargestSum = 1 << 24;  // integers up to this value are exact in float32
 constexpr float kLargestCurrent = FLT_MAX / 4;
 
 // A neuron: u = decay * u + current; level k fires if u > thresholds[k]; then the reset.
@@ -55,7 +55,8 @@ class ModelReader {
 
   Model read() {
     const Json *model = json_.find("model"), *counts = json_.find("counts");
-    require(model && model->kind == Json::kObject && counts && json_.items.size() == 2, "its header does not describe its network");
+    require(model && model->kind == Json::kObject && counts && json_.items.size() == 2,
+            "its header does not describe its network");
     model_ = model;
     check_names();
     Model result;
@@ -66,13 +67,31 @@ class ModelReader {
     result.norm_input = boolean(model_->find("norm_input"));
     result.blocks = blocks(text("name", "ds_resnet20"));
     result.neuron = neuron();
-    if (result.largest_activation() > kLargestActivation) fail("its activations may reach " + std::to_string(result.largest_activation()) + ", expected at most " + std::to_string(kLargestActivation));
+    if (result.largest_activation() > kLargestActivation)
+      fail("its activations may reach " + std::to_string(result.largest_activation()) + ", expected at most " +
+           std::to_string(kLargestActivation));
     return result;
   }
 
  private:
   void check_names() const {
-    static const char* const kNames[] = {"name", "in_channels", "num_classes", "width", "levels", "thresholds", "decay", "learn_thresholds", "learn_decay", "membranes", "reset", "signed", "surrogate", "surrogate_width", "detach_reset", "norm_input", "checkpoint_stages"};
+    static const char* const kNames[] = {"name",
+                                         "in_channels",
+                                         "num_classes",
+                                         "width",
+                                         "levels",
+                                         "thresholds",
+                                         "decay",
+                                         "learn_thresholds",
+                                         "learn_decay",
+                                         "membranes",
+                                         "reset",
+                                         "signed",
+                                         "surrogate",
+                                         "surrogate_width",
+                                         "detach_reset",
+                                         "norm_input",
+                                         "checkpoint_stages"};
     for (const std::string& name : model_->names) {
       bool known = false;
       for (const char* candidate : kNames) known = known || name == candidate;
@@ -107,13 +126,15 @@ class ModelReader {
     bool valid = name.compare(0, prefix.size(), prefix) == 0 && !digits.empty() && digits.size() < 6;
     for (char c : digits) valid = valid && is_digit(c);
     const int depth = valid ? std::atoi(digits.c_str()) : 0;
-    if (depth < 8 || depth % 6 != 2 || depth > 6 * kLargestActivation) fail("its network is \"" + name + "\", expected ds_resnet of depth 6n+2");
+    if (depth < 8 || depth % 6 != 2 || depth > 6 * kLargestActivation)
+      fail("its network is \"" + name + "\", expected ds_resnet of depth 6n+2");
     return (depth - 2) / 6;
   }
 
   Neuron neuron() const {
     for (const char* name : {"learn_thresholds", "learn_decay"})
-      if (boolean(model_->find(name))) fail(std::string("it was trained with ") + name + ", which the engine does not support");
+      if (boolean(model_->find(name)))
+        fail(std::string("it was trained with ") + name + ", which the engine does not support");
     require(!boolean(model_->find("signed")), "its neurons are signed, so that its activations are not integers >= 0");
     Neuron neuron;
     neuron.levels = integer("levels", 3, kMaxLevels);
@@ -122,8 +143,10 @@ class ModelReader {
     const std::string membranes = text("membranes", "own"), reset = text("reset", "zero");
     neuron.shared = membranes == "shared";
     neuron.subtract = reset == "subtract";
-    const bool known = neuron.shared ? neuron.subtract || reset == "any" : membranes == "own" && (neuron.subtract || reset == "zero");
-    if (!known) fail("its neurons have membranes \"" + membranes + "\" and reset \"" + reset + "\", which do not go together");
+    const bool known = neuron.shared ? neuron.subtract || reset == "any"
+                                     : membranes == "own" && (neuron.subtract || reset == "zero");
+    if (!known)
+      fail("its neurons have membranes \"" + membranes + "\" and reset \"" + reset + "\", which do not go together");
     read_thresholds(neuron);
     return neuron;
   }
@@ -132,7 +155,9 @@ class ModelReader {
     const Json* given = model_->find("thresholds");
     const bool is_given = given && given->kind != Json::kNull;
     const double gap = number("surrogate_width", 1.0);
-    if (is_given) require(given->kind == Json::kArray && static_cast<int>(given->items.size()) == neuron.levels, "its thresholds are not one for each level");
+    if (is_given)
+      require(given->kind == Json::kArray && static_cast<int>(given->items.size()) == neuron.levels,
+              "its thresholds are not one for each level");
     for (int k = 0; k < neuron.levels; ++k) {
       const double threshold = is_given ? number_of(given->items[static_cast<size_t>(k)]) : 0.6 + k * gap;
       neuron.thresholds[k] = static_cast<float>(threshold);
@@ -151,7 +176,8 @@ class Network {
  public:
   explicit Network(const TensorFile& file) : file_(file) {
     const std::string *version = file.text("multifire"), *kind = file.text("kind"), *description = file.text("network");
-    require(version && kind && *kind == "int8", "it is not an int8 network of multifire; write one with multifire export --to int8");
+    require(version && kind && *kind == "int8",
+            "it is not an int8 network of multifire; write one with multifire export --to int8");
     require(*version == "1", "it was written in another version of the format");
     require(description != nullptr, "its header does not describe its network");
     model = ModelReader(*description).read();
@@ -195,13 +221,16 @@ class Network {
     layer.weights = tensor(name + ".conv.weight", !is_float, {out, in, kernel, kernel});
     layer.scale = floats(*tensor(name + ".scale", false, {out}));
     layer.bias = floats(*tensor(name + ".bias", false, {out}));
-    if (is_float) check_finite(*layer.weights);
-    else check_sums(layer);
+    if (is_float)
+      check_finite(*layer.weights);
+    else
+      check_sums(layer);
     layers.push_back(std::move(layer));
   }
 
   const Tensor* tensor(const std::string& name, bool is_int8, const std::vector<int64_t>& shape) {
-    const auto at = std::lower_bound(file_.tensors.begin(), file_.tensors.end(), name, [](const Tensor& t, const std::string& n) { return t.name < n; });
+    const auto at = std::lower_bound(file_.tensors.begin(), file_.tensors.end(), name,
+                                     [](const Tensor& t, const std::string& n) { return t.name < n; });
     if (at == file_.tensors.end() || at->name != name) fail("it lacks the tensor " + name);
     if (at->shape != shape || at->is_int8 != is_int8) fail("its tensor " + name + " does not fit the network");
     ++used_;
@@ -231,9 +260,12 @@ class Network {
         if (weight < -kLargestWeight) fail(layer.name + ".conv.weight contains -128, expected -127 to 127");
         total += std::abs(weight);
       }
-      if (largest * total > kLargestSum) fail("the sums of " + layer.name + " may reach " + std::to_string(largest * total) + ", expected at most " + std::to_string(kLargestSum));
+      if (largest * total > kLargestSum)
+        fail("the sums of " + layer.name + " may reach " + std::to_string(largest * total) + ", expected at most " +
+             std::to_string(kLargestSum));
       const auto at = static_cast<size_t>(o);
-      const double current = std::fabs(static_cast<double>(layer.scale[at])) * kLargestSum + std::fabs(static_cast<double>(layer.bias[at]));
+      const double current = std::fabs(static_cast<double>(layer.scale[at])) * kLargestSum +
+                             std::fabs(static_cast<double>(layer.bias[at]));
       if (current > static_cast<double>(kLargestCurrent)) fail("the currents of " + layer.name + " may overflow");
     }
   }

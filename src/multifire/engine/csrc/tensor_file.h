@@ -50,7 +50,8 @@ constexpr size_t kMaxTensors = 8192;
 inline Tensor tensor_of(const std::string& name, const Json& json, const uint8_t* data, size_t size) {
   const Json *type = json.find("dtype"), *shape = json.find("shape"), *offsets = json.find("data_offsets");
   require(type && shape && offsets && json.items.size() == 3, "its header does not describe its tensors");
-  require(type->kind == Json::kString && (type->text == "I8" || type->text == "F32"), "it has tensors of other types than int8 and float32");
+  require(type->kind == Json::kString && (type->text == "I8" || type->text == "F32"),
+          "it has tensors of other types than int8 and float32");
   require(shape->kind == Json::kArray && shape->items.size() <= 4, "it has tensors of more than four dimensions");
   require(offsets->kind == Json::kArray && offsets->items.size() == 2, "its header does not describe its tensors");
   Tensor tensor{name, type->text == "I8", {}, nullptr, 0, 0};
@@ -93,17 +94,32 @@ inline std::string dumped(const std::string& text) {
   };
   for (size_t i = 0; i < text.size(); ++i) {
     const auto c = static_cast<unsigned char>(text[i]);
-    const char* escaped = c == '"' ? "\\\"" : c == '\\' ? "\\\\" : c == '\n' ? "\\n" : c == '\r' ? "\\r" : c == '\t' ? "\\t" : c == '\f' ? "\\f" : c == '\b' ? "\\b" : nullptr;
-    if (escaped) { out += escaped; continue; }
+    const char* escaped = c == '"'    ? "\\\""
+                          : c == '\\' ? "\\\\"
+                          : c == '\n' ? "\\n"
+                          : c == '\r' ? "\\r"
+                          : c == '\t' ? "\\t"
+                          : c == '\f' ? "\\f"
+                          : c == '\b' ? "\\b"
+                                      : nullptr;
+    if (escaped) {
+      out += escaped;
+      continue;
+    }
     if (c < 0x80) {
-      if (c >= 0x20 && c < 0x7f) out += static_cast<char>(c);
-      else unit(c);
+      if (c >= 0x20 && c < 0x7f)
+        out += static_cast<char>(c);
+      else
+        unit(c);
       continue;
     }
     const int more = c >= 0xf0 ? 3 : c >= 0xe0 ? 2 : 1;  // the reader has checked that it is UTF-8
     uint32_t point = c & (0x3fu >> more);
     for (int j = 0; j < more; ++j) point = point << 6 | (static_cast<unsigned char>(text[++i]) & 0x3f);
-    if (point < 0x10000) { unit(point); continue; }
+    if (point < 0x10000) {
+      unit(point);
+      continue;
+    }
     unit(0xd800 + ((point - 0x10000) >> 10));
     unit(0xdc00 + ((point - 0x10000) & 0x3ff));
   }

@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "first_layer.h"
 #include "kernels.h"
 #include "layers.h"
 #include "multifire_engine.h"
@@ -21,21 +22,24 @@ struct Activations {
   Buffer<uint8_t> bytes;
 
   Activations() = default;
-  Activations(int rows, int columns, int channel_bytes, int frames) : height(rows), width(columns), channels(channel_bytes), bytes(frames * frame_size()) {}
+  Activations(int rows, int columns, int channel_bytes, int frames)
+      : height(rows), width(columns), channels(channel_bytes), bytes(frames * frame_size()) {}
 
   int64_t row_size() const { return int64_t{width + 2} * channels; }
   int64_t frame_size() const { return (height + 2) * row_size(); }
   // A pixel of a frame; rows and columns may be -1.
-  uint8_t* at(int frame, int y, int x) { return bytes.data() + frame * frame_size() + (y + 1) * row_size() + int64_t{x + 1} * channels; }
+  uint8_t* at(int frame, int y, int x) {
+    return bytes.data() + frame * frame_size() + (y + 1) * row_size() + int64_t{x + 1} * channels;
+  }
 };
 
 // One layer of neurons at its place in the network.
 struct Stage {
   const Layer* layer;  // nullptr: the stem
   Activations *in, *out;
-  bool adds;           // the output already holds the shortcut
+  bool adds;  // the output already holds the shortcut
   int blocks;
-  Buffer<float> membranes;  // [blocks][height][width][levels or 1][kBlock]
+  Buffer<float> membranes;       // [blocks][height][width][levels or 1][kBlock]
   std::vector<int32_t> offsets;  // see SumsArgs
   int64_t frames = 0, sparse_frames = 0, units_seen = 0, units_active = 0;
 
@@ -48,7 +52,14 @@ constexpr int kMaxSize = 1024;  // of height and width: the pool's sums stay exa
 class Workspace {
  public:
   Workspace(const Weights& weights, const Kernels& kernels, int height, int width, int steps)
-      : weights_(weights), kernels_(kernels), model_(weights.model), neuron_(weights.model.neuron), height_(height), width_(width), steps_(steps) {
+      : weights_(weights),
+        kernels_(kernels),
+        model_(weights.model),
+        neuron_(weights.model.neuron),
+        height_(height),
+        width_(width),
+        steps_(steps),
+        first_(weights, kernels, height, width) {
     const int channels = up_to_multiple(model_.width, kBlock);
     for (int stage = 0, h = height, w = width; stage < 3; ++stage, h = (h + 1) / 2, w = (w + 1) / 2) {
       const int bytes = stage == 0 ? channels : up_to_multiple(model_.width << stage, kBlock);
@@ -59,12 +70,6 @@ class Workspace {
     allocate_lists();
     scratch_ = Buffer<float>(int64_t{kParts} * kTile * neuron_.membranes() * kBlock);
     sums_ = Buffer<int32_t>(kParts * kTile * kBlock);
-    if (model_.counts) {
-      cells_ = Buffer<int32_t>(int64_t{height} * width * model_.in_channels);
-      stem_sums_ = Buffer<int32_t>(int64_t{height} * width * weights.stem.channels());
-    } else {
-      image_ = Buffer<double>(int64_t{height + 2} * (width + 2) * model_.in_channels);
-    }
     pool_sums_ = Buffer<int32_t>(4 * model_.width);
     pooled_ = Buffer<double>(4 * model_.width);
     logit_sum_ = Buffer<float>(model_.classes);
@@ -73,7 +78,6 @@ class Workspace {
   int height() const { return height_; }
   int width() const { return width_; }
   int steps() const { return steps_; }
-  int64_t frame_values() const { return int64_t{model_.in_channels} * height_ * width_; }
   const std::vector<Stage>& stages() const { return stages_; }
 
   void reset() {
@@ -84,52 +88,25 @@ class Workspace {
     is_reset_ = true;
   }
 
-  // Checks a frame; returns what is wrong with it, or nullptr.
-  const char* fault(const float* frame) const {
-    const float largest = static_cast<float>(weights_.stem.largest_count);
-    for (int64_t i = 0; i < frame_values(); ++i) {
-      const float value = frame[i];
-      if (!std::isfinite(value)) return "the frame has values that are not finite";
-      if (!model_.counts) continue;
-      if (value < 0 || value != std::floor(value)) return "the frame has values that are not integers >= 0, expected event counts";
-      if (value > largest) return "the frame has event counts so large that sums may exceed 2^24";
-    }
-    return nullptr;
-  }
-
-  // Adds events to the cells of the next frame; returns what is wrong, or nullptr. After a fault all cells are zero.
-  const char* collect(const multifire_event* events, size_t count) {
-    const char* fault = nullptr;
-    size_t done = 0;
-    for (; done < count && !fault; ++done) {
-      const multifire_event& e = events[done];
-      if (e.x < 0 || e.x >= width_ || e.y < 0 || e.y >= height_ || e.p < 0 || e.p >= model_.in_channels) fault = "an event lies outside of the frame";
-      else if (e.count < 0) fault = "an event has a count below 0";
-      else if (e.count > weights_.stem.largest_count - cell(e)) fault = "the frame has event counts so large that sums may exceed 2^24";
-      else cell(e) += e.count;
-    }
-    if (fault)
-      for (size_t i = 0; i + 1 < done; ++i) cell(events[i]) = 0;
-    return fault;
-  }
+  // Checks a frame or events, see FirstLayer; a fault changes nothing.
+  const char* fault(const float* frame) const { return first_.fault(frame); }
+  const char* collect(const multifire_event* events, size_t count) { return first_.collect(events, count); }
 
   // Computes the collected frame of a stream.
   void step_events(const multifire_event* events, size_t count, float* logits) {
-    clear_stem_sums();
-    for (size_t i = 0; i < count; ++i) scatter(events[i].y, events[i].x, events[i].p);
-    run_stem_counts(0, Keep::kMembranes);
+    first_.load_events(events, count);
     finish_step(logits);
   }
 
   // Computes a frame of a stream, which has no fault.
   void step(const float* frame, float* logits) {
-    load_frame(frame);
-    run_stem(0, 1, Keep::kMembranes);
+    first_.load_frame(frame);
     finish_step(logits);
   }
 
   // Computes one sample, whose frames have no fault.
-  void run(const float* frames, int64_t timesteps, int64_t time_stride, float* logits, float* per_step, int64_t per_step_stride) {
+  void run(const float* frames, int64_t timesteps, int64_t time_stride, float* logits, float* per_step,
+           int64_t per_step_stride) {
     std::memset(logits, 0, sizeof(float) * static_cast<size_t>(model_.classes));
     const bool at_once = timesteps <= steps_;
     if (!at_once) reset();
@@ -150,11 +127,12 @@ class Workspace {
     for (int m = 0; m < neuron_.membranes(); ++m)
       for (int c = 0; c < channels; ++c)
         for (int pixel = 0; pixel < pixels; ++pixel)
-          *state++ = stage.membranes[c / kBlock * stage.block_size(neuron_) + (int64_t{pixel} * neuron_.membranes() + m) * kBlock + c % kBlock];
+          *state++ = stage.membranes[c / kBlock * stage.block_size(neuron_) +
+                                     (int64_t{pixel} * neuron_.membranes() + m) * kBlock + c % kBlock];
   }
 
   int64_t bytes() const {
-    int64_t total = entries_.bytes() + starts_.bytes() + scratch_.bytes() + sums_.bytes() + cells_.bytes() + stem_sums_.bytes() + image_.bytes();
+    int64_t total = entries_.bytes() + starts_.bytes() + scratch_.bytes() + sums_.bytes() + first_.bytes();
     for (const Activations& part : main_) total += part.bytes.bytes();
     for (const Activations& part : hidden_) total += part.bytes.bytes();
     for (const Stage& stage : stages_) total += stage.membranes.bytes();
@@ -173,8 +151,10 @@ class Workspace {
       const bool is_second = layer.name.back() == '2', is_shortcut = layer.kernel == 1;
       if (is_shortcut) ++stage;
       Activations* const before = &main_[layer.stride == 2 ? stage - 1 : stage];
-      if (is_second) add_stage(&layer, &hidden_[stage], &main_[stage], true);
-      else add_stage(&layer, before, is_shortcut ? &main_[stage] : &hidden_[stage], false);
+      if (is_second)
+        add_stage(&layer, &hidden_[stage], &main_[stage], true);
+      else
+        add_stage(&layer, before, is_shortcut ? &main_[stage] : &hidden_[stage], false);
     }
   }
 
@@ -189,55 +169,9 @@ class Workspace {
     stages_.push_back(std::move(stage));
   }
 
-  int32_t& cell(const multifire_event& e) { return cells_[(int64_t{e.y} * width_ + e.x) * model_.in_channels + e.p]; }
-
-  void clear_stem_sums() { std::memset(stem_sums_.data(), 0, static_cast<size_t>(stem_sums_.bytes())); }
-
-  // Adds the events of a cell to the stem's sums, and empties the cell.
-  void scatter(int y, int x, int channel) {
-    const Stem& stem = weights_.stem;
-    int32_t& cell = cells_[(int64_t{y} * width_ + x) * model_.in_channels + channel];
-    if (cell == 0) return;
-    for (int row = 0; row < 3; ++row) {
-      const int to_y = y + 1 - row;
-      if (to_y < 0 || to_y >= height_) continue;
-      for (int column = 0; column < 3; ++column) {
-        const int to_x = x + 1 - column;
-        if (to_x < 0 || to_x >= width_) continue;
-        const int32_t* weights = stem.integers.data() + int64_t{(row * 3 + column) * stem.in_channels + channel} * stem.channels();
-        int32_t* sums = stem_sums_.data() + (int64_t{to_y} * width_ + to_x) * stem.channels();
-        for (int o = 0; o < stem.channels(); ++o) sums[o] += cell * weights[o];
-      }
-    }
-    cell = 0;
-  }
-
-  // Prepares the stem's sums (of counts) or its input (of images).
-  void load_frame(const float* frame) {
-    if (!model_.counts) return load_image(frame);
-    clear_stem_sums();
-    for (int p = 0; p < model_.in_channels; ++p)
-      for (int y = 0; y < height_; ++y)
-        for (int x = 0; x < width_; ++x, ++frame) {
-          if (*frame == 0) continue;
-          cells_[(int64_t{y} * width_ + x) * model_.in_channels + p] = static_cast<int32_t>(*frame);
-          scatter(y, x, p);
-        }
-  }
-
-  void load_image(const float* frame) {
-    const std::vector<float>& mean = weights_.stem.mean;
-    for (int c = 0; c < model_.in_channels; ++c) {
-      const float shift = mean.empty() ? 0 : mean[static_cast<size_t>(c)];
-      for (int y = 0; y < height_; ++y)
-        for (int x = 0; x < width_; ++x)
-          image_[(int64_t{y + 1} * (width_ + 2) + x + 1) * model_.in_channels + c] = static_cast<double>(*frame++ - shift);
-    }
-  }
-
   void run_stems(const float* frames, int count, int64_t time_stride, Keep keep) {
     if (time_stride == 0) {
-      load_frame(frames);
+      first_.load_frame(frames);
       run_stem(0, count, keep);
       return;
     }
@@ -245,65 +179,34 @@ class Workspace {
     Stage& stage = stages_[0];
     if (keep == Keep::kNothing) std::memset(stage.membranes.data(), 0, static_cast<size_t>(stage.membranes.bytes()));
     for (int t = 0; t < count; ++t) {
-      load_frame(frames + t * time_stride);
+      first_.load_frame(frames + t * time_stride);
       run_stem(t, 1, Keep::kMembranes);
     }
   }
 
-  // Fires the stem `count` times on the frame that was loaded, from activations `t` on.
+  // Fires the stem `count` times on the frame that was loaded, for the time steps from t on.
   void run_stem(int t, int count, Keep keep) {
-    if (model_.counts) {
-      for (int i = 0; i < count; ++i) run_stem_counts(t + i, i == 0 ? keep : Keep::kMembranes);
-      return;
-    }
-    const Stem& stem = weights_.stem;
     Stage& stage = stages_[0];
-    auto* sums = reinterpret_cast<float*>(sums_.data());
-    for (int block = 0; block < stem.blocks; ++block)
+    for (int block = 0; block < stage.blocks; ++block)
       for (int y = 0; y < height_; ++y)
-        for (int x = 0; x < width_; x += kTile) {
-          const int pixels = std::min(kTile, width_ - x);
-          const double* window = image_.data() + (int64_t{y} * (width_ + 2) + x) * stem.in_channels;
-          kernels_.image_sums({window, int64_t{width_ + 2} * stem.in_channels, stem.in_channels, stem.floats.data() + block * kBlock, stem.channels(), pixels, sums});
-          float* membranes = tile_membranes(stage, block, y, x, pixels, keep);
-          FireArgs args{sums, true, stem.scale.data() + block * kBlock, stem.bias.data() + block * kBlock, membranes, pixels, &neuron_, false, nullptr, stage.out->channels};
-          for (int i = 0; i < count; ++i) {
-            args.out = stage.out->at(t + i, y, x) + block * kBlock;
-            kernels_.fire(args);
-          }
+        for (int x = 0, pixels; x < width_; x += pixels) {
+          pixels = first_.run_length(x);
+          first_.tile_sums(y, x, pixels, block, sums_.data());
+          float* membranes = tile_membranes(stage, block, y, x, pixels, keep, scratch_.data());
+          for (int i = 0; i < count; ++i)
+            kernels_.fire({sums_.data(), first_.has_floats(), first_.scale(block), first_.bias(y, x, block), membranes,
+                           pixels, &neuron_, false, stage.out->at(t + i, y, x) + block * kBlock, stage.out->channels});
         }
     stage.frames += count;
   }
 
-  void run_stem_counts(int t, Keep keep) {
-    const Stem& stem = weights_.stem;
-    Stage& stage = stages_[0];
-    if (keep == Keep::kNothing) std::memset(stage.membranes.data(), 0, static_cast<size_t>(stage.membranes.bytes()));
-    for (int block = 0; block < stem.blocks; ++block)
-      for (int y = 0; y < height_; ++y)
-        for (int x = 0, pixels; x < width_; x += pixels) {
-          pixels = edge_kind(x, width_) ? 1 : std::min(kTile, width_ - 1 - x);  // those whose bias is the same
-          stem_tile(stage, t, y, x, pixels, block);
-        }
-    ++stage.frames;
-  }
-
-  void stem_tile(Stage& stage, int t, int y, int x, int pixels, int block) {
-    const Stem& stem = weights_.stem;
-    for (int i = 0; i < pixels; ++i)
-      std::memcpy(sums_.data() + i * kBlock, stem_sums_.data() + (int64_t{y} * width_ + x + i) * stem.channels() + block * kBlock, kBlock * sizeof(int32_t));
-    const float* bias = stem.edge_biases.data() + (edge_kind(y, height_) * 4 + edge_kind(x, width_)) * stem.channels() + block * kBlock;
-    float* membranes = tile_membranes(stage, block, y, x, pixels, Keep::kMembranes);
-    kernels_.fire({sums_.data(), false, stem.scale.data() + block * kBlock, bias, membranes, pixels, &neuron_, false, stage.out->at(t, y, x) + block * kBlock, stage.out->channels});
-  }
-
   // The membranes of a tile: those that the stream keeps, or zeros.
-  float* tile_membranes(Stage& stage, int block, int y, int x, int pixels, Keep keep, float* scratch = nullptr) {
+  float* tile_membranes(Stage& stage, int block, int y, int x, int pixels, Keep keep, float* scratch) {
     if (keep == Keep::kMembranes) {
       is_reset_ = false;
-      return stage.membranes.data() + block * stage.block_size(neuron_) + (int64_t{y} * stage.out->width + x) * stage.pixel_size(neuron_);
+      return stage.membranes.data() + block * stage.block_size(neuron_) +
+             (int64_t{y} * stage.out->width + x) * stage.pixel_size(neuron_);
     }
-    if (!scratch) scratch = scratch_.data();
     std::memset(scratch, 0, sizeof(float) * static_cast<size_t>(pixels * stage.pixel_size(neuron_)));
     return scratch;
   }
@@ -332,14 +235,19 @@ class Workspace {
     const int pixels = std::min(kTile, stage.out->width - x);
     float* membranes[kParts];
     for (int i = 0; i < blocks; ++i)
-      membranes[i] = tile_membranes(stage, block + i, y, x, pixels, keep, scratch_.data() + i * kTile * stage.pixel_size(neuron_));
+      membranes[i] = tile_membranes(stage, block + i, y, x, pixels, keep,
+                                    scratch_.data() + i * kTile * stage.pixel_size(neuron_));
     for (int t = 0, frames; t < count; t += frames) {
       frames = sparse ? 1 : std::min(kParts / blocks, count - t);
-      if (sparse) sparse_sums(stage, t, y, x, block, pixels);
-      else dense_sums(stage, t, frames, y, x, block, blocks, pixels);
+      if (sparse)
+        sparse_sums(stage, t, y, x, block, pixels);
+      else
+        dense_sums(stage, t, frames, y, x, block, blocks, pixels);
       for (int i = 0; i < frames * blocks; ++i) {
         const int64_t channel = int64_t{block + i % blocks} * kBlock;
-        kernels_.fire({sums_.data() + i * kTile * kBlock, false, layer.scale.data() + channel, layer.bias.data() + channel, membranes[i % blocks], pixels, &neuron_, stage.adds, stage.out->at(t + i / blocks, y, x) + channel, stage.out->channels});
+        kernels_.fire({sums_.data() + i * kTile * kBlock, false, layer.scale.data() + channel, layer.bias.data() + channel,
+                       membranes[i % blocks], pixels, &neuron_, stage.adds, stage.out->at(t + i / blocks, y, x) + channel,
+                       stage.out->channels});
       }
     }
   }
@@ -348,7 +256,9 @@ class Workspace {
     const Layer& layer = *stage.layer;
     const int border = layer.kernel / 2;
     const uint8_t* input = stage.in->at(t, y * layer.stride - border, x * layer.stride - border);
-    kernels_.dense_sums({input, int64_t{layer.stride} * stage.in->channels, stage.offsets.data(), layer.items, layer.groups, layer.ends.data(), layer.weights.data() + block * layer.block_stride(), layer.block_stride(), pixels, blocks, frames, stage.in->frame_size(), sums_.data()});
+    kernels_.dense_sums({input, int64_t{layer.stride} * stage.in->channels, stage.offsets.data(), layer.items, layer.groups,
+                         layer.ends.data(), layer.weights.data() + block * layer.block_stride(), layer.block_stride(),
+                         pixels, blocks, frames, stage.in->frame_size(), sums_.data()});
   }
 
   void sparse_sums(const Stage& stage, int t, int y, int x, int block, int pixels) {
@@ -357,8 +267,10 @@ class Workspace {
     const int border = layer.kernel / 2, row = y * layer.stride + 1 - border, column = x * layer.stride + 1 - border;
     const int64_t row_starts = stage.in->width + 2, column_size = int64_t{units_of(layer)} * unit_bytes();
     const int32_t* starts = starts_.data() + (int64_t{t} * (stage.in->height + 2) + row) * row_starts + column;
-    const int8_t* weights = pairs ? layer.pairs.data() + block / kSparseBlocks * layer.kernel * layer.kernel * column_size : layer.weights.data() + block * layer.block_stride();
-    kernels_.sparse_sums({entries_.data(), starts, row_starts, column, layer.stride, layer.kernel, weights, layer.block_stride(), column_size, layer.span, layer.widens, pixels, sums_.data()});
+    const int8_t* weights = pairs ? layer.pairs.data() + block / kSparseBlocks * layer.kernel * layer.kernel * column_size
+                                  : layer.weights.data() + block * layer.block_stride();
+    kernels_.sparse_sums({entries_.data(), starts, row_starts, column, layer.stride, layer.kernel, weights,
+                          layer.block_stride(), column_size, layer.span, layer.widens, pixels, sums_.data()});
   }
 
   int units_of(const Layer& layer) const { return layer.groups * kGroup / kernels_.sparse_unit; }
@@ -401,7 +313,8 @@ class Workspace {
     const int units = units_of(layer);
     int64_t active = 0;
     for (int64_t pixel = 0; pixel < count * padded_pixels(stage); ++pixel)
-      for (int unit = 0; unit < units; ++unit) active += unit_at(stage.in->bytes.data() + pixel * stage.in->channels, unit) != 0;
+      for (int unit = 0; unit < units; ++unit)
+        active += unit_at(stage.in->bytes.data() + pixel * stage.in->channels, unit) != 0;
     stage.units_seen += int64_t{count} * stage.in->height * stage.in->width * units;
     stage.units_active += active;
     return active <= largest_list(stage, count);
@@ -432,7 +345,8 @@ class Workspace {
         const uint8_t* bytes = last.at(t, y, x);
         for (int c = 0; c < channels; ++c) pool_sums_[c] += bytes[c];
       }
-    for (int c = 0; c < channels; ++c) pooled_[c] = static_cast<double>(static_cast<float>(pool_sums_[c]) / static_cast<float>(pixels));
+    for (int c = 0; c < channels; ++c)
+      pooled_[c] = static_cast<double>(static_cast<float>(pool_sums_[c]) / static_cast<float>(pixels));
     for (int k = 0; k < model_.classes; ++k) {
       const float* weights = weights_.voting_weight.data() + int64_t{k} * channels;
       double sum = 0;
@@ -443,7 +357,9 @@ class Workspace {
     }
   }
 
+  // Computes the frame that the first layer has loaded.
   void finish_step(float* logits) {
+    run_stem(0, 1, Keep::kMembranes);
     run_layers(1, Keep::kMembranes);
     vote(0, logit_sum_.data(), nullptr);
     ++frames_since_reset_;
@@ -455,13 +371,14 @@ class Workspace {
   const Model& model_;
   const Neuron& neuron_;
   int height_, width_, steps_;
+  FirstLayer first_;
   Activations main_[3], hidden_[3];
   std::vector<Stage> stages_;
   Buffer<Entry> entries_;  // of the units that are not zero, and the first of each pixel
   Buffer<int32_t> starts_;
   Buffer<float> scratch_, logit_sum_;
-  Buffer<int32_t> sums_, cells_, stem_sums_, pool_sums_;
-  Buffer<double> image_, pooled_;
+  Buffer<int32_t> sums_, pool_sums_;
+  Buffer<double> pooled_;
   int64_t frames_since_reset_ = 0;
   bool is_reset_ = true;
 };
