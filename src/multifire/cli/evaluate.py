@@ -1,16 +1,15 @@
 """multifire eval: score a run's checkpoint on the test set."""
 
 import argparse
-from pathlib import Path
 
-from multifire.cli.options import add_checkpoint, add_code, add_device, add_root
+from multifire.cli.options import add_checkpoint, add_code, add_device, add_root, add_run
 from multifire.cli.output import print_lines, print_table
 
 
 def add_parser(commands) -> None:
     """Add the command and its options to the parser."""
     parser = commands.add_parser("eval", help="score a run's checkpoint on the test set")
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    add_run(parser)
     add_code(parser)
     add_checkpoint(parser)
     add_root(parser)

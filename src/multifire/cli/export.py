@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from multifire.cli.options import add_checkpoint, add_code, add_root
+from multifire.cli.options import add_checkpoint, add_code, add_root, add_run
 
 FORMATS = ("int8", "onnx", "onnx-int8", "nir", "pretrained")
 
@@ -11,7 +11,7 @@ FORMATS = ("int8", "onnx", "onnx-int8", "nir", "pretrained")
 def add_parser(commands) -> None:
     """Add the command and its options to the parser."""
     parser = commands.add_parser("export", help="write a run's network to a file for use outside the trainer")
-    parser.add_argument("folder", type=Path, metavar="RUN", help="run folder")
+    add_run(parser)
     add_code(parser)
     parser.add_argument("--to", choices=FORMATS, metavar="format", required=True,
                         help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; "

@@ -4,6 +4,22 @@ import argparse
 from pathlib import Path
 
 
+def add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Add the argument RUN; with `several`, one or more of them."""
+    about = "run folder, or a network that the package contains, such as digits"
+    if several:
+        parser.add_argument("folders", type=_run_folder, nargs="+", metavar="RUN", help=about)
+    else:
+        parser.add_argument("folder", type=_run_folder, metavar="RUN", help=about)
+
+
+def _run_folder(text: str) -> Path:
+    """Return the folder of a run; the run of a network of the package is copied into runs/ first."""
+    from multifire.export.shipped import copy_shipped, shipped_names
+
+    return Path(text) if Path(text).exists() or text not in shipped_names() else copy_shipped(text, Path("runs"))
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint."""
     parser.add_argument("--checkpoint", choices=("best", "last"), metavar="checkpoint",

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from multifire.cli.options import add_code, add_root
+from multifire.cli.options import add_code, add_root, add_run
 from multifire.cli.output import print_lines
 from multifire.utils.progress import Bar
 
@@ -13,7 +13,7 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "report", help="write an HTML page about runs, and every chart as a picture and as CSV"
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="run folder")
+    add_run(parser, several=True)
     add_code(parser)
     parser.add_argument(
         "--out", type=Path, help="file of the page (default: RUN/report.html; several runs: report.html)"

@@ -18,7 +18,9 @@ from multifire.config.json_format import model_config
 from multifire.config.parameters import count_parameters
 from multifire.export import hub
 from multifire.export.provenance import KEY, KEYS, describe, read_provenance, stored
+from multifire.export.shipped import shipped_names, shipped_run
 from multifire.nn import SpikingNetwork, config_of_model, model_from_config
+from multifire.training.load_run import load_run
 from multifire.utils.files import write_atomic, write_json
 from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
 
@@ -43,14 +45,15 @@ def save_pretrained(model: SpikingNetwork, folder: str | Path, provenance: dict[
     config_digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     header = {"multifire": str(PRETRAINED_VERSION), "kind": KIND, "config.json": config_digest}
     write_tensors(folder / "model.safetensors", model.state_dict(), header)
-    write_atomic(folder / "README.md", _card(model, provenance).encode())
+    write_atomic(folder / "README.md", card(model, provenance).encode())
 
 
 def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str | None = None) -> SpikingNetwork:
     """Load a network that `save_pretrained` wrote, in evaluation mode.
 
     Args:
-        source: a folder, or "owner/name" on Hugging Face's hub; an existing folder of that name takes precedence.
+        source: a folder; or a network that the package contains, such as "digits"; or "owner/name" on Hugging Face's
+            hub. An existing folder of that name takes precedence.
         backend: "auto" or a name in `multifire.ops.BACKENDS`.
         revision: branch, tag or commit hash on the hub.
 
@@ -58,6 +61,8 @@ def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str 
         FileNotFoundError: no such folder, network or revision, or a file in it is missing.
         ValueError: a damaged file, tensors that do not fit the configuration, or the extra `hub` is not installed.
     """
+    if revision is None and not Path(source).is_dir() and str(source) in shipped_names():
+        return load_run(shipped_run(str(source)), backend=backend).model
     on_hub = revision is not None or (hub.is_name(source) and not Path(source).is_dir())
     folder = hub.download(str(source), revision) if on_hub else Path(source)
     path = folder / "config.json"
@@ -127,8 +132,8 @@ def push_to_hub(folder: str | Path, name: str, *, private: bool = False) -> str:
     return hub.upload(Path(folder), name, private)
 
 
-def _card(model: nn.Module, provenance: dict[str, Any] | None) -> str:
-    """Return the model card: a Markdown page with provenance, size and how to load the network."""
+def card(model: nn.Module, provenance: dict[str, Any] | None, name: str = "this folder, or its name on the hub") -> str:
+    """Return the model card: a Markdown page with provenance, size and how to load the network by its name."""
     numbers = sum(parameter.numel() for parameter in model.parameters())
     facts = [f"- **{name}**: {html.escape(text)}" for name, text in describe(provenance)] if provenance else []
     lines = [
@@ -144,7 +149,7 @@ def _card(model: nn.Module, provenance: dict[str, Any] | None) -> str:
         "```python",
         "import multifire as mf",
         "",
-        'model = mf.from_pretrained("this folder, or its name on the hub")',
+        f'model = mf.from_pretrained("{name}")',
         "logits = model(frames)  # [T, N, C, H, W] -> [N, classes]",
         "```",
         "",
