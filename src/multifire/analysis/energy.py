@@ -29,13 +29,12 @@ Prices: 45 nm, fp32: addition 0.9 pJ, multiplication 3.7 pJ. Horowitz, "Computin
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
 from multifire.analysis.probe import LabelledBatches, preserve_state, run_batches
 from multifire.nn import PlainBlock, SpikingNetwork
@@ -229,7 +228,26 @@ def are_integers(x: Tensor) -> bool:
 
 def accumulates(conv: nn.Conv2d, x_NCHW: Tensor, out_NCHW: Tensor) -> float:
     """Return Σ |input| · fan-out: the number of accumulates that integers x cost in a convolution."""
-    ones = x_NCHW.new_ones((1, 1, *conv.kernel_size), dtype=torch.float64)
-    outputs = x_NCHW.new_ones((1, 1, *out_NCHW.shape[2:]), dtype=torch.float64)
-    fan_out_HW = conv2d_input((1, 1, *x_NCHW.shape[2:]), ones, outputs, conv.stride, conv.padding)[0, 0]  # pyright: ignore[reportArgumentType]
-    return conv.out_channels * (x_NCHW.abs().sum((0, 1), dtype=torch.float64) * fan_out_HW).sum().item()
+    fan_out_HW = fan_out(conv, x_NCHW.shape[2:], out_NCHW.shape[2:], x_NCHW.device)
+    return (x_NCHW.abs().sum((0, 1), dtype=torch.float64) * fan_out_HW).sum().item()
+
+
+def fan_out(conv: nn.Conv2d, size: Sequence[int], out_size: Sequence[int], device: torch.device) -> Tensor:
+    """Return the number of outputs that read each pixel [H, W] of an input channel, which is smaller at borders."""
+    height, width = (
+        _readers(*numbers, device)
+        for numbers in zip(size, out_size, conv.kernel_size, conv.stride, _padding(conv), strict=True)
+    )
+    return conv.out_channels * height[:, None] * width
+
+
+def _readers(size: int, out_size: int, kernel: int, stride: int, padding: int, device: torch.device) -> Tensor:
+    """Return for each pixel of a line the number of outputs whose kernel covers it."""
+    pixel = torch.arange(size, device=device)[:, None]
+    first = torch.arange(out_size, device=device) * stride - padding
+    return ((first <= pixel) & (pixel < first + kernel)).sum(1)
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
+    assert not isinstance(conv.padding, str)
+    return conv.padding

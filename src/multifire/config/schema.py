@@ -153,6 +153,8 @@ class OptimConfig:
     """mean: cross entropy of the time-averaged logits; tet: cross entropy of each time step's logits, averaged."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross entropy, 0 <= s < 1."""
+    spike_penalty: float = 0.0
+    """Add this times a sample's million synaptic operations to its loss: fewer spikes for some accuracy. 0: off."""
     clip_norm: float | None = None
     """Clip the gradient to this total norm; None: no clipping."""
     warmup_epochs: float = 0.0
@@ -173,7 +175,10 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes. Options that only decide how it is run are in TrainOptions."""
+    """Everything that decides what a run computes.
+
+    Options that only decide how it is run are in `TrainOptions`.
+    """
 
     recipe: str = "digits"
     """Recipe that the run started from."""
@@ -238,6 +243,7 @@ class RunConfig:
         _require(optim.step_epochs >= 1, "optim.step_epochs", optim.step_epochs, "at least 1")
         _require(0 < optim.warmup_share < 1, "optim.warmup_share", optim.warmup_share, "0 < fraction < 1")
         _require(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "0 <= s < 1")
+        _require(optim.spike_penalty >= 0, "optim.spike_penalty", optim.spike_penalty, "at least 0")
         _require(optim.clip_norm is None or optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
         _require(optim.warmup_epochs >= 0, "optim.warmup_epochs", optim.warmup_epochs, "at least 0")
         _require(optim.accumulate >= 1, "optim.accumulate", optim.accumulate, "at least 1")
@@ -254,7 +260,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a run is carried out. These options do not change what it computes, and may differ when it is resumed."""
+    """How a run is carried out.
+
+    These options do not change what it computes, and may differ when it is resumed.
+    """
 
     resume: Literal["no", "yes", "auto"] = "no"
     """Continue the run in the folder (--resume); auto: continue if there is one, else start."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multifire.config import RunConfig, TrainOptions
-from multifire.nn import OwnNetwork, SpikingNetwork, TdBatchNorm2d, model_from_config
+from multifire.nn import OwnNetwork, SpikingNetwork, TdBatchNorm2d, model_from_config, require_known
 from multifire.training.average import MovingAverage
 from multifire.training.captured import TrainingStep, logits_function, why_not_captured
 from multifire.training.checkpoint import Position
@@ -92,6 +92,8 @@ def set_up(
     cfg = batches.cfg
     torch.manual_seed(cfg.seed)
     model = build_network(cfg, own).to(device)
+    if cfg.optim.spike_penalty:
+        require_known(model, "optim.spike_penalty")
     for norm in model.modules():
         if isinstance(norm, TdBatchNorm2d):
             norm.sync = cfg.sync_norm and processes.world > 1

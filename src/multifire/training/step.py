@@ -16,6 +16,7 @@ from multifire.config import OptimConfig, RunConfig
 from multifire.datasets.mixup import MixedLabels
 from multifire.training.distributed import ALONE, Processes
 from multifire.training.own import Loss, check_loss
+from multifire.training.penalty import count_spikes
 from multifire.utils.device import autocast
 from multifire.utils.memory import first_step_done
 
@@ -99,16 +100,21 @@ def forward_backward(
 ) -> Tensor:
     """Compute the loss and add grad_scale·∇(sum of losses) to the parameters' gradients.
 
+    The penalty on spikes is part of the gradient, not of the loss that is returned.
+
     Returns the sum of losses, the number of correct predictions and the number of samples, float64 [3].
     """
     # Without samples there are no batch statistics, so the network runs in evaluation mode. It must run, since the
     # other processes wait for its gradients.
     network.train(len(y) > 0 or cfg.sync_norm)
-    with autocast(x_TNCHW.device, cfg.precision):
-        logits_TNL = network(x_TNCHW, per_step=True)
-    logits_TNL = logits_TNL.to(torch.promote_types(logits_TNL.dtype, torch.float32))
-    loss = sum_of_losses(logits_TNL, y, cfg.optim) if own_loss is None else sum_of_own(own_loss, logits_TNL, y)
-    (loss * grad_scale).backward()
+    penalty = cfg.optim.spike_penalty
+    with count_spikes(network) if penalty else contextlib.nullcontext() as counter:
+        with autocast(x_TNCHW.device, cfg.precision):
+            logits_TNL = network(x_TNCHW, per_step=True)
+        logits_TNL = logits_TNL.to(torch.promote_types(logits_TNL.dtype, torch.float32))
+        loss = sum_of_losses(logits_TNL, y, cfg.optim) if own_loss is None else sum_of_own(own_loss, logits_TNL, y)
+        objective = loss if counter is None else loss + penalty * counter.millions()
+        (objective * grad_scale).backward()  # inside, since checkpointed stages run again
     classes = y if y.dim() == 1 else y.argmax(1)
     correct = logits_TNL.detach().mean(0).argmax(1).eq(classes).sum()
     return torch.stack([loss.detach().double(), correct.double(), torch.full_like(correct, len(y)).double()])
