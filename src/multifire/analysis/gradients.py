@@ -49,7 +49,12 @@ class Gradients:
 
 
 def mean_cross_entropy(logits_TNL: Tensor, y: Tensor) -> Tensor:
-    """Return the paper's loss, summed over samples: the cross entropy of the time-averaged logits."""
+    """Return the paper's loss, summed over samples: the cross entropy of the time-averaged logits.
+
+    Args:
+        logits_TNL: logits of each time step [T, N, classes].
+        y: the classes [N].
+    """
     return F.cross_entropy(logits_TNL.mean(0), y, reduction="sum")
 
 

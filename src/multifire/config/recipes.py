@@ -140,6 +140,7 @@ RECIPES: dict[str, Recipe] = {
     "asl-dvs": Recipe(ASL_DVS, "ASL-DVS: the letters of a sign language"),
     "digits-dvs": Recipe(DIGITS_DVS, "the demo with events, simulated from those digits"),
 }
+"""The recipes by name."""
 
 
 def recipe(name: str, **overrides: Any) -> RunConfig:

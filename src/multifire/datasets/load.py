@@ -35,7 +35,8 @@ def load(name: str, root: str | Path = "data", cfg: DataConfig | None = None) ->
         cfg: how recordings are cut into frames (default: that of the recipe of the same name), what own data must be.
 
     Raises:
-        ValueError: unknown data set, or one that was given as an object, or a damaged file; names the file and the damage.
+        ValueError: an unknown data set, one that was given as an object, or a damaged file; names the file and the
+            damage.
         FileNotFoundError: missing, incomplete or unprepared files; names the searched folders and what to do.
     """
     if name.startswith(GIVEN):

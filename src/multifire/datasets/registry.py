@@ -299,6 +299,7 @@ DATASETS: dict[str, DatasetInfo] = {
         simulated=True,
     ),
 }
+"""Descriptions of the data sets that multifire reads, by name."""
 
 
 OWN_DATA: dict[str, str] = {

@@ -25,7 +25,11 @@ SLICE_EVENTS = 1 << 15  # events of an array that are processed at a time
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """Options for frames [T, 2, H, W] with row = y, column = x, channel = p."""
+    """Options for frames [T, 2, H, W] with row = y, column = x, channel = p.
+
+    Raises:
+        ValueError: an option is unknown or out of range.
+    """
 
     size: tuple[int, int] = (32, 32)
     """H, W of a frame, in cells."""

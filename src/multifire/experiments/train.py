@@ -46,8 +46,12 @@ def train(
         options: fields of TrainOptions, such as resume, max_time or analyze_every.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError, FloatingPointError, MemoryError, OSError: as
-            `multifire.training.loop.train`.
+        ValueError: the configuration, a part of one's own, the data or a checkpoint is not usable.
+        FileNotFoundError: the data or the run to resume are missing.
+        FileExistsError: `out` has a run and `resume` is "no", or another process trains in it.
+        FloatingPointError: a loss or a gradient is NaN or infinite; the last good checkpoint is kept.
+        MemoryError: a step needs too much memory; the message names a batch size that fits.
+        OSError: the disk is full.
     """
     if network is not None:
         cfg = dataclasses.replace(cfg, model=_model_of(network, cfg))

@@ -17,7 +17,10 @@ from multifire.nn.block import convolve, is_static_input
 
 
 class FoldedFire(Streaming):
-    """A ConvFire whose norm is folded into its convolution: o = MLF(conv(x) + bias + add_before) + add_after."""
+    """A ConvFire whose norm is folded into its convolution, [T, N, C, H, W].
+
+    o = MLF(conv(x) + bias + add_before) + add_after
+    """
 
     def __init__(self, layer: ConvFire):
         super().__init__()
@@ -52,8 +55,9 @@ class FoldedFire(Streaming):
 
 
 class Shift(nn.Module):
-    """Subtract the mean of an input norm, y = x - mean per channel; its scale is folded into the stem's weights.
+    """Subtract the mean of an input norm from x [T, N, C, H, W]: y = x - mean per channel.
 
+    Its scale is folded into the stem's weights.
     The shift cannot move into a bias: the stem pads with zeros after the norm, so a bias would be wrong at the borders.
     """
 

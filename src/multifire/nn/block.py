@@ -45,7 +45,7 @@ def make_conv(in_channels: int, out_channels: int, kernel: int, stride: int) -> 
 
 
 class ConvNorm(nn.Module):
-    """y = tdBN(conv(x)): the shortcut of a plain block, added to the current of its second layer of neurons.
+    """y = tdBN(conv(x)), [T, N, C, H, W]: the shortcut of a plain block, added to the current of its second neurons.
 
     Threshold and backend of the norm are those of `neuron`, which does not fire here.
     """
@@ -110,9 +110,9 @@ class ConvFire(Streaming):
 class DSBlock(Streaming):
     """Dormant-suppressed residual block: o = MLF(F₂(MLF(F₁(x)))) + shortcut(x), F = tdBN∘conv3×3.
 
-    The shortcut is x or, if shapes change, MLF(tdBN(conv1×1)). It is added after firing, so that the gradient
-    reaches earlier blocks even where the block's own neurons are dormant. Activations stay integers: each
-    block adds at most K.
+    x and o are [T, N, C, H, W]. The shortcut is x or, if shapes change, MLF(tdBN(conv1×1)). It is added after firing,
+    so that the gradient reaches earlier blocks even where the block's own neurons are dormant. Activations stay
+    integers: each block adds at most K.
 
     Source: Feng et al., IJCAI 2022, section 3.3.
     """
@@ -132,7 +132,8 @@ class DSBlock(Streaming):
 class PlainBlock(Streaming):
     """Plain residual block: o = MLF(F₂(MLF(F₁(x))) + shortcut(x)), F = tdBN∘conv3×3.
 
-    The shortcut is x or, if shapes change, tdBN(conv1×1). It is added before firing, as in earlier spiking ResNets.
+    x and o are [T, N, C, H, W]. The shortcut is x or, if shapes change, tdBN(conv1×1). It is added before firing, as in
+    earlier spiking ResNets.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, make_neuron: MakeNeuron = MLF):

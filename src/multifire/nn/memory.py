@@ -30,7 +30,7 @@ class Kept(NamedTuple):
 
 
 def kept_for_backward(model: nn.Module, x_TNCHW: Tensor) -> Kept:
-    """Run `model` forward and count the bytes that autograd keeps for the backward pass.
+    """Run `model` forward on x [T, N, C, H, W] and count the bytes that autograd keeps for the backward pass.
 
     Call it inside the autocast that training uses. A neuron-step is one neuron of one sample at one time step.
     """

@@ -120,7 +120,7 @@ class SpikingNetwork(nn.Module):
 
 
 class SpikePool(nn.Module):
-    """The largest of neighbouring spikes: max pooling, which keeps integers."""
+    """The largest of neighbouring spikes, [T, N, C, H, W]: max pooling, which keeps integers."""
 
     def __init__(self, kernel: int, stride: int):
         super().__init__()

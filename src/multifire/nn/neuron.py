@@ -241,7 +241,7 @@ def _raw_gaps(thresholds: Sequence[float]) -> Tensor:
 
 
 class MSF(MLF):
-    """Multi-synaptic firing neurons: one membrane with K thresholds, set to zero if any level fires.
+    """Multi-synaptic firing neurons, [T, ...]: one membrane with K thresholds, set to zero if any level fires.
 
         u[t] = decay · u[t-1] · 1[o[t-1] = 0] + x[t],   o[t] = Σ_k 1[u[t] > θ_k]
 
@@ -256,7 +256,7 @@ class MSF(MLF):
 
 
 class ILIF(MLF):
-    """Integer leaky integrate-and-fire neurons: one membrane, rounded to an integer, which is subtracted.
+    """Integer leaky integrate-and-fire neurons, [T, ...]: one membrane, rounded to an integer, which is subtracted.
 
         u[t] = decay · (u[t-1] - o[t-1]) + x[t],   o[t] = round(clip(u[t], 0, K))
 
@@ -274,7 +274,7 @@ class ILIF(MLF):
 
 
 class Ternary(MLF):
-    """Ternary neurons: spikes -1, 0 and 1, and a reset to zero.
+    """Ternary neurons, [T, ...]: spikes -1, 0 and 1, and a reset to zero.
 
         u[t] = decay · u[t-1] · (1 - |o[t-1]|) + x[t],   o[t] = sign(u[t]) · 1[|u[t]| > θ]
 

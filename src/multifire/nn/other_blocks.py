@@ -10,10 +10,10 @@ from multifire.nn.neuron import MLF, Stream, Streaming
 
 
 class MSBlock(Streaming):
-    """Membrane-shortcut block: y = shortcut(x) + F₂(MLF(F₁(MLF(x)))), F = tdBN∘conv3×3; x and y are currents.
+    """Membrane-shortcut block: y = shortcut(x) + F₂(MLF(F₁(MLF(x)))), F = tdBN∘conv3×3.
 
-    The shortcut is x or, if shapes change, tdBN(conv1×1). No neuron lies on it, so that currents reach later blocks
-    unchanged; a network of such blocks ends with neurons.
+    x and y are currents [T, N, C, H, W]. The shortcut is x or, if shapes change, tdBN(conv1×1). No neuron lies on it,
+    so that currents reach later blocks unchanged; a network of such blocks ends with neurons.
 
     Source: Hu et al., "Advancing spiking neural networks toward deep residual learning", TNNLS 2024.
     """
@@ -35,7 +35,8 @@ class MSBlock(Streaming):
 class SEWBlock(DSBlock):
     """Spike-element-wise block with addition: o = MLF(F₂(MLF(F₁(x)))) + shortcut(x), F = tdBN∘conv3×3.
 
-    It is the dormant-suppressed block; the two differ by their neurons: SEW networks have ordinary ones, K = 1.
+    x and o are [T, N, C, H, W]. It is the dormant-suppressed block; the two differ by their neurons: SEW networks have
+    ordinary ones, K = 1.
 
     Source: Fang et al., "Deep residual learning in spiking neural networks", NeurIPS 2021.
     """

@@ -68,6 +68,9 @@ class SpikingResNet(SpikingNetwork):
         imagenet: for large images: a 7×7 convolution with stride 2, then 3×3 max pooling of spikes with stride 2.
         make_neuron: called once for each layer of neurons.
 
+    Raises:
+        ValueError: an unknown name of a block.
+
     Source: Feng et al., IJCAI 2022, section 4 and table 1.
     """
 
@@ -218,7 +221,11 @@ def is_own(model: nn.Module) -> bool:
 
 
 def require_known(model: nn.Module, what: str) -> None:
-    """Raise a ValueError for a network of the user; `what` is what needs to know its layers."""
+    """Refuse a network of the user; `what` is what needs to know its layers.
+
+    Raises:
+        ValueError: `model` is an `OwnNetwork`.
+    """
     if isinstance(model, OwnNetwork):
         raise ValueError(f"{what} needs one of multifire's networks, whose layers it knows; {model.name} is your own")
 

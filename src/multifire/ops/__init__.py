@@ -15,12 +15,31 @@ from torch import Tensor
 from multifire.config import neurons
 from multifire.ops import compiled, cpu, reference, triton
 from multifire.ops.checks import check_neuron, check_no_norm, check_norm
-from multifire.ops.surrogates import register_surrogate as register_surrogate
+from multifire.ops.surrogates import register_surrogate
 from multifire.utils.errors import unknown
 from multifire.utils.log import log
 
+__all__ = [
+    "BACKENDS",
+    "PAPER_THRESHOLDS",
+    "PackedSpikes",
+    "backend_name",
+    "backends_used",
+    "choose_backend",
+    "default_thresholds",
+    "mlf",
+    "mlf_uint8",
+    "pack_spikes",
+    "register_surrogate",
+    "tdbn",
+    "tdbn_mlf",
+    "unpack_spikes",
+]
+
 PAPER_THRESHOLDS = (0.6, 1.6, 2.6)
+"""Thresholds θ of the paper, for K = 3 levels."""
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton, "reference": reference}
+"""The modules that compute, by the names that `backend=` and MULTIFIRE_BACKEND take."""
 
 _used: dict[str, None] = {}
 _announced_surrogates: set[str] = set()
@@ -32,9 +51,9 @@ def default_thresholds(levels: int, v_threshold: float = PAPER_THRESHOLDS[0], wi
 
 
 def choose_backend(backend: str, x: Tensor, levels: int = 1, surrogate: str = "rect") -> ModuleType:
-    """Return the module that computes for `x`; see `backend_name`. Its first use is announced in the log.
+    """Return the module that computes for a tensor `x` of any shape [...]; see `backend_name`.
 
-    For a registered surrogate it is the reference under torch.compile.
+    Its first use is announced in the log. For a registered surrogate it is the reference under torch.compile.
 
     Raises:
         ValueError: no such backend, or it cannot run here; says why.
@@ -49,7 +68,7 @@ def choose_backend(backend: str, x: Tensor, levels: int = 1, surrogate: str = "r
 
 
 def backend_name(backend: str, x: Tensor, levels: int = 1, surrogate: str = "rect") -> str:
-    """Return the name of the backend that computes for `x`.
+    """Return the name of the backend that computes for a tensor `x` of any shape [...].
 
     "auto" is the environment variable MULTIFIRE_BACKEND if it is set, else the fastest backend that can run.
 
@@ -354,7 +373,7 @@ class PackedSpikes(NamedTuple):
 
 
 def pack_spikes(x: Tensor, bits: int = 2, max_value: int | None = None) -> PackedSpikes | None:
-    """Pack integers 0..255 into 2, 4 or 8 bits each; return None if x is to be kept unpacked.
+    """Pack integers 0..255 of any shape [...] into 2, 4 or 8 bits each; return None if x is to be kept unpacked.
 
     On a CPU every value is checked: the number of bits, at least `bits`, is the smallest that fits, and the result is
     None if x holds another value. On a GPU a check would make the host wait in every layer: `max_value`, the largest
