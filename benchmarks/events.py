@@ -3,16 +3,18 @@
 
 usage: benchmarks/events.py [--events N] [--runs N] [--out FOLDER]
 
-Writes two synthetic recordings of a DVS128 camera: one in AEDAT 2.0, and one in AEDAT 3.1 with packets of 2,000 events
-and packets of another type between them. Each recording has twelve windows of 40 slices of 30 ms. Each window becomes
-frames [40, 2, 32, 32] in three ways, which run in turns:
+Writes the same synthetic events in every format that is read without another program: those of a DVS128 camera in
+AEDAT 2.0 and 3.1, those of a DAVIS346 in AEDAT 2.0, NPY, NPZ, HDF5, CSV, DAT, EVT2 and EVT3. Each recording has twelve
+windows of 40 slices of 30 ms. Each window becomes frames [40, 2, 32, 32], of the DVS128 in three ways, which run in
+turns:
 
-    stream     frames_of_windows, as `multifire data prepare` uses it
+    stream     frames_of_windows, as `multifire data prepare` uses it (every format)
     array      read_events for the whole file, then to_frames for each window
     numpy      np.frombuffer into a structured array, then np.add.at for each slice
 
-Each run is a process of its own. It reports the time from opening the file to the last frame, and its peak memory. The
-three ways must return the same counts. Writes events.csv (every run) and events.md (medians, machine, versions).
+Each run is a process of its own. It reports the computing time from opening the file to the last frame, and its peak
+memory. All ways and formats of a camera must return the same counts. Writes events.csv (every run) and events.md
+(medians, machine, versions).
 """
 
 import argparse
@@ -33,37 +35,59 @@ import numpy as np
 
 from multifire import __version__
 from multifire.events import EVENT_DTYPE, FrameOptions, frames_of_windows, open_recording, read_events, to_frames
+from multifire.events.convert import convert
 from multifire.utils.device import processor
 from multifire.utils.memory import peak_resident
 
 WINDOWS, SLICES, SLICE_US = 12, 40, 30_000
 WINDOW_US = SLICES * SLICE_US
-PACKET_EVENTS = 2_000
+DVS128, DAVIS346 = (128, 128), (260, 346)
+SMALL_FORMATS = ("aedat2", "aedat3.1")
+LARGE_FORMATS = ("aedat2 davis", "npy", "npz", "hdf5", "csv", "dat", "evt2", "evt3")
+"""Formats of the recordings of the DVS128, and of those of the DAVIS346."""
 WAYS = ("stream", "array", "numpy")
+MAX_PEAK = 150 << 20
+"""Bytes of memory that a process may take in which a recording of any length is streamed; imports take 45 MB."""
 RESULTS = Path(__file__).parent / "results"
 
 
 def write_recordings(folder: Path, count: int) -> dict[str, Path]:
-    """Write recordings of `count` random events; return the path for each format."""
+    """Write recordings of `count` random events of a DVS128 and of a DAVIS346; return the path for each format."""
     rng = np.random.default_rng(0)
     t = np.sort(rng.integers(0, WINDOWS * WINDOW_US, count))
-    x, y, p = rng.integers(0, 128, count), rng.integers(0, 128, count), rng.integers(0, 2, count)
     t[:: count // WINDOWS] = np.arange(len(t[:: count // WINDOWS])) * WINDOW_US  # every window begins with an event
     t.sort()
-    paths = {"aedat2": folder / "2.aedat", "aedat3.1": folder / "3.aedat"}
-    aedat2_events = np.empty((count, 2), ">u4")
-    aedat2_events[:, 0], aedat2_events[:, 1] = y << 8 | (127 - x) << 1 | p, t
-    paths["aedat2"].write_bytes(b"#!AER-DAT2.0\r\n" + aedat2_events.tobytes())
-    aedat3_events = np.empty((count, 2), "<u4")
-    aedat3_events[:, 0], aedat3_events[:, 1] = x << 17 | y << 2 | p << 1 | 1, t
-    with paths["aedat3.1"].open("wb") as file:
-        file.write(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n")
-        for number, first in enumerate(range(0, count, PACKET_EVENTS)):
-            if number % 4 == 0:  # a packet of another type
-                file.write(np.array([0 | 1 << 16, 8, 4, 0, 1, 1, 1, 3, int(t[first])], "<u4").tobytes())
-            part = aedat3_events[first : first + PACKET_EVENTS]
-            file.write(np.array([1 | 1 << 16, 8, 4, 0, *[len(part)] * 3], "<u4").tobytes() + part.tobytes())
+    p = rng.integers(0, 2, count)
+    x, y = rng.integers(0, DVS128[1], count), rng.integers(0, DVS128[0], count)
+    paths = {format: folder / f"dvs128.{format}" for format in SMALL_FORMATS}
+    save(folder / "dvs128.npy", t, x, y, p)
+    for format, path in paths.items():
+        convert(lambda: open_recording(folder / "dvs128.npy", sensor_size=DVS128), path, format)
+    x, y = rng.integers(0, DAVIS346[1], count), rng.integers(0, DAVIS346[0], count)
+    paths |= {name: folder / f"davis346.{name.replace(' ', '-')}" for name in LARGE_FORMATS}
+    save(paths["npy"], t, x, y, p)
+    for name in ("aedat2 davis", "npz", "hdf5", "csv"):
+        to = name.removesuffix(" davis")
+        convert(lambda: open_recording(paths["npy"], sensor_size=DAVIS346), paths[name], to)
+    head = "% Data file containing CD events.\n% Version 2\n% Height 260\n% Width 346\n"
+    paths["dat"].write_bytes(head.encode() + b"\x0c\x08" + pairs(t, x | y << 14 | p << 28))
+    head = "% evt 2.0\n% format EVT2;height=260;width=346\n% end\n"
+    paths["evt2"].write_bytes(head.encode() + pairs(8 << 28 | t >> 6, p << 28 | (t & 63) << 22 | x << 11 | y))
+    words = np.stack([8 << 12 | (t >> 12) & 4095, 6 << 12 | t & 4095, y, 2 << 12 | p << 11 | x], 1).astype("<u2")
+    head = "% evt 3.0\n% format EVT3;height=260;width=346\n% end\n"
+    paths["evt3"].write_bytes(head.encode() + words.tobytes())
     return paths
+
+
+def save(path: Path, t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> None:
+    events = np.empty(len(t), EVENT_DTYPE)
+    events["t"], events["x"], events["y"], events["p"] = t, x, y, p
+    np.lib.format.write_array(path.open("wb"), events)
+
+
+def pairs(first: np.ndarray, second: np.ndarray) -> bytes:
+    """Return two columns as rows of two words of 32 bits."""
+    return np.stack([first, second], 1).astype("<u4").tobytes()
 
 
 def numpy_decode(path: Path, format: str) -> np.ndarray:
@@ -114,15 +138,17 @@ def run_one(way: str, path: Path, format: str) -> None:
 
     This runs in a process of its own.
     """
-    start = time.perf_counter()
+    size = DVS128 if format in SMALL_FORMATS else DAVIS346
+    start = time.process_time()
     if way == "stream":
         windows = [(k * WINDOW_US, (k + 1) * WINDOW_US) for k in range(WINDOWS)]
-        frames = [window.counts for window in frames_of_windows(lambda: open_recording(path), windows, FrameOptions())]
+        made = frames_of_windows(lambda: open_recording(path, sensor_size=size), windows, FrameOptions(fit="pad"))
+        frames = [window.counts for window in made]
     elif way == "array":
         frames = [to_frames(part) for part in split(read_events(path))]
     else:
         frames = [numpy_frames(part) for part in split(numpy_decode(path, format))]
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     content = np.minimum(np.stack(frames), 255).astype(np.uint8).tobytes()
     digest = hashlib.sha256(content).hexdigest()
     print(json.dumps({"seconds": seconds, "peak_bytes": peak_resident(), "sha256": digest}))
@@ -136,16 +162,18 @@ def run_all(count: int, runs: int) -> list[dict]:
         paths = write_recordings(Path(folder), count)
         for run in range(runs):
             for format, path in paths.items():
-                for way in WAYS:
+                for way in WAYS if format in SMALL_FORMATS else WAYS[:1]:
                     command = [sys.executable, __file__, "--one", way, str(path), format]
                     process = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
                     figures = json.loads(process.stdout)
                     rows.append({"format": format, "way": way, "run": run, "events": count} | figures)
                     rows[-1] |= {"file_bytes": path.stat().st_size, "mevents_per_s": count / figures["seconds"] / 1e6}
                     print(format, way, run, f"{rows[-1]['mevents_per_s']:.1f} million events/s", flush=True)
-    for format in paths:
-        digests = {row["sha256"] for row in rows if row["format"] == format}
-        assert len(digests) == 1, f"{format}: the three ways return different frames"
+    for formats in (SMALL_FORMATS, LARGE_FORMATS):
+        digests = {row["sha256"] for row in rows if row["format"] in formats}
+        assert len(digests) == 1, f"{formats}: the same events give different frames"
+    for row in rows:
+        assert row["way"] != "stream" or row["peak_bytes"] < MAX_PEAK, f"{row['format']}: {row['peak_bytes']:,} bytes"
     return rows
 
 
@@ -156,7 +184,8 @@ def report(rows: list[dict], runs: int) -> str:
         "# From file to frames",
         "",
         f"{count:,} events, {WINDOWS} windows of {SLICES} slices of {SLICE_US // 1000} ms, frames 2 × 32 × 32; "
-        f"median of {runs} runs with one thread. Each run is a process of its own; the file is in the page cache.",
+        f"median of {runs} runs with one thread, in events per second of computing time. Each run is a process of its "
+        "own; the file is in the page cache. aedat2 and aedat3.1: a DVS128; the others: a DAVIS346, 346 × 260 pixels.",
         f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, NumPy {np.__version__}, "
         f"multifire {__version__}; {platform.platform()}. Written by `benchmarks/events.py`.",
         "",
@@ -165,13 +194,15 @@ def report(rows: list[dict], runs: int) -> str:
     ]
     for format in dict.fromkeys(row["format"] for row in rows):
         rows_of = {way: [row for row in rows if (row["format"], row["way"]) == (format, way)] for way in WAYS}
+        rows_of = {way: of_way for way, of_way in rows_of.items() if of_way}
         medians = {way: statistics.median(run["mevents_per_s"] for run in of_way) for way, of_way in rows_of.items()}
         for way, of_way in rows_of.items():
             rates = [row["mevents_per_s"] for row in of_way]
+            relative = f"{medians[way] / medians['numpy']:.1f}" if "numpy" in medians else ""
             peak = statistics.median(row["peak_bytes"] for row in of_way)
             lines.append(
                 f"| {format} | {way} | {medians[way]:.1f} ({min(rates):.1f} to {max(rates):.1f}) | "
-                f"{medians[way] / medians['numpy']:.1f} | {peak / 1e6:.0f} | {peak / of_way[0]['file_bytes']:.2f} |"
+                f"{relative} | {peak / 1e6:.0f} | {peak / of_way[0]['file_bytes']:.2f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -3,31 +3,35 @@
 
 usage: tools/fuzz_events.py READER [OPTION...] [FILE...]
 
-READER is aedat2, aedat3.1, nmnist, any, aedat4 or evt.
+READER is aedat2, davis, aedat3.1, nmnist, dat, evt2, evt3, text, npy, npz, mat, any, hdf5 or aedat4.
 
-For aedat2, aedat3.1, nmnist and any, libFuzzer generates the files, guided by the branches of the code that they reach.
-OPTION is an option of libFuzzer. Files that reach new branches are collected in ./fuzz-seeds-READER.
+For all but hdf5 and aedat4, libFuzzer generates the files, guided by the branches of the code that they reach. OPTION
+is an option of libFuzzer. Files that reach new branches are collected in ./fuzz-seeds-READER.
 
-aedat4 and evt are decoded by a compiled library, and libFuzzer does not see its branches. Therefore valid files are
-damaged at random instead. OPTION is -runs=N or -seed=N. Each file is decoded in a process of its own with the limits of
-multifire.events.camera_process. The process is forked, which is ten times faster than starting a new one.
+With the option -damage=1 valid files are damaged at random instead, which is ten times faster. OPTION is -runs=N or
+-seed=N. This is the only way for hdf5 and aedat4, whose compiled libraries have branches that libFuzzer does not see.
+Each AEDAT4 file is decoded in a process of its own with the limits of multifire.events.aedat4_process. The process is
+forked, which is ten times faster than starting a new one.
 
 With FILE, only these files are tested.
 
 The run ends at the first failure and writes the file to ./crash-*. A failure is one of:
 
 - an exception other than ValueError;
-- more than one second of computing time; for aedat4 and evt the time to decode a small valid file is subtracted first;
+- more than one second of computing time; for aedat4 the time to decode a small valid file is subtracted first;
 - more memory at any time than 10 × the size of the file plus a constant (see MEMORY_ALLOWANCE), as measured by
-  tracemalloc, which includes NumPy arrays; the limits of the decoding process apply in addition;
+  tracemalloc, which includes NumPy arrays; files that are damaged at random may take 64 MB, as Linux measures the
+  resident memory; the limits of the decoding process apply in addition;
 - events that are out of order or have negative coordinates, or frames that do not count every event;
 - events that depend on the number of bytes that are read at a time.
 
-It needs an installed multifire and atheris; aedat4 and evt also need the extra `cameras`:
+It needs an installed multifire with the extra `cameras`, and atheris:
 
     pip install atheris
-    for reader in aedat2 aedat3.1 nmnist any; do python tools/fuzz_events.py $reader -runs=60000 -max_len=512; done
-    for reader in aedat4 evt; do python tools/fuzz_events.py $reader -runs=5000; done
+    for reader in aedat2 davis aedat3.1 nmnist dat evt2 evt3 text npy npz mat any; do
+        python tools/fuzz_events.py $reader -runs=100000 -max_len=512
+    done
+    for reader in hdf5 aedat4; do python tools/fuzz_events.py $reader -runs=100000; done
     python tools/fuzz_events.py nmnist crash-0123abcd            # test this file only
 """
 
@@ -45,9 +49,21 @@ from typing import Any
 
 import atheris  # pyright: ignore[reportMissingImports, reportMissingModuleSource] - installed by hand, see above
 import numpy as np
+from fuzz_limits import in_batches  # pyright: ignore[reportMissingImports] - beside this file
 
 with atheris.instrument_imports(include=["multifire.events"]):  # pyright: ignore[reportAttributeAccessIssue]
-    from multifire.events import aedat, camera_process, cameras, read_events, recording, to_frames
+    from multifire.events import (
+        aedat,
+        aedat2,
+        aedat4,
+        aedat4_process,
+        arrays,
+        evt,
+        read_events,
+        recording,
+        text,
+        to_frames,
+    )
 
 MAX_SECONDS = 1.0
 """Limit of computing time for a file."""
@@ -55,8 +71,9 @@ MAX_SECONDS_REPEATED = 5.0
 """Limit for a file that is repeated to REPEATED_BYTES; tracing branches and memory makes reading ten times slower."""
 MEMORY_PER_BYTE = 10
 """Bytes of memory that each byte of the file may take."""
-MEMORY_ALLOWANCE = {"aedat4": 1_000_000, "evt": 1_000_000}
-DEFAULT_MEMORY_ALLOWANCE = 64_000
+MEMORY_ALLOWANCE = {"aedat4": 1_000_000, "hdf5": 64 << 20, "npz": 64 << 20, "mat": 64 << 20, "any": 1 << 20}
+MEMORY_ALLOWANCE["evt3"] = 64 << 20  # a byte holds up to six events
+DEFAULT_MEMORY_ALLOWANCE = 256_000
 """Bytes of memory that a file of any size may take: its header, messages, and the arrays of one packet of a camera."""
 REPEATED_BYTES = 1 << 20
 """Size to which some files are repeated, so that the memory allowance is small compared with the file."""
@@ -65,14 +82,26 @@ CHUNK_SIZES = (1 << 18, 120)
 
 HEADERS = {
     "aedat2": b"#!AER-DAT2.0\r\n",
+    "davis": b"#!AER-DAT2.0\r\n# AEChip: eu.seebetter.ini.chips.davis.DAVIS240C\r\n",
     "aedat3.1": b"#!AER-DAT3.1\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n",
     "nmnist": b"",
+    "dat": b"% ",
+    "evt2": b"% evt 2.0\n",
+    "evt3": b"% evt 3.0\n",
+    "text": b"",
+    "npy": b"\x93NUMPY\x01\0",
+    "npz": b"PK\3\4",
+    "mat": b"MATLAB 5.0 MAT-file",
     "any": b"",
+    "hdf5": b"\x89HDF\r\n\x1a\n",
     "aedat4": b"#!AER-DAT4.0\r\n",
-    "evt": b"% evt ",
 }
-FILE_READERS = ("aedat4", "evt")
+WITHOUT_LIBFUZZER = ("aedat4", "hdf5")
+"""Readers whose files are damaged at random."""
+FILE_READERS = ("aedat4",)
 """Readers that need a file on disk; they decode it in a process of their own."""
+SEEKING_READERS = ("npz", "hdf5", "any")
+"""Readers of files that can seek: a slow pipe is refused, or told from others by its first bytes only."""
 
 
 class NamedFile(io.BytesIO):
@@ -96,7 +125,8 @@ SCRATCH_FILE = Path(tempfile.gettempdir()) / f"multifire-fuzz-{os.getpid()}.raw"
 
 def read(data: bytes, reader: str, chunk_bytes: int, file_type: type[NamedFile] = NamedFile) -> np.ndarray | str:
     """Return the events, or the message of the ValueError."""
-    recording.CHUNK_BYTES = aedat.CHUNK_BYTES = chunk_bytes
+    recording.CHUNK_BYTES = aedat.CHUNK_BYTES = aedat2.CHUNK_BYTES = arrays.CHUNK_BYTES = chunk_bytes
+    evt.CHUNK, text.CHUNK = min(chunk_bytes, 1 << 15), min(64 * chunk_bytes, 1 << 16)
     try:
         if reader not in FILE_READERS:
             return read_events(file_type(data))
@@ -112,11 +142,13 @@ def check(body: bytes, reader: str) -> None:
     events = read_within_limits(data, reader)
     STATISTICS["read" if isinstance(events, np.ndarray) else "refused"] += 1
     count = STATISTICS["read"] + STATISTICS["refused"]
-    if count % (500 if reader in FILE_READERS else 5000) == 0:
+    if count % 5000 == 0:
         print(f"{reader}: {', '.join(f'{name} {value:,}' for name, value in STATISTICS.items())}", flush=True)
     if reader not in FILE_READERS:
-        check_same(events, read(data, reader, CHUNK_SIZES[1], SlowPipe))
-        if body and count % 100 == 0:
+        slow = NamedFile if reader in SEEKING_READERS else SlowPipe
+        if tracemalloc.is_tracing() or count % 8 == 0:
+            check_same(events, read(data, reader, CHUNK_SIZES[1], slow))
+        if body and count % 1000 == 0 and reader not in SEEKING_READERS:
             repeated = HEADERS[reader] + body * (REPEATED_BYTES // len(body))
             read_within_limits(repeated, reader, MAX_SECONDS_REPEATED)
             STATISTICS["repeated to 1 MB"] += 1
@@ -131,8 +163,10 @@ STATISTICS = {"read": 0, "refused": 0, "repeated to 1 MB": 0, "most bytes beyond
 def read_within_limits(data: bytes, reader: str, max_seconds: float = MAX_SECONDS) -> np.ndarray | str:
     """Read a file as `read` does; raise an error if it takes too much computing time or memory."""
     start = computing_seconds()
-    tracemalloc.reset_peak()
-    memory_before = tracemalloc.get_traced_memory()[0]
+    memory_before = 0
+    if tracemalloc.is_tracing():
+        tracemalloc.reset_peak()
+        memory_before = tracemalloc.get_traced_memory()[0]
     events = read(data, reader, CHUNK_SIZES[0])
     excess = tracemalloc.get_traced_memory()[1] - memory_before - MEMORY_PER_BYTE * len(data)
     seconds = computing_seconds() - start - START_UP_SECONDS[reader in FILE_READERS]
@@ -157,7 +191,7 @@ START_UP_SECONDS = [0.0, 0.0]
 
 
 class ForkedProcess:
-    """Replace subprocess.Popen in `cameras` by a fork of this process, in which faery is already imported."""
+    """Replace subprocess.Popen in `aedat4` by a fork of this process, in which faery is already imported."""
 
     def __init__(self, command: list[Any], **_: Any):
         read_end, write_end = os.pipe()
@@ -166,7 +200,7 @@ class ForkedProcess:
             tracemalloc.stop()
             os.dup2(write_end, 1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            camera_process.main(*map(str, command[-2:]))
+            aedat4_process.main(str(command[-1]))
         os.close(write_end)
         self.stdout = os.fdopen(read_end, "rb", buffering=0)
         self.returncode = None
@@ -222,7 +256,33 @@ def seeds(reader: str) -> list[bytes]:
     headers = [np.array([1 | 1 << 16, 8, 4, overflow, 30, 24, 24], "<u4").tobytes() for overflow in (0, 1)]
     unused = np.zeros(12, "<u4").tobytes()  # a packet has capacity for 30 events and holds 24
     other_packet = np.array([3 | 1 << 16, 12, 4, 0, 1, 1, 1, 7, 7, 7], "<u4").tobytes()
+    davis = np.stack([y << 22 | x << 12 | p << 11, t], 1)
+    davis[::5, 0] |= 1 << 31
+    dat = np.stack([t, x | y << 14 | p << 28], 1).astype("<u4")
+    dat_head = b"Data file containing CD events.\n% Version 2\n% Height 34\n% Width 34\n\x0c\x08"
+    evt2 = np.stack([8 << 28 | t >> 6, p << 28 | (t & 63) << 22 | x << 11 | y], 1).astype("<u4")
+    evt3 = np.stack([8 << 12 | t >> 12, 6 << 12 | t & 4095, y, 2 << 12 | p << 11 | x], 1).astype("<u2")
+    vectors = np.stack([y, 3 << 12 | p << 11 | x, 4 << 12 | x * 7, 5 << 12 | y], 1).astype("<u2")
+    rows = np.stack([t, x, y, p], 1).tolist()
+    texts = [
+        "".join(line.format(*row) for row in rows).encode()
+        for line in ("{0} {1} {2} {3}\n", "{1},{2},{3},{0}\r\n", "{0}.5 {1} {2} {3}\n")
+    ]
+    table = np.zeros(24, [("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "?")])
+    table["t"], table["x"], table["y"], table["p"] = t, x, y, p
+    floats = np.stack([t / 1e6, x, y, 2.0 * p - 1], 1)
     recordings = {
+        "davis": [davis.astype(">u4").tobytes(), davis[::-1].astype(">u4").tobytes() + b"cut"],
+        "dat": [dat_head + dat.tobytes(), dat_head.replace(b"\x0c", b"\0").replace(b"2", b"1") + dat[::-1].tobytes()],
+        "evt2": [b"% geometry 34x34\n% end\n" + evt2.tobytes(), evt2[::-1].tobytes()],
+        "evt3": [b"% end\n" + evt3.tobytes(), evt3.tobytes() + vectors.tobytes()],
+        "text": [*texts, b"34 34\n" + texts[0], b"x,y,p,t\n" + texts[1], b"# t x y p\n" + texts[2]],
+        "npy": [saved(np.save, table)[8:], saved(np.save, floats)[8:]],
+        "npz": [
+            saved(np.savez, t=t, x=x, y=y, p=p)[4:],
+            saved(np.savez_compressed, events=table, height=34, width=34)[4:],
+        ],
+        "mat": mat_seeds(t, x, y, p),
         "aedat2": [b"# a\r\n" + aedat2.tobytes(), overflowing.tobytes(), aedat2[::-1].tobytes() + b"cut"],
         "aedat3.1": [
             b"".join([headers[0], aedat3.tobytes(), unused, other_packet, headers[1], aedat3[::-1].tobytes(), unused])
@@ -231,25 +291,61 @@ def seeds(reader: str) -> list[bytes]:
     }
     if reader == "any":
         return [HEADERS[format] + seed for format, of_format in recordings.items() for seed in of_format]
-    return recordings[reader] if reader in recordings else camera_seeds(reader)
+    if reader in recordings:
+        return recordings[reader]
+    return hdf5_seeds(table) if reader == "hdf5" else aedat4_seeds()
 
 
-def camera_seeds(reader: str) -> list[bytes]:
-    """Return valid AEDAT4 or EVT files without the reader's header, written by faery."""
+def saved(save: Any, *arrays: np.ndarray, **named: Any) -> bytes:
+    """Return the content of a file that `save` writes."""
+    content = io.BytesIO()
+    save(content, *arrays, **named)
+    return content.getvalue()
+
+
+def mat_seeds(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> list[bytes]:
+    """Return files of MATLAB without their magic number."""
+    from make_event_archives import encode_mat
+
+    columns = {"ts": t.astype("<f8"), "x": x.astype("<u2"), "y": y.astype("<u2"), "pol": p.astype("u1")}
+    return [encode_mat(columns, compressed)[len(HEADERS["mat"]) :] for compressed in (False, True)]
+
+
+def hdf5_seeds(table: np.ndarray) -> list[bytes]:
+    """Return HDF5 files in the layouts of DSEC, Metavision and older tools, without their magic number."""
+    import h5py
+
+    files = []
+    for layout in ("dsec", "metavision", "older"):
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
+            if layout == "metavision":
+                file.create_dataset("CD/events", data=table, chunks=(8,), compression="gzip")
+                file["CD/events"].attrs["geometry"] = "34x34"
+            else:
+                names = "txyp" if layout == "dsec" else ("ts", "xs", "ys", "ps")
+                for name, column in zip(names, "txyp", strict=True):
+                    file[f"events/{name}"] = table[column] / 1e6 if name == "ts" else table[column]
+                file["t_offset"] = np.int64(51_000_000)
+                file.attrs["sensor_resolution"] = (34, 34)
+        files.append(content.getvalue().removeprefix(HEADERS["hdf5"]))
+    return files
+
+
+def aedat4_seeds() -> list[bytes]:
+    """Return valid AEDAT4 files without the reader's header, written by faery."""
     import faery  # pyright: ignore[reportMissingImports] - in the extra `cameras`
 
     events: Any = np.zeros(9000, faery.EVENTS_DTYPE)
     rng = np.random.default_rng(0)
     events["t"], events["x"], events["y"] = np.arange(9000) * 40, rng.integers(0, 34, 9000), np.arange(9000) % 33
-    suffixes_and_options: list[Any] = [("raw", {"version": "evt2"}), ("raw", {"version": "evt3"})]
-    if reader == "aedat4":
-        suffixes_and_options = [("aedat4", {"compression": (name, 1)}) for name in ("lz4", "zstd")]
     files = []
-    for suffix, options in suffixes_and_options:
+    for compression in ("lz4", "zstd"):
         for count in (200, len(events)):
-            path = SCRATCH_FILE.with_suffix(f".{suffix}")
-            faery.events_stream_from_array(events[:count], dimensions=(34, 34)).to_file(path, **options)
-            files.append(path.read_bytes().removeprefix(HEADERS[reader]))
+            path = SCRATCH_FILE.with_suffix(".aedat4")
+            stream = faery.events_stream_from_array(events[:count], dimensions=(34, 34))
+            stream.to_file(path, compression=(compression, 1))
+            files.append(path.read_bytes().removeprefix(HEADERS["aedat4"]))
             path.unlink()
     return files
 
@@ -279,21 +375,24 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
 
 def fuzz_with_damage(reader: str, options: dict[str, str]) -> None:
     """Test the reader with valid files that are damaged at random."""
-    cameras.subprocess.Popen = ForkedProcess  # pyright: ignore[reportAttributeAccessIssue] - only in this process
+    aedat4.subprocess.Popen = ForkedProcess  # pyright: ignore[reportAttributeAccessIssue] - only in this process
     rng = np.random.default_rng(int(options.get("-seed", 0)))
     valid = seeds(reader)
     start = computing_seconds()
     assert isinstance(read(HEADERS[reader] + valid[0], reader, CHUNK_SIZES[0]), np.ndarray)
-    START_UP_SECONDS[True] = computing_seconds() - start
-    for number in range(int(options.get("-runs", 5000))):
-        data = damage(valid[number % len(valid)], rng)
+    START_UP_SECONDS[True] = computing_seconds() - start if reader in FILE_READERS else 0.0
+    runs = range(int(options.get("-runs", 5000)))
+
+    def checked(data: bytes) -> None:
         try:
             check(data, reader)
         except BaseException:
-            crash = Path(f"crash-{reader}-{number}")
+            crash = Path(f"crash-{reader}-{STATISTICS['read'] + STATISTICS['refused']}")
             crash.write_bytes(data)
             print(f"wrote the file that caused the failure to {crash}, without the header {HEADERS[reader]!r}")
             raise
+
+    in_batches((damage(valid[number % len(valid)], rng) for number in runs), checked)
     print(f"{reader}: {STATISTICS}")
 
 
@@ -312,15 +411,18 @@ def main() -> None:
         sys.exit(__doc__)
     reader = sys.argv.pop(1)
     logging.getLogger("multifire").setLevel(logging.CRITICAL)
-    read(HEADERS[reader], reader, CHUNK_SIZES[0])  # the first call imports modules, which must not count
-    tracemalloc.start()
+    for body in (b"", *seeds(reader)):
+        read(HEADERS[reader] + body, reader, CHUNK_SIZES[0])  # the first calls import modules, which must not count
     files = [Path(argument) for argument in sys.argv[1:] if Path(argument).is_file()]
+    if files or not (reader in WITHOUT_LIBFUZZER or "-damage=1" in sys.argv):
+        tracemalloc.start()
     for path in files:
         check(path.read_bytes(), reader)
     if files:
         return
-    if reader in FILE_READERS:
-        fuzz_with_damage(reader, dict(argument.split("=", 1) for argument in sys.argv[1:]))
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    if reader in WITHOUT_LIBFUZZER or "-damage" in options:
+        fuzz_with_damage(reader, options)
     else:
         fuzz_with_libfuzzer(reader)
 

@@ -148,3 +148,12 @@ def test_events_beside_the_sensor_are_counted_or_dropped():
     with pytest.raises(ValueError, match="; 3 events of 2,000 lie beside it"):
         read(encode_text(events), sensor_size=(260, 346))
     assert len(read(encode_text(events), sensor_size=(260, 346), stray="drop")) == 1997
+
+
+def test_names_with_the_sensors_size_are_read():
+    """faery writes `t,x@346,y@260,on`."""
+    content = b"t,x@346,y@260,on\n5,300,200,1\n9,2,3,0\n"
+    with open_recording(NamedBytes(content, "a.csv")) as recording:
+        assert recording.sensor_size == (260, 346)
+        assert recording.format == "text"
+    assert read_events(NamedBytes(content, "a.csv")).tolist() == [(5, 300, 200, 1), (9, 2, 3, 0)]

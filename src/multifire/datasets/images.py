@@ -148,7 +148,7 @@ def read_cifar10(paths: list[Path], classes: int = 10) -> tuple[Arrays, Arrays]:
     """
     batches = []
     for name, data, where in _contents(paths, (CIFAR_ARCHIVE, (*CIFAR_TRAIN, CIFAR_TEST)), MAX_MEMBER):
-        read_batch = _cifar_records if name.endswith(".bin") else _cifar_pickle
+        read_batch = _cifar_records if name.endswith(".bin") else read_python_batch
         batches.append(read_batch(data, where, classes))
     return _join(batches[:-1]), _join(batches[-1:])
 
@@ -205,7 +205,7 @@ def _cifar_records(data: bytes, where: str, classes: int, labels: int = 1) -> Ar
     return records[:, labels:].reshape(-1, 3, 32, 32), records[:, labels - 1]
 
 
-def _cifar_pickle(data: bytes, where: str, classes: int) -> Arrays:
+def read_python_batch(data: bytes, where: str, classes: int) -> Arrays:
     """Parse a batch of the Python version: a dict with the pixels of each image in a row, and a list of labels."""
     content = read_pickle(data, where)
     fields = {}

@@ -35,7 +35,7 @@ def find_columns(names: Iterable[str]) -> dict[str, str] | None:
 
 
 def _split_unit(name: str) -> tuple[str, str]:
-    plain = name.strip().strip("\"'").lower()
+    plain = re.sub(r"@\d+$", "", name.strip().strip("\"'").lower())  # faery writes the sensor's size behind x and y
     match = re.fullmatch(r"(\w+?)\s*[\[(]\s*(\w+)\s*[\])]|([a-z]+)_(us|µs|s|sec)", plain)
     return (match[1] or match[3], match[2] or match[4]) if match else (plain, "")
 

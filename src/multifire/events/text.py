@@ -93,6 +93,7 @@ def _of_rows(
             raise _unknown(stream, f"it names {len(names)} columns and has {table.shape[1]}")
         t, x, y, p = (names.index(found[key]) for key in "txyp")
         time_name = found["t"]
+        size = size or _size_of_names(found)
     else:
         t, x, y, p = guess_columns(table, stream.name)
     whole = all(row[t].lstrip(b"+-").isdigit() for row in rows if _are_numbers(row))
@@ -213,6 +214,13 @@ def _comment(line: bytes) -> bool:
 
 def _are_numbers(fields: list[bytes]) -> bool:
     return len(fields) > 1 and all(NUMBER.fullmatch(field) for field in fields)
+
+
+def _size_of_names(found: dict[str, str]) -> tuple[int, int] | None:
+    """Return (H, W) from names such as x@346 and y@260, which faery writes."""
+    sides = [re.search(r"@(\d{1,5})$", found[key]) for key in "yx"]
+    pixels = [int(side[1]) for side in sides if side]
+    return (pixels[0], pixels[1]) if len(pixels) == 2 and min(pixels) > 0 else None
 
 
 def _names(line: bytes) -> list[str] | None:
