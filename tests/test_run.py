@@ -17,10 +17,12 @@ import torch
 from multifire.cli import main
 from multifire.config import DataConfig, get_recipe, json_format
 from multifire.datasets import get_info
+from multifire.engine.networks import TorchNetwork
 from multifire.engine.stream import classify, follow, frames_of
 from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
 from multifire.events.live import LiveFrames, UdpRecords, packed_records
 from multifire.export import fold
+from multifire.export.int8 import export_run
 from multifire.nn import model_from_config
 from multifire.training.checkpoint import Checkpoint, Position, load_model, save_checkpoint
 
@@ -103,13 +105,13 @@ def test_running_prediction_equals_the_batch():
     x = torch.randint(0, 3, (6, 1, 2, 17, 17)).float()
     model(x)
     model.double().eval()
-    predictions = list(classify(model.float(), x[:, 0].numpy(), 3))
+    predictions = list(classify(TorchNetwork(model.float()), x[:, 0].numpy(), 3))
     assert [(prediction.sample, prediction.step, prediction.final) for prediction in predictions] == [
         (1, 1, False), (1, 2, False), (1, 3, True), (2, 1, False), (2, 2, False), (2, 3, True),
     ]  # fmt: skip
     with torch.no_grad():
         assert [predictions[2].label, predictions[5].label] == [int(model(part).argmax()) for part in (x[:3], x[3:])]
-    assert all(prediction.final for prediction in classify(model, x[:, 0].numpy(), 3, margin=0.0))
+    assert all(prediction.final for prediction in classify(TorchNetwork(model), x[:, 0].numpy(), 3, margin=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,8 @@ def test_running_predictions_of_a_camera_equal_the_batch_in_float64(camera):
     model, cfg = load_model(folder / "last.safetensors")
     model.double()
     expected = batch_predictions(model, frames_of_camera(recording, cfg.data).double())
-    stream = classify(fold(model), frames_of(recording, cfg.data, get_info("dvs-gesture")), cfg.data.timesteps)
+    network = TorchNetwork(fold(model), dtype=torch.float64)
+    stream = classify(network, frames_of(recording, cfg.data, get_info("dvs-gesture")), cfg.data.timesteps)
     predictions = [next(stream) for _ in expected]
     probabilities = [prediction.probability for prediction in predictions]
     assert [prediction.step for prediction in predictions] == [*range(1, 41)] * 2
@@ -171,12 +174,42 @@ def test_predictions_of_the_command_are_close_to_the_batch_in_fp32(camera, capfd
     folder, recording = camera
     model, cfg = load_model(folder / "last.safetensors")
     expected = batch_predictions(model, frames_of_camera(recording, cfg.data))
-    assert main(["run", str(folder), str(recording), "--device", "cpu"]) == 0
+    assert main(["run", str(folder), str(recording), "--device", "cpu", "--engine", "torch"]) == 0
     found = re.findall(r"sample \d+, frame \d+/40: (.*) ([\d.]+) %, margin", capfd.readouterr().out)[: len(expected)]
     assert [float(percent) / 100 for _, percent in found] == pytest.approx([p for _, p in expected], abs=0.02)
     classes = get_info("dvs-gesture").classes
     same = [name == classes[label] for (name, _), (label, _) in zip(found, expected, strict=True)]
     assert sum(same) / len(same) > 0.95
+
+
+def lines_of(capfd, *args) -> tuple[str, list[str]]:
+    """Return how the network was computed, and the predictions without their latencies."""
+    assert main(["run", *map(str, args)]) == 0
+    out = capfd.readouterr().out
+    return re.search("engine: (.*)", out)[1], re.findall(r"sample \d.*margin [\d.]+", out)
+
+
+def test_the_native_engine_computes_runs_and_exported_files(camera, tmp_path, capfd):
+    folder, recording = camera
+    path = export_run(folder, tmp_path / "network.safetensors").path
+    native, predictions = lines_of(capfd, path, recording)
+    assert native.startswith("native engine, int8 weights")
+    assert lines_of(capfd, path, recording, "--engine", "torch") == ("torch, int8 weights", predictions)
+    assert lines_of(capfd, folder, recording, "--device", "cpu") == (native, predictions)
+    assert len(predictions) > 80
+    assert lines_of(capfd, folder, recording, "--engine", "torch")[0] == "torch, fp32 weights"
+
+
+def test_a_network_that_int8_cannot_hold_runs_in_torch(tmp_path, capfd):
+    recipe = get_recipe("nmnist")
+    cfg = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name="plain_resnet8", width=2))
+    state = model_from_config(cfg.model).state_dict()
+    save_checkpoint(tmp_path / "last.safetensors", Checkpoint(cfg, Position(epoch=1), state, {}))
+    (tmp_path / "config.json").write_text(json_format.to_json(cfg))
+    np.save(tmp_path / "frames.npy", np.ones((2, 2, 17, 17), np.uint8))
+    assert lines_of(capfd, tmp_path, tmp_path / "frames.npy", "--device", "cpu")[0] == "torch, fp32 weights"
+    assert main(["run", str(tmp_path), str(tmp_path / "frames.npy"), "--engine", "native"]) == 2
+    assert "plain_resnet8 adds before firing" in capfd.readouterr().err
 
 
 def test_recording_and_standard_input_give_the_same_lines(run_folder, tmp_path, capfd):

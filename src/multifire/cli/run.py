@@ -21,6 +21,9 @@ def add_parser(commands) -> None:
                         help="with --follow: read UDP packets of such records from this port of 127.0.0.1")  # fmt: skip
     parser.add_argument("--margin", type=float, metavar="M",
                         help="end a sample once its first class leads the second by this probability")  # fmt: skip
+    parser.add_argument("--engine", choices=("auto", "native", "torch"), default="auto", metavar="engine",
+                        help="native: int8 weights, without torch's overhead; torch: the run's own numbers "
+                        "(default: native where it can)")  # fmt: skip
     add_checkpoint(parser)
     add_device(parser)
     parser.set_defaults(run=run)
@@ -32,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("give either a recording to play, or --follow (and --udp PORT to read from a port)")
     from multifire.engine.stream import Player
 
-    player = Player(args.folder, args.checkpoint, args.device, args.margin)
+    player = Player(args.folder, args.checkpoint, args.device, args.margin, args.engine)
     try:
         if args.follow:
             player.follow(sys.stdin.buffer, args.udp)

@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import torch
 from rich.live import Live
 
-from multifire.analysis.evaluate import check_margin, margins
+from multifire.analysis.evaluate import check_margin
 from multifire.config import DataConfig
 from multifire.datasets import DatasetInfo, describe, input_size
 from multifire.datasets.cache import frame_options
+from multifire.engine.networks import EngineChoice, StreamNetwork, open_network
 from multifire.events import Recording, frames_of_windows, open_recording
 from multifire.events.hot_pixels import find_hot_pixels
 from multifire.events.live import LiveFrame, LiveFrames, Records, UdpRecords
 from multifire.events.recording import Packed
-from multifire.export import fold
-from multifire.nn import SpikingNetwork, require_known
-from multifire.training.load_run import load_run
-from multifire.utils.device import autocast, pick_device
 from multifire.utils.log import log
 from multifire.utils.progress import CONSOLE
 
@@ -51,46 +47,38 @@ class Prediction(NamedTuple):
     """True if the sample is complete or its margin exceeds the threshold; the next frame begins a new sample."""
 
 
-@torch.inference_mode()
 def classify(
-    model: SpikingNetwork,
-    frames: Iterable[np.ndarray],
-    timesteps: int,
-    margin: float | None = None,
-    precision: str = "fp32",
+    network: StreamNetwork, frames: Iterable[np.ndarray], timesteps: int, margin: float | None = None
 ) -> Iterator[Prediction]:
     """Run the network on `frames` [C, H, W] one by one and yield a prediction after each.
 
     Args:
-        model: the network, in evaluation mode.
+        network: the network.
         frames: the stream.
         timesteps: number of frames of a sample; membranes start at zero for each sample.
         margin: end a sample early, when the margin of its prediction exceeds this value.
-        precision: "fp32" or "bf16".
     """
-    device, dtype = model.voting.weight.device, model.voting.weight.dtype
-    state, sample, step = None, 1, 0
+    network.reset()
+    sample, step = 1, 0
     for frame in frames:
-        seconds = -_now(device)
-        x_NCHW = torch.from_numpy(frame)[None].to(device, dtype, memory_format=torch.channels_last)
-        with autocast(device, precision):
-            logits_NL, state = model.step(x_NCHW, state)
-        label = int(logits_NL[0].argmax())
-        found_margin = float(margins(logits_NL.float())[0])
-        seconds += _now(device)
+        start = time.perf_counter()
+        logits_L = network.step(frame)
+        label, probability, found_margin = _decide(logits_L)
+        seconds = time.perf_counter() - start
         step += 1
         final = step == timesteps or (margin is not None and found_margin > margin)
-        probability = float(logits_NL.float().softmax(-1)[0, label])
         yield Prediction(sample, step, label, probability, found_margin, seconds, final)
         if final:
-            state, sample, step = None, sample + 1, 0
+            network.reset()
+            sample, step = sample + 1, 0
 
 
-def _now(device: torch.device) -> float:
-    """Return the time in seconds, after the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _decide(logits_L: np.ndarray) -> tuple[int, float, float]:
+    """Return the first class, its softmax, and its margin over the second class."""
+    odds_L = np.exp(logits_L - logits_L.max())
+    label = int(logits_L.argmax())
+    second, first = np.sort(odds_L)[-2:] / odds_L.sum()
+    return label, float(first), float(first - second)
 
 
 class Latencies:
@@ -228,20 +216,19 @@ def _normalised(array: np.ndarray, info: DatasetInfo, file: Path) -> Iterator[np
 class Player:
     """Prints the predictions for a stream: one line per frame or, on a terminal, per sample, updated in place."""
 
-    def __init__(self, folder: Path, which: str | None, device: str, margin: float | None):
-        """Load the network of a run.
+    def __init__(
+        self, source: Path, which: str | None, device: str, margin: float | None, choice: EngineChoice = "auto"
+    ):
+        """Open the network of a run or of an exported int8 file.
 
         Raises:
-            FileNotFoundError: no such run or checkpoint.
-            ValueError: no such device, or an invalid margin.
+            FileNotFoundError: no such run, checkpoint or file.
+            ValueError: no such device, an invalid margin, or a network that the chosen engine does not compute.
+            RuntimeError: the native engine is not built.
         """
         if margin is not None:
             check_margin(margin)
-        target = pick_device(device)
-        run = load_run(folder, which)
-        require_known(run.model, "multifire run")
-        self.cfg = run.cfg
-        self.model = fold(run.model).to(target)  # computes the same in less time
+        self.network, self.cfg, self.about = open_network(source, which, device, choice)
         self.info, self.margin = describe(self.cfg.data), margin
         self.latencies = Latencies()
         self.decisions = 0
@@ -260,11 +247,12 @@ class Player:
             self._show(frame.counts for frame in follow(live, records))
 
     def _show(self, frames: Iterator[np.ndarray]) -> None:
+        CONSOLE.print(f"engine: {self.about}", highlight=False, markup=False)
         blank_CHW = np.zeros((self.info.channels, *input_size(self.cfg.data, self.info)), np.float32)
-        list(classify(self.model, [blank_CHW], 1, None, self.cfg.precision))  # warm-up: the first call is slow
+        list(classify(self.network, [blank_CHW], 1))  # warm-up: the first call is slow
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Live(console=CONSOLE, transient=True)) if CONSOLE.is_terminal else None
-            for prediction in classify(self.model, frames, self.cfg.data.timesteps, self.margin, self.cfg.precision):
+            for prediction in classify(self.network, frames, self.cfg.data.timesteps, self.margin):
                 self.latencies.add(prediction.seconds)
                 line = self._line(prediction)
                 if screen and not prediction.final:
