@@ -351,5 +351,9 @@ def test_export_from_the_command_line(run, capsys):  # noqa: F811
     assert mf.load_int8(path).provenance["accuracy"][0]["of"] == "this int8 network"
     assert main(["inspect", str(path)]) == 0
     assert "of this int8 network on digits's test set" in capsys.readouterr().out
+    assert main(["eval", str(path)]) == 0
+    scored = json.loads((run / "eval-last-int8.json").read_text())
+    assert scored["accuracy"] == mf.load_int8(path).provenance["accuracy"][0]["value"]
+    assert f"accuracy {100 * scored['accuracy']:.2f} %" in capsys.readouterr().out
     assert main(["export", str(run / "none"), "--to", "int8"]) == 2
     assert "no config.json" in capsys.readouterr().err

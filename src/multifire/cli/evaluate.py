@@ -1,4 +1,4 @@
-"""multifire eval: score a run's checkpoint on the test set."""
+"""multifire eval: score a run's checkpoint, or an exported file, on the test set."""
 
 import argparse
 
@@ -8,8 +8,8 @@ from multifire.cli.output import print_lines, print_table
 
 def add_parser(commands) -> None:
     """Add the command and its options to the parser."""
-    parser = commands.add_parser("eval", help="score a run's checkpoint on the test set")
-    add_run(parser)
+    parser = commands.add_parser("eval", help="score a run's checkpoint, or an exported file, on the test set")
+    add_run(parser, files=True)
     add_code(parser)
     add_checkpoint(parser)
     add_root(parser)
@@ -21,10 +21,13 @@ def add_parser(commands) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Score the run, and print the accuracy of each class and after each time step."""
-    from multifire.experiments.score import evaluate_run
+    """Score the run or the file, and print the accuracy of each class and after each time step."""
+    from multifire.experiments.score import evaluate_file, evaluate_run
 
-    scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size, args.margin)
+    if args.folder.is_file():
+        scored, path = evaluate_file(args.folder, args.root, args.batch_size, args.margin)
+    else:
+        scored, path = evaluate_run(args.folder, args.checkpoint, args.root, args.device, args.batch_size, args.margin)
     names = scored.pop("classes")
     rows = [
         [name, "-" if accuracy is None else f"{100 * accuracy:.2f}"]

@@ -35,9 +35,13 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _export_int8(args: argparse.Namespace) -> int:
+    from multifire.experiments.score import evaluate_file
     from multifire.export.int8 import export_run
 
-    exported = export_run(args.folder, args.out, args.checkpoint, args.measure, args.root)
+    def score(path: Path) -> float:
+        return evaluate_file(path, args.root)[0]["accuracy"]
+
+    exported = export_run(args.folder, args.out, args.checkpoint, score if args.measure else None)
     size = f"{exported.size / 1e6:,.2f} MB, {100 * exported.size_ratio:.1f} % of the size of the float32 weights"
     accuracy = "" if exported.accuracy is None else f"accuracy {100 * exported.accuracy:.2f} %; "
     print(f"{args.to}: {size}; {accuracy}written to {exported.path}")

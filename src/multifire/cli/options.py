@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 
-def add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """Add the argument RUN; with `several`, one or more of them."""
-    about = "run folder, or a network that the package contains, such as digits"
+def add_run(parser: argparse.ArgumentParser, several: bool = False, files: bool = False) -> None:
+    """Add the argument RUN; with `several`, one or more of them; with `files`, an exported file as well."""
+    about = f"run folder{', exported int8 file' * files}, or a network that the package contains, such as digits"
     if several:
         parser.add_argument("folders", type=_run_folder, nargs="+", metavar="RUN", help=about)
     else:

@@ -10,7 +10,7 @@ from multifire.cli.options import add_checkpoint, add_code, add_device, add_run
 def add_parser(commands) -> None:
     """Add the command and its options to the parser."""
     parser = commands.add_parser("run", help="play a recording, or follow a camera, through a run's network")
-    add_run(parser)
+    add_run(parser, files=True)
     add_code(parser)
     parser.add_argument("source", type=Path, nargs="?", metavar="RECORDING",
                         help="recording in any known format; .npy of frames [T, C, H, W]; folder of .npy")  # fmt: skip

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multifire import datasets, ops
-from multifire.analysis.evaluate import evaluate
 from multifire.config import ModelConfig
 from multifire.config.architecture import parse_model_name
 from multifire.config.json_format import model_config
-from multifire.datasets.loader import make_batches
 from multifire.export.fold import FoldedFire, Shift, fold
 from multifire.export.int8_conv import COMPARISONS as COMPARISONS
 from multifire.export.int8_conv import LARGEST_ACTIVATION, LARGEST_WEIGHT, CountConv2d, Int8Conv2d
@@ -36,7 +35,6 @@ from multifire.export.provenance import KEY, KINDS, accuracy_record, make_proven
 from multifire.nn import MLF, SpikingNetwork, Stream, Streaming, StreamState, model_from_config
 from multifire.nn.block import convolve, is_static_input
 from multifire.training.load_run import load_run
-from multifire.utils.progress import Bar
 from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
 
 INT8_VERSION = KINDS["int8"]
@@ -213,28 +211,31 @@ class Exported:
 
 
 def export_run(
-    folder: Path, out: Path | None = None, which: str | None = None, measure: bool = False, root: str | None = None
+    folder: Path, out: Path | None = None, which: str | None = None, score: Callable[[Path], float] | None = None
 ) -> Exported:
-    """Export a run's "best" or "last" checkpoint as an int8 network; with `measure`, score it on the test set.
+    """Export a run's "best" or "last" checkpoint as an int8 network.
+
+    Args:
+        folder: the run's folder.
+        out: the file to write (default: CHECKPOINT-int8.safetensors in the folder).
+        which: "best" or "last" (default: the one whose accuracy the summary reports).
+        score: returns the accuracy of a file, which is then stored in it.
 
     Raises:
-        FileNotFoundError: no such run or checkpoint, or its data are missing.
+        FileNotFoundError: no such run or checkpoint.
         ValueError: the checkpoint is damaged, or int8 cannot represent its network.
     """
     run = load_run(folder, which)
     model, cfg = run.model, run.cfg
     provenance = make_provenance(folder, run.which)
     info = datasets.describe(cfg.data)
-    network, accuracy = quantise_network(model, cfg.model, info.events), None
-    if measure:
-        data = datasets.load(cfg.data.name, cfg.data.root if root is None else root, cfg.data)
-        device = torch.device("cpu")
-        batches = make_batches(data.test, info, cfg.data, batch_size=cfg.eval_batch_size, device=device, shuffle=False)
-        with Bar("evaluating", len(batches)) as bar:
-            accuracy = evaluate(network, batches, on_batch=bar.advance).accuracy  # pyright: ignore[reportArgumentType] - same interface
-        provenance["accuracy"].append(accuracy_record(accuracy, "this int8 network", cfg, "multifire export --measure"))
+    network = quantise_network(model, cfg.model, info.events)
     path = out or folder / f"{run.which}-int8.safetensors"
     save_int8(path, network, provenance)
+    accuracy = None if score is None else score(path)
+    if accuracy is not None:
+        provenance["accuracy"].append(accuracy_record(accuracy, "this int8 network", cfg, "multifire export --measure"))
+        save_int8(path, network, provenance)
     size, parameters = path.stat().st_size, sum(p.numel() for p in model.parameters())
     return Exported(path, size, size / (4 * parameters), accuracy)
 
