@@ -271,3 +271,25 @@ def test_invalid_frames_are_refused(run_folder, tmp_path, capsys):
         np.save(tmp_path / "x.npy", array, allow_pickle=True)
         assert main(["run", str(run_folder), str(tmp_path / "x.npy")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_events_in_numpy_files_are_played_like_other_recordings(tmp_path):
+    """Strays, fit, flips and hot pixels are those of the run."""
+    events = events_at(np.sort(np.random.default_rng(1).integers(500, 7000, 300)))
+    events["x"][5] = 200
+    np.save(tmp_path / "events.npy", events)
+    cfg = dataclasses.replace(
+        get_recipe("dvs-gesture").data, timesteps=4, frame_size=16, duration_us=1000, stray="drop", flip_x=True
+    )
+    played = list(frames_of(tmp_path / "events.npy", cfg, get_info("dvs-gesture")))
+    expected = to_frames(np.delete(events, 5), SENSOR, OPTIONS.size, OPTIONS.duration_us, 8)
+    assert np.array_equal(played, expected[..., ::-1])
+    hot = events_at(np.arange(500, 7000, 50))
+    hot["x"], hot["y"] = 3, 4
+    both = np.concatenate([np.delete(events, 5), hot])
+    np.save(tmp_path / "hot.npy", both[np.argsort(both["t"], kind="stable")])
+    cfg = dataclasses.replace(cfg, flip_x=False, hot_pixels="drop")
+    assert np.array_equal(list(frames_of(tmp_path / "hot.npy", cfg, get_info("dvs-gesture"))), expected)
+    with pytest.raises(ValueError, match="1 events of 300 lie beside it"):
+        list(frames_of(tmp_path / "events.npy", dataclasses.replace(cfg, stray="refuse", hot_pixels="keep"),
+                              get_info("dvs-gesture")))  # fmt: skip

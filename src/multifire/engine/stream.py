@@ -110,7 +110,7 @@ def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.nda
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.is_dir() or path.suffix == ".npy":
+    if path.is_dir() or (path.suffix == ".npy" and not (info.events and _holds_events(path))):
         return _frames_of_arrays(path, cfg, info)
     if not info.events:
         raise ValueError(
@@ -120,6 +120,15 @@ def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.nda
         return (frame.counts for frame in _frames_of_recording(path, cfg, info))
     frames = frames_of_windows(lambda: _open(path, info, cfg), [(None, None)], frame_options(cfg))[0]
     return iter(frames.counts)
+
+
+def _holds_events(path: Path) -> bool:
+    """Return True for an array of events: a structured one, or rows of four numbers."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return False
+    return bool(array.dtype.names) or (array.ndim == 2 and array.shape[1] == 4)
 
 
 def _open(path: Path, info: DatasetInfo, cfg: DataConfig) -> Recording:

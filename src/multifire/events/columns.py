@@ -103,7 +103,8 @@ class Columns:
     def _times(self, t: np.ndarray) -> np.ndarray:
         self._check_numbers(t, "t")
         if t.dtype.kind == "f":
-            t = np.rint(t.astype(np.float64) * self._unit)
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                t = np.rint(t.astype(np.float64) * self._unit)
             scale = 1
         else:
             scale = self._unit
