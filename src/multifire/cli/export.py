@@ -5,7 +5,7 @@ from pathlib import Path
 
 from multifire.cli.options import add_checkpoint, add_code, add_root, add_run
 
-FORMATS = ("int8", "onnx", "onnx-int8", "nir", "pretrained")
+FORMATS = ("int8", "c", "onnx", "onnx-int8", "nir", "pretrained")
 
 
 def add_parser(commands) -> None:
@@ -14,7 +14,8 @@ def add_parser(commands) -> None:
     add_run(parser)
     add_code(parser)
     parser.add_argument("--to", choices=FORMATS, metavar="format", required=True,
-                        help="int8: weights in 8 bits, which `mf.load_int8` runs on a CPU; "
+                        help="int8: weights in 8 bits, for `multifire.engine.load` and `mf.load_int8`; "
+                        "c: a folder of C sources that need only a compiler; "
                         "onnx, onnx-int8: for any ONNX runtime; nir: for neuromorphic simulators and hardware; "
                         "pretrained: a folder to share, for `mf.from_pretrained` and `mf.push_to_hub`")  # fmt: skip
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/CHECKPOINT with the format's ending)")
@@ -31,7 +32,9 @@ def export(args: argparse.Namespace) -> int:
     """Write the file, and print its size and path."""
     if args.step and args.to not in ("onnx", "onnx-int8"):
         raise ValueError(f"--step is for --to onnx and onnx-int8, not {args.to}")
-    return _export_int8(args) if args.to == "int8" else _export_other(args)
+    if args.to == "int8":
+        return _export_int8(args)
+    return _export_c(args) if args.to == "c" else _export_other(args)
 
 
 def _export_int8(args: argparse.Namespace) -> int:
@@ -48,9 +51,22 @@ def _export_int8(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export_other(args: argparse.Namespace) -> int:
+def _export_c(args: argparse.Namespace) -> int:
+    _refuse_measure(args)
+    from multifire.engine.c_source import write_c
+
+    path = write_c(args.folder, args.out, args.checkpoint)
+    print(f"c: written to {path}; {path / 'README.md'} says how to build it")
+    return 0
+
+
+def _refuse_measure(args: argparse.Namespace) -> None:
     if args.measure or args.root:
         raise ValueError("--measure and --root are for --to int8; `multifire eval RUN` scores the network itself")
+
+
+def _export_other(args: argparse.Namespace) -> int:
+    _refuse_measure(args)
     from multifire.export.export_run import write_run
 
     path = write_run(args.folder, args.to, args.out, args.checkpoint, args.step)
