@@ -2,9 +2,11 @@
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,3 +232,16 @@ def test_unknown_instruction_set_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "MULTIFIRE_ENGINE_ISA", "mmx")
     with pytest.raises(ValueError, match="MULTIFIRE_ENGINE_ISA is mmx"):
         native.load(save(tmp_path / "a.safetensors", random_network(COUNTS, True)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or shutil.which("c++") is None, reason="needs Linux and c++")
+def test_only_loading_allocates_memory(tmp_path):
+    program, headers = tmp_path / "count", native.LIBRARY.parent / "csrc"
+    source = Path(__file__).with_name("count_allocations.cpp")
+    subprocess.run(["c++", "-std=c++17", f"-I{headers}", "-o", program, source, native.LIBRARY], check=True)
+    for model, counts in ((COUNTS, True), (dataclasses.replace(IMAGES, width=32), False)):
+        path = save(tmp_path / "a.safetensors", random_network(model, counts))
+        done = subprocess.run([program, path], capture_output=True, text=True, check=True)
+        loading, later = map(int, done.stdout.split())
+        assert loading > 10
+        assert later == 0

@@ -5,11 +5,15 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "kernels_amx.h"
+// The common files come first: where all files are joined into one, the others lie inside of conditions.
+#include "kernels.h"
+#include "kernels_portable.h"
+
+// Here the order matters in the same way: AMX builds on AVX-512.
 #include "kernels_avx2.h"
 #include "kernels_avx512.h"
+#include "kernels_amx.h"
 #include "kernels_neon.h"
-#include "kernels_portable.h"
 
 namespace multifire_engine_impl {
 
