@@ -194,6 +194,10 @@ FAKE_FAERY = """
         ("events['t'] = 1 << 63", "an event has the time -9,223,372,036,854,775,808 µs; the file is damaged"),
         ("events['x'][7] = 40", r"event 7 \(the first is 0\) lies at column 40, row 0, expected a sensor of 34 × 20"),
         ("raise KeyError('x' * 70_000)", "cannot be read: 'xxx"),
+        (
+            "raise RuntimeError('x overflow (x=400 must be smaller than width=346)')",
+            r"an event lies beside the sensor \(x=400 must be smaller than width=346\), and the library faery refuses",
+        ),
         ("class PanicException(BaseException): pass\n            raise PanicException('oh')", "cannot be read: oh"),
     ],
 )

@@ -96,7 +96,7 @@ class Decoder:
         letter, length = HEAD.unpack(self._take(HEAD.size))
         payload = self._take(length)
         if letter == WRONG:
-            raise ValueError(f"{self.path}: {payload.decode(errors='replace')}")
+            raise ValueError(f"{self.path}: {_explained(payload.decode(errors='replace'))}")
         return letter, payload
 
     def _take(self, count: int) -> bytearray:
@@ -129,6 +129,16 @@ class Decoder:
         self._process.wait()
         if self._process.stdout:
             self._process.stdout.close()
+
+
+def _explained(message: str) -> str:
+    """Return the process's message; say what to do where faery refuses a file for an event beside the sensor."""
+    if " overflow (" not in message:
+        return message
+    return (
+        f"an event lies beside the sensor ({message.partition(' overflow (')[2].partition(')')[0]}), and the library "
+        "faery refuses such a file, whatever --data.stray says; leave the event out with DV or dv-processing"
+    )
 
 
 def _packed(decoder: Decoder, packer: Packer) -> Iterator[Packed]:
