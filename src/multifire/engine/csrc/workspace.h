@@ -290,6 +290,7 @@ class Workspace {
       entries = std::max(entries, largest_list(stage, steps_) + 1);
       pixels = std::max(pixels, steps_ * padded_pixels(stage) + 1);
     }
+    if (entries > INT32_MAX) throw std::bad_alloc();  // more than 16 gigabytes, and more than `starts_` can count
     entries_ = Buffer<Entry>(entries);
     starts_ = Buffer<int32_t>(pixels);
   }
