@@ -89,6 +89,14 @@ def test_events_beside_the_sensor_are_counted(make, caplog):
     assert "2 events beside the sensor" in caplog.text
 
 
+@pytest.mark.parametrize("header", [EVT2, EVT3])
+@pytest.mark.parametrize("rest", [b"", b"\x05"])
+def test_a_file_without_a_whole_word_is_refused(header, rest):
+    """Found by tools/fuzz_events.py: a lone byte ended in an IndexError."""
+    with pytest.raises(ValueError, match="holds no event"):
+        read_events(NamedBytes(header + rest, "a.raw"))
+
+
 def test_size_comes_from_the_header_or_the_user():
     bare = evt2(*of_evt2(64, 3, 0, 1), header=b"% evt 2.0\n% end\n")
     with open_recording(bare, sensor_size=(20, 34)) as recording:

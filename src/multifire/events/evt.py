@@ -141,6 +141,8 @@ def _read_evt3(stream: ByteStream, packer: Packer) -> Iterator[Packed]:
 
 def _first_pixels(is_base: np.ndarray, x: np.ndarray, pixels: np.ndarray, held: _Held) -> np.ndarray:
     """Return the x of each vector's first pixel: that of the base word, and of all vectors between them."""
+    if not len(pixels):
+        return pixels
     passed = np.cumsum(pixels) - pixels
     start = held.at_each(is_base, (x - passed)[is_base])
     held.at_each(np.ones(1, bool), np.array([int(start[-1]) + int(passed[-1] + pixels[-1])]))
