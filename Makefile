@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format docs bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,10 @@ format: $(VENV)/.installed-dev ## rewrite the sources in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs ## build the documentation into build/docs; runs the tutorials, a few minutes
+	$(BIN)/python -m sphinx -W --keep-going -b html -d build/doctrees docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
+
 bench: build/bench-venv/.installed ## measure beside other frameworks, in a venv of their own (PARTS=..., RUNS=7)
 	build/bench-venv/bin/python -m benchmarks $(PARTS) --runs $(or $(RUNS),7)
 
@@ -49,6 +53,10 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 build/bench-venv/.installed: benchmarks/requirements.txt pyproject.toml constraints.txt
