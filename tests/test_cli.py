@@ -6,10 +6,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from multifire import __version__
 from multifire.cli import main
+from multifire.cli.demo import grey_blocks
 from multifire.cli.overrides import parse_overrides
 from multifire.cli.train import TrainArguments
 from multifire.config import RECIPES, get_recipe
@@ -38,11 +40,32 @@ def error_of(capsys, *args: str) -> str:
 
 def test_version_and_help():
     assert run("--version").stdout == f"multifire {__version__}\n"
-    for args in ((), ("--help",)):
-        done = run(*args)
-        assert done.returncode == 0
-        assert all(command in done.stdout for command in ("demo", "train", "eval", "recipes", "data"))
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("demo", "train", "eval", "recipes", "data"))
     assert "multifire train RECIPE" in run("train", "--help").stdout
+
+
+def test_without_a_command_it_names_three_to_try_first():
+    done = run()
+    assert done.returncode == 0
+    assert done.stdout.count("\n  multifire ") == 3
+
+
+def test_the_pretrained_demo_shows_digits_dormant_units_energy_and_a_recording(capsys):
+    assert main(["demo", "--pretrained"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"a {digit}: the network says" in out for digit in range(10))
+    assert "accuracy on 1,000 test digits: 98" in out
+    assert all(text in out for text in ("dormant units", "synaptic operations", "simulated recording", "ON", "OFF"))
+
+
+def test_digits_are_drawn_as_half_blocks():
+    pictures = np.zeros((2, 4, 3), np.uint8)
+    pictures[1, 0] = 255
+    text = grey_blocks(pictures)
+    assert text.plain == "▀▀▀▀▀▀\n▀▀▀▀▀▀\n"
+    assert str(text.spans[3].style) == "rgb(255,255,255) on rgb(0,0,0)"
 
 
 def test_help_of_a_recipe_lists_every_override():

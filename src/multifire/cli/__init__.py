@@ -31,6 +31,13 @@ from multifire.utils.errors import unknown
 from multifire.utils.memory import keep_freed_memory
 from multifire.utils.progress import CONSOLE
 
+GREETING = """multifire: deep spiking neural networks of multi-level firing neurons. Try first:
+
+  multifire demo --pretrained     a trained network at work: digits, dormant units, energy, a recording
+  multifire demo                  train that network, a few minutes
+  multifire report digits         a page about it
+
+`multifire --help` lists all commands, `multifire recipes` what can be trained."""
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -52,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv and argv[0] in OVERRIDING:
             return OVERRIDING[argv[0]](argv[1:])
-        args = _parser().parse_args(argv or ["--help"])
+        if not argv:
+            print(GREETING)
+            return 0
+        args = _parser().parse_args(argv)
         if getattr(args, "code", None):
             run_code(args.code, getattr(args, "folder", None))
         return args.run(args)

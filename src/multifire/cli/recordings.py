@@ -98,13 +98,13 @@ def play(args: argparse.Namespace) -> int:
         width, height = CONSOLE.width - 1, 2 * (CONSOLE.height - 3)
         shown = film(factory, overview, size=(height, width), pictures=TERMINAL_PICTURES, **options)
         print_lines([shown.say()])
-        _play_in_terminal(shown)
+        play_in_terminal(shown)
     else:
         print_lines(["not a terminal: give --out FILE.html for a page with a time slider, or FILE.png"])
     return 0
 
 
-def _play_in_terminal(shown: "Film") -> None:
+def play_in_terminal(shown: "Film") -> None:
     """Show one picture after the other, two pixels in a character, and skip pictures when the terminal is slow."""
     from rich.live import Live
 
