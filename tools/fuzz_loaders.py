@@ -279,8 +279,13 @@ watching = False
 
 
 def watch(event: str, args: tuple[Any, ...]) -> None:
-    if watching and event in FORBIDDEN and not (event == "import" and args[0] in sys.modules):
-        seen_events.append(f"{event} {str(args[:1])[:80]}")
+    if not watching or event not in FORBIDDEN:
+        return
+    if event == "import" and args[0].partition(".")[0] in sys.modules:
+        return  # torch imports some of its own modules when a file first needs them
+    if event == "exec" and str(getattr(args[0], "co_filename", "")).startswith(sys.prefix):
+        return
+    seen_events.append(f"{event} {str(args[:1])[:80]}")
 
 
 @contextlib.contextmanager
