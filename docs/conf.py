@@ -64,7 +64,11 @@ def _targets() -> dict[str, str]:
 
 
 TARGETS = _targets()
-PLOTLY_SCRIPT = re.compile(r'<script[^>]*src="https://cdn\.plot\.ly/[^"]*"[^>]*></script>')
+PLOTLY = re.compile(r'<script[^>]*src="https://cdn\.plot\.ly/[^"]*"[^>]*></script>')
+PLOTLY_EXTRAS = re.compile(
+    r'<script type="module">import "https://cdn\.plot\.ly/[^<]*</script>'
+    r'|<script src="https://cdnjs\.cloudflare\.com/ajax/libs/mathjax/[^>]*></script>'
+)
 
 
 def _convert_docstring(app, what, name, obj, options, lines: list[str]) -> None:
@@ -82,10 +86,8 @@ def _use_local_plotly(app, error: Exception | None) -> None:
     if error is None and app.builder.name == "html":
         (Path(app.outdir) / "_static" / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
         for page in Path(app.outdir, "tutorials").glob("*.html"):
-            text = page.read_text(encoding="utf-8")
-            page.write_text(
-                PLOTLY_SCRIPT.sub('<script src="../_static/plotly.min.js"></script>', text), encoding="utf-8"
-            )
+            text = PLOTLY_EXTRAS.sub("", page.read_text(encoding="utf-8"))
+            page.write_text(PLOTLY.sub('<script src="../_static/plotly.min.js"></script>', text), encoding="utf-8")
 
 
 def setup(app) -> None:
