@@ -74,7 +74,7 @@ def test_the_overrides_of_a_configuration_reproduce_it(changes):
         (("sweep", "grid", "digits", "--vary", "levels"), "expected a field and different values"),
         (("sweep", "grid", "digits", "--vary", "model.levels=1,1"), "expected a field and different values"),
         (("sweep", "grid", "digits", "--vary", "model.level=1,2"), "did you mean --model.levels?"),
-        (("sweep", "grid", "digits", "--vary", "model.levels=0,1"), "model.levels is 0, expected at least 1"),
+        (("sweep", "grid", "digits", "--vary", "model.levels=0,1"), "model.levels is 0, expected 1 to 64"),
         (("sweep", "grid", "digits", "--vary", "seed=0,1"), "give --seeds instead"),
         (("sweep", "ablation", "digits", "--seeds", "a"), "expected different numbers such as 0,1,2"),
         (("sweep", "ablation", "digits", "--jobs", "0"), "jobs is 0, expected at least 1"),

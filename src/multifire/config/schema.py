@@ -7,6 +7,9 @@ from typing import Any, Literal
 from multifire.config import neurons
 from multifire.config.architecture import check_model_name
 
+MAX_LEVELS = 64
+"""Maximum K: a configuration from a stranger must not ask for memory without limit."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -229,7 +232,7 @@ class RunConfig:
         _require(0 <= data.swap_polarity <= 1, "data.swap_polarity", data.swap_polarity, "0 <= probability <= 1")
         _check_own_data(data)
         check_model_name(model.name)
-        _require(model.levels >= 1, "model.levels", model.levels, "at least 1")
+        _require(1 <= model.levels <= MAX_LEVELS, "model.levels", model.levels, f"1 to {MAX_LEVELS}")
         _require(model.width >= 1, "model.width", model.width, "at least 1")
         _require(model.surrogate_width > 0, "model.surrogate_width", model.surrogate_width, "above 0")
         one_each = model.thresholds is None or len(model.thresholds) == model.levels
