@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from multifire.config import RECIPES, DataConfig, OptimConfig, RunConfig, get_recipe, json_format
+from multifire.config import RECIPES, DataConfig, ModelConfig, OptimConfig, RunConfig, get_recipe, json_format
 from multifire.training.optim import learning_rate
 
 
