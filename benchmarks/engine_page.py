@@ -1,0 +1,110 @@
+"""`python -m benchmarks.engine_page`: write the tables and the chart of docs/engine.md from engine.csv, penalty.csv."""
+
+from pathlib import Path
+
+from benchmarks.results import markdown, read_csv
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CHART = ROOT / "docs" / "images" / "engine-density.png"
+END = "<!-- end -->\n"
+Row = dict[str, str]
+
+
+def main() -> None:
+    path = ROOT / "docs" / "engine.md"
+    path.write_text(with_tables(path.read_text()))
+    draw()
+
+
+def with_tables(page: str) -> str:
+    """Return the page with each table between its markers as the CSV files have it now."""
+    rows = read_csv(RESULTS / "engine.csv")
+    tables = {
+        "streams": streams(rows),
+        "batches": batches(rows),
+        "penalty": penalties(read_csv(RESULTS / "penalty.csv")),
+    }
+    for name, table in tables.items():
+        before, rest = page.split(f"<!-- {name} -->\n")
+        behind = rest.split(END, 1)[1]
+        page = f"{before}<!-- {name} -->\n\n{table}\n{END}{behind}"
+    return page
+
+
+def streams(rows: list[Row]) -> str:
+    """Return a line for each network and way to compute it, one frame at a time."""
+    header = ("network, one core", "computed by", "median ms", "99 % under ms", "× load_int8")
+    found = [row for row in rows if row["part"] == "streams" and not row["onednn"]]
+    return markdown(
+        header,
+        [(r["network"], name(r), ms(r["median_ms"]), ms(r["p99_ms"]), f"{float(r['ratio']):.2f}") for r in found],
+    )
+
+
+def batches(rows: list[Row]) -> str:
+    """Return a line for each network and instruction set; torch is limited to the same one where it can be."""
+    limits = {"avx2": "AVX2", "avx512_vnni": "AVX512_CORE_VNNI", "amx": ""}
+    header = (
+        "network, 64 images, two cores",
+        "instruction set",
+        "engine ms",
+        "`load_int8` ms, the same set",
+        "× faster",
+    )
+    lines = []
+    for row in (row for row in rows if row["part"] == "batches" and row["contestant"] == "multifire.engine"):
+        if limits.get(row["isa"]) == row["onednn"]:
+            other = next(
+                r for r in rows
+                if r["contestant"] == "load_int8"
+                and all(r[key] == row[key] for key in ("part", "network", "onednn"))
+            )  # fmt: skip
+            times = float(row["median_ms"]), float(other["median_ms"])
+            lines.append(
+                (row["network"], row["isa"], ms(row["median_ms"]), ms(other["median_ms"]), f"{times[1] / times[0]:.2f}")
+            )
+    return markdown(header, sorted(lines))
+
+
+def penalties(rows: list[Row]) -> str:
+    """Return a line for each penalty: accuracy, operations and time."""
+    header = ("recipe", "`optim.spike_penalty`", "accuracy, %", "million operations", "AVX2 ms", "VNNI ms", "AMX ms")
+    times = ("engine_ms_avx2", "engine_ms_avx512_vnni", "engine_ms")
+    return markdown(header, [
+        (r["recipe"], r["penalty"], f"{100 * float(r['accuracy']):.1f}", f"{float(r['synops']) / 1e6:.2f}",
+         *(f"{float(r[key]):.3f}" if r[key] else "-" for key in times))
+        for r in rows
+    ])  # fmt: skip
+
+
+def name(row: Row) -> str:
+    return f"{row['contestant']}, {row['isa']}" if row["isa"] else row["contestant"]
+
+
+def ms(text: str) -> str:
+    return f"{float(text):.3g}"
+
+
+def draw() -> None:
+    """Draw time against density."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in read_csv(RESULTS / "engine.csv") if row["part"] == "density" and row["onednn"] == "AVX2"]
+    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    for isa in ("avx2", "avx512_vnni", "amx"):
+        points = sorted((float(r["density"]), float(r["median_ms"])) for r in rows if r["isa"] == isa)
+        axes.plot(*zip(*points, strict=True), marker="o", label=f"engine, {isa}")
+    points = sorted((float(r["density"]), float(r["median_ms"])) for r in rows if r["contestant"] == "load_int8")
+    axes.plot(*zip(*points, strict=True), marker="s", color="grey", label="load_int8, AVX2")
+    axes.set(xlabel="share of inputs of convolutions that are not 0", ylabel="ms for 64 images", ylim=(0, None))
+    axes.legend()
+    CHART.parent.mkdir(exist_ok=True)
+    figure.savefig(CHART, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

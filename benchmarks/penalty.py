@@ -1,0 +1,110 @@
+"""`python -m benchmarks.penalty RECIPE`: train with growing spike penalties; measure accuracy, operations and time.
+
+Each run appends its row to penalty.csv, so a stopped benchmark continues where it was.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import multifire as mf
+from benchmarks.claims import append
+from benchmarks.results import read_csv
+from multifire import datasets
+from multifire.analysis import measure_energy
+from multifire.datasets.loader import make_batches
+from multifire.engine import native
+from multifire.export.int8 import export_run
+from multifire.training.load_run import load_run
+from multifire.utils.device import processor
+
+RESULTS = Path(__file__).parent / "results"
+PENALTIES = (0.0, 0.01, 0.03, 0.1, 0.3)
+ISAS = ("avx2", "avx512_vnni", "")
+"""Instruction sets of the engine; "": the one that it chooses."""
+SAMPLES = 128
+COLUMNS = (
+    "recipe", "penalty", "seed", "epochs", "accuracy", "best_accuracy", "synops",
+    "engine_ms_avx2", "engine_ms_avx512_vnni", "engine_ms", "processor", "torch",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.penalty", description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("--root", default="data", help="folder of the data sets")
+    parser.add_argument("--epochs", type=int, help="epochs of a run (default: the recipe's)")
+    parser.add_argument("--limit", type=int, help="train on this many samples only")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of penalty.csv")
+    args = parser.parse_args()
+    finished = {(row["recipe"], row["penalty"], row["seed"]) for row in read_csv(args.out / "penalty.csv")}
+    for penalty in PENALTIES:
+        if (args.recipe, f"{penalty:.6g}", str(args.seed)) not in finished:
+            row = measure(args, penalty)
+            append(args.out / "penalty.csv", COLUMNS, [row])
+            print(f"{penalty}: accuracy {row['accuracy']:.4f}, {row['synops'] / 1e6:.2f} M operations", flush=True)
+
+
+def measure(args: argparse.Namespace, penalty: float) -> dict[str, Any]:
+    """Train the recipe with a penalty; return its row."""
+    epochs = {} if args.epochs is None else {"optim.epochs": args.epochs}
+    cfg = mf.recipe(
+        args.recipe,
+        **{"optim.spike_penalty": penalty, "seed": args.seed, "data.root": args.root, "data.limit": args.limit},
+        **epochs,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = mf.train(cfg, Path(folder) / "run", analyze_every=0, track=(), keep=1)
+        model = load_run(run.path, "last").model
+        path = export_run(run.path, Path(folder) / "network.safetensors", "last").path
+        x_TNCHW, y = test_batch(cfg)
+        accuracies = [each["test_accuracy"] for each in run.metrics]
+        return {
+            "recipe": args.recipe,
+            "penalty": penalty,
+            "seed": args.seed,
+            "epochs": cfg.optim.epochs,
+            "accuracy": accuracies[-1],
+            "best_accuracy": max(accuracies),
+            "synops": measure_energy(model, [(x_TNCHW, y)]).synops,
+            **{f"engine_ms_{isa}".removesuffix("_"): engine_time(path, x_TNCHW, isa) for isa in ISAS},
+            "processor": processor(),
+            "torch": torch.__version__,
+        }
+
+
+def test_batch(cfg: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first test samples."""
+    data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
+    device = torch.device("cpu")
+    batches = make_batches(data.test, data.info, cfg.data, batch_size=SAMPLES, device=device, shuffle=False)
+    return next(iter(batches.epoch(0)))
+
+
+def engine_time(path: Path, x_TNCHW: torch.Tensor, isa: str) -> float | None:
+    """Return the fastest time of the engine for a sample on one core, in milliseconds; None without that processor."""
+    os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
+    if isa:
+        os.environ["MULTIFIRE_ENGINE_ISA"] = isa
+    try:
+        engine = native.load(path)
+    except ValueError:
+        return None
+    finally:
+        os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        engine.run(x_TNCHW.numpy())
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * min(seconds) / x_TNCHW.shape[1]
+
+
+if __name__ == "__main__":
+    main()
