@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format docs bench clean
+.PHONY: help demo test test-slow lint format docs bench clean wheel
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,13 @@ docs: $(VENV)/.installed-docs ## build the documentation into build/docs; runs t
 
 bench: build/bench-venv/.installed ## measure beside other frameworks, in a venv of their own (PARTS=..., RUNS=7)
 	build/bench-venv/bin/python -m benchmarks $(PARTS) --runs $(or $(RUNS),7)
+
+wheel: $(VENV)/.installed-dev ## build the wheel into dist/, and try it in a fresh environment without a compiler
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PIP_INSTALL) auditwheel
+	$(BIN)/auditwheel show dist/*.whl
+	$(BIN)/python tools/try_wheel.py dist/*.whl
 
 clean: ## remove what was installed and built; runs and data stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
