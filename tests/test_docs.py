@@ -248,3 +248,20 @@ def test_broken_links_are_found(tmp_path):
         "a.html: b.html#tail: no such place in the page",
         "a.html: gone.png: no such file",
     ]
+
+
+def test_every_page_is_in_a_list_of_contents_and_links_within_the_site():
+    """Sphinx checks the same, but only `make docs` runs it."""
+    pages = sorted(page for page in DOCS.rglob("*.md") if "api" not in page.parts)
+    listed, wrong = {DOCS / "index.md"}, []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```\{toctree\}\n(.*?)^```$", text, re.M | re.S):
+            listed |= {(page.parent / f"{name}.md").resolve() for name in re.findall(r"^[\w/-]+$", block, re.M)}
+        for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", re.sub(r"^(?:    |```(?!\{)).*?$", "", text, flags=re.M)):
+            target = (page.parent / link).resolve()
+            outside = not target.is_relative_to(DOCS) or not (target.is_file() or "api" in target.parts)
+            if "://" not in link and outside:
+                wrong.append(f"{page.relative_to(DOCS)}: {link}")
+    assert not wrong
+    assert {str(page.relative_to(DOCS)) for page in pages if page not in listed} == set()
