@@ -74,7 +74,8 @@ def streams(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     for name, frames_TCHW in stream_inputs(args).items():
         cfg = get_recipe(name)
         model = mf.from_pretrained(name) if name == "digits" else calibrated(cfg, frames_TCHW[:, None])
-        size = frames_TCHW.shape[2:]
+        _, _, height, width = frames_TCHW.shape
+        size = (height, width)
         path = save(folder / f"{name}.safetensors", model, cfg)
         calls = dict(stream_contestants(model, path, size, folder / name, counts=name != "digits"))
         seconds = {key: [] for key in calls}
@@ -108,7 +109,7 @@ def stream_inputs(args: argparse.Namespace) -> dict[str, np.ndarray]:
 
 
 def stream_contestants(
-    model: SpikingNetwork, path: Path, size: tuple[int, ...], folder: Path, counts: bool
+    model: SpikingNetwork, path: Path, size: tuple[int, int], folder: Path, counts: bool
 ) -> Iterator[tuple[tuple[str, str], Callable[[np.ndarray], list[float]]]]:
     """Yield (contestant, instruction set) and a function that returns the seconds of each frame."""
     for isa in available():
@@ -149,7 +150,7 @@ def play_torch(network: Any, frames_TCHW: np.ndarray) -> list[float]:
 
 
 def onnx_contestants(
-    model: SpikingNetwork, path: Path, size: tuple[int, ...], folder: Path
+    model: SpikingNetwork, path: Path, size: tuple[int, int], folder: Path
 ) -> Iterator[tuple[tuple[str, str], Callable[[np.ndarray], list[float]]]]:
     """Yield ONNX Runtime with fp32 and int8 weights, one thread."""
     import onnxruntime
