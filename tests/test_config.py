@@ -52,6 +52,8 @@ def test_bad_files_are_refused(text, message):
     ("make", "message"),
     [
         (lambda: RunConfig(data=DataConfig(timesteps=0)), r"data\.timesteps is 0, expected at least 1"),
+        (lambda: RunConfig(model=ModelConfig(num_classes=-1)), r"model\.num_classes is -1, expected at least 1"),
+        (lambda: RunConfig(model=ModelConfig(in_channels=0)), r"model\.in_channels is 0, expected at least 1"),
         (lambda: RunConfig(model=ModelConfig(levels=10**12)), r"model\.levels is 10{12}, expected 1 to 64"),
         (lambda: RunConfig(data=DataConfig(validation=1.0)), r"data\.validation is 1\.0, expected 0 <= fraction < 1"),
         (lambda: RunConfig(optim=OptimConfig(lr=math.nan)), r"optim\.lr is nan, expected a finite number"),

@@ -233,6 +233,8 @@ class RunConfig:
         _check_own_data(data)
         check_model_name(model.name)
         _require(1 <= model.levels <= MAX_LEVELS, "model.levels", model.levels, f"1 to {MAX_LEVELS}")
+        _require(model.in_channels >= 1, "model.in_channels", model.in_channels, "at least 1")
+        _require(model.num_classes >= 1, "model.num_classes", model.num_classes, "at least 1")
         _require(model.width >= 1, "model.width", model.width, "at least 1")
         _require(model.surrogate_width > 0, "model.surrogate_width", model.surrogate_width, "above 0")
         one_each = model.thresholds is None or len(model.thresholds) == model.levels
