@@ -9,8 +9,7 @@ Source: Bi et al., "Graph-based object classification for neuromorphic vision se
 from pathlib import Path
 
 from multifire.config import DataConfig
-from multifire.datasets.classes import natural
-from multifire.datasets.recordings import Source, absent, chunked, divided, fingerprint, list_recordings
+from multifire.datasets.recordings import Source, list_recordings, source_by_folder
 from multifire.datasets.registry import ASL_NAMES
 
 ARCHIVES = "Yin*.zip"
@@ -32,10 +31,5 @@ def find(location: Path, cfg: DataConfig) -> Source:
     if location.is_dir() and (zips := sorted(location.glob(ARCHIVES))):
         files = tuple(zips)
     found = [item for file in files for item in list_recordings(file, PATTERN, MAX_RECORDING_BYTES, SENSOR)]
-    found.sort(key=lambda item: natural(item.name))
-    items = [(item, ASL_NAMES.index(item.folder)) for item in found]
-    if {label for _, label in items} != set(range(len(ASL_NAMES))):
-        raise absent("asl-dvs", location, f"{ARCHIVES}, or a folder of *.mat for each letter but j and z")
-    recordings = divided(items, ASL_NAMES, cfg, location)
-    names = (f"{item.name} {item.size}" for item in found)
-    return Source(files, len(recordings), fingerprint(files, names), chunked(recordings, CHUNK))
+    expected = f"{ARCHIVES}, or a folder of *.mat for each letter but j and z"
+    return source_by_folder(files, found, cfg, location, expected, CHUNK)

@@ -21,9 +21,8 @@ from multifire.datasets.recordings import (
     Sample,
     Source,
     absent,
-    chunked,
-    fingerprint,
     list_recordings,
+    source_of,
 )
 from multifire.datasets.registry import CIFAR10_NAMES
 from multifire.events import Recording, Stray
@@ -47,7 +46,7 @@ def find(location: Path, cfg: DataConfig) -> Source:
         FileNotFoundError: a class is missing.
         ValueError: a damaged archive.
     """
-    files, names, recordings = [], [], []
+    files, all_found, recordings = [], [], []
     location = location / CACHED if (location / CACHED).is_dir() else location
     for label, kind in enumerate(CIFAR10_NAMES):
         home = location / f"{kind}.zip" if (location / f"{kind}.zip").is_file() else location / kind
@@ -63,8 +62,8 @@ def find(location: Path, cfg: DataConfig) -> Source:
             opener = Turned(item.opener) if item.name.endswith(".npz") else item.opener
             recordings.append((opener, Sample(f"{kind}/{_number(item)}", label, split)))
         files.append(home)
-        names += [f"{item.name} {item.size}" for item in found]
-    return Source(tuple(files), len(recordings), fingerprint(files, names), chunked(recordings, CHUNK))
+        all_found += found
+    return source_of(files, all_found, recordings, CHUNK)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from multifire.datasets.recordings import (
     Sample,
     Source,
     absent,
-    chunked,
     fingerprint,
     list_recordings,
+    source_of,
 )
 from multifire.datasets.registry import GESTURE_NAMES
 from multifire.utils.log import log
@@ -90,8 +90,7 @@ def _of_cached(location: Path, cached: list[Found]) -> Source:
         recordings.append((opener, Sample(f"{folder}/{middle}/{file}", label, split)))
     if len({sample.split for _, sample in recordings}) < 2:
         raise absent("dvs-gesture", location, "the gestures of the training and of the test")
-    names = (f"{item.name} {item.size}" for item in cached)
-    return Source((location,), len(recordings), fingerprint((), names), chunked(recordings, CHUNK))
+    return source_of((location,), cached, recordings, CHUNK)
 
 
 def _jobs_of_folder(paths: list[Path], done: Container[str], spool: Path) -> Iterator[Job]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from multifire.config import DataConfig
 from multifire.datasets.classes import natural
-from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, absent, chunked, fingerprint, list_recordings
+from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, absent, list_recordings, source_of
 from multifire.datasets.registry import DVS_LIP_NAMES
 
 ARCHIVE = "DVS-Lip.zip"
@@ -36,5 +36,4 @@ def find(location: Path, cfg: DataConfig) -> Source:
         recordings.append((item.opener, Sample(f"{split}/{word}/{file}", DVS_LIP_NAMES.index(word), split)))
     if {sample.split for _, sample in recordings} != {TRAIN, TEST}:
         raise absent("dvs-lip", location, f"{ARCHIVE}, or folders train/WORD/*.npy and test/WORD/*.npy")
-    names = (f"{item.name} {item.size}" for item in found)
-    return Source((location,), len(recordings), fingerprint((location,), names), chunked(recordings, CHUNK))
+    return source_of((location,), found, recordings, CHUNK)

@@ -8,8 +8,7 @@ Source: Orchard et al., "Converting static image datasets to spiking neuromorphi
 from pathlib import Path
 
 from multifire.config import DataConfig
-from multifire.datasets.classes import natural
-from multifire.datasets.recordings import Source, absent, chunked, divided, fingerprint, list_recordings
+from multifire.datasets.recordings import Source, list_recordings, source_by_folder
 from multifire.datasets.registry import NCALTECH101_NAMES
 
 ARCHIVE = "Caltech101.zip"
@@ -30,11 +29,5 @@ def find(location: Path, cfg: DataConfig) -> Source:
     if (location / ARCHIVE).is_file():
         location = location / ARCHIVE
     found = list_recordings(location, PATTERN, MAX_RECORDING_BYTES, SENSOR)
-    found.sort(key=lambda item: natural(item.name))
-    items = [(item, NCALTECH101_NAMES.index(item.folder)) for item in found]
-    if {label for _, label in items} != set(range(len(NCALTECH101_NAMES))):
-        expected = f"{ARCHIVE}, or folders of its {len(NCALTECH101_NAMES)} classes with image_*.bin"
-        raise absent("ncaltech101", location, expected)
-    recordings = divided(items, NCALTECH101_NAMES, cfg, location)
-    names = (f"{item.name} {item.size}" for item in found)
-    return Source((location,), len(recordings), fingerprint((location,), names), chunked(recordings, CHUNK))
+    expected = f"{ARCHIVE}, or folders of its {len(NCALTECH101_NAMES)} classes with image_*.bin"
+    return source_by_folder((location,), found, cfg, location, expected, CHUNK)

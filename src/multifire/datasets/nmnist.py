@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from multifire.config import DataConfig
-from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, absent, chunked, fingerprint, list_recordings
+from multifire.datasets.recordings import TEST, TRAIN, Sample, Source, absent, list_recordings, source_of
 
 PATTERN = r"(?:Train|Test)/\d/\w+\.bin"
 MAX_RECORDING_BYTES = 16 << 20
@@ -25,15 +25,12 @@ def find(location: Path, cfg: DataConfig) -> Source:
     files = (location,)
     if location.is_dir() and not (location / "Train").is_dir():
         files = tuple(sorted(location.glob("*.zip")))
-    found = sorted(
-        ((item, path) for path in files for item in list_recordings(path, PATTERN, MAX_RECORDING_BYTES)),
-        key=lambda pair: pair[0].name,
-    )
+    found = [item for path in files for item in list_recordings(path, PATTERN, MAX_RECORDING_BYTES)]
+    found.sort(key=lambda item: item.name)
     recordings = []
-    for item, _ in found:
+    for item in found:
         split, label, stem = re.split(r"[/.]", item.name)[-4:-1]
         recordings.append((item.opener, Sample(f"{split}/{label}/{stem}", int(label), split.lower())))
     if {sample.split for _, sample in recordings} != {TRAIN, TEST}:
         raise absent("nmnist", location, "Train.zip and Test.zip, or folders Train/LABEL/*.bin and Test/LABEL/*.bin")
-    names = (f"{item.name} {item.size}" for item, _ in found)
-    return Source(files, len(recordings), fingerprint(files, names), chunked(recordings, CHUNK))
+    return source_of(files, found, recordings, CHUNK)

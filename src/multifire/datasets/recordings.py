@@ -12,7 +12,7 @@ import numpy as np
 
 from multifire.config import DataConfig
 from multifire.datasets import archives
-from multifire.datasets.classes import divide
+from multifire.datasets.classes import divide, natural
 from multifire.datasets.registry import get_info
 from multifire.events import Recording, Stray, open_recording
 
@@ -154,6 +154,31 @@ def list_recordings(location: Path, pattern: str, most: int, sensor_size: tuple[
             archives.check_size(name, size, most, location)
             found.append(Found(name, InFile(path, sensor_size), size))
     return found
+
+
+def source_of(
+    files: Sequence[Path], found: Iterable[Found], recordings: Sequence[tuple[Opener, Sample]], size: int
+) -> Source:
+    """Return the source of recordings that are one sample each, in jobs of `size`."""
+    names = (f"{item.name} {item.size}" for item in found)
+    return Source(tuple(files), len(recordings), fingerprint(files, names), chunked(recordings, size))
+
+
+def source_by_folder(
+    files: Sequence[Path], found: Iterable[Found], cfg: DataConfig, location: Path, expected: str, size: int
+) -> Source:
+    """Return the source of a data set without an official split, whose recordings lie in a folder for each class.
+
+    Raises:
+        FileNotFoundError: a class is missing; the message names what was `expected`.
+        ValueError: a class has one recording, which cannot be in both parts.
+    """
+    classes = get_info(cfg.name).classes
+    found = sorted(found, key=lambda item: natural(item.name))
+    items = [(item, classes.index(item.folder)) for item in found]
+    if {label for _, label in items} != set(range(len(classes))):
+        raise absent(cfg.name, location, expected)
+    return source_of(files, found, divided(items, classes, cfg, location), size)
 
 
 def divided(
