@@ -156,17 +156,7 @@ MULTIFIRE_AVX2 void fire_mlf(const FireArgs& a) {
   }
 }
 
-inline void fire(const FireArgs& a) {
-  if (a.neuron->shared || a.neuron->subtract) return portable::fire(a);
-  switch (a.neuron->levels) {
-    case 1:
-      return fire_mlf<1>(a);
-    case 3:
-      return fire_mlf<3>(a);
-    default:
-      return fire_mlf<0>(a);
-  }
-}
+inline void fire(const FireArgs& a) { portable::fire_by_levels(a, fire_mlf<1>, fire_mlf<3>, fire_mlf<0>); }
 
 MULTIFIRE_AVX2 inline void image_sums(const ImageArgs& a) { portable::image_loop<2>(a); }
 

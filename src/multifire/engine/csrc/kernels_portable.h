@@ -107,6 +107,15 @@ inline void fire(const FireArgs& a) {
   }
 }
 
+// Calls the build for the number of levels of MLF neurons; other neurons fire here.
+using Fire = void (*)(const FireArgs&);
+inline void fire_by_levels(const FireArgs& a, Fire one, Fire three, Fire any) {
+  if (a.neuron->shared || a.neuron->subtract) return fire(a);
+  if (a.neuron->levels == 1) return one(a);
+  if (a.neuron->levels == 3) return three(a);
+  any(a);
+}
+
 inline bool runs_here() { return true; }
 inline int blocks_at_once(int) { return 1; }
 
