@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from multifire.config import RunConfig, json_format
 from multifire.engine import native
 from multifire.export import fold
-from multifire.export.int8 import export_run, load_int8
+from multifire.export.int8 import INT8_VERSION, export_run, load_int8
+from multifire.export.provenance import read_provenance, stored
 from multifire.nn import SpikingNetwork, require_known
 from multifire.training.load_run import load_run
 from multifire.utils.device import autocast, pick_device
+from multifire.utils.tensor_files import read_tensors
 
 EngineChoice = Literal["auto", "native", "torch"]
 
@@ -118,9 +120,8 @@ def config_of_file(path: Path) -> RunConfig:
         FileNotFoundError: no such file.
         ValueError: damaged, or saved without provenance.
     """
-    provenance = load_int8(path).provenance
-    if not provenance:
-        raise ValueError(f"{path}: saved without provenance, so it does not say what its inputs are; export the run")
+    header, _ = read_tensors(path, {"int8": INT8_VERSION})
+    provenance = read_provenance(stored(header, "null"), str(path))
     values = {"version": json_format.CONFIG_VERSION, **provenance["config"]}
     return json_format.from_json(json.dumps(values), str(path))
 
@@ -134,7 +135,7 @@ def _native_run(folder: Path, which: str | None) -> Opened:
     """Export the run to int8 and load it; its file is not kept."""
     with tempfile.TemporaryDirectory() as temporary:
         path = export_run(folder, Path(temporary) / "network.safetensors", which).path
-        return _native(path, load_run(folder, which).cfg)
+        return _native(path, config_of_file(path))
 
 
 def _torch_int8(path: Path, cfg: RunConfig) -> Opened:
