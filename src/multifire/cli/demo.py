@@ -1,7 +1,6 @@
 """multifire demo: train on the embedded digits, or show a trained network of the package at work."""
 
 import argparse
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,23 +90,11 @@ def measurements(shown: "Showcase") -> list[str]:
 
 def show_recording(picture: "np.ndarray") -> None:
     """Simulate the recording of a camera that moves over the picture, describe it, and play it in a terminal."""
-    import numpy as np
-
-    from multifire.events import open_recording
     from multifire.events.overview import look_over
     from multifire.events.play import film
-    from multifire.events.simulate import SaccadeOptions, simulate_events
+    from multifire.events.simulate import simulate_recording
 
-    options = SaccadeOptions()
-    (events,) = simulate_events(picture[None], options)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "digit.npy"
-        np.save(path, events)
-
-        def open_again():
-            return open_recording(path, "", options.sensor_size, unit_us=1)
-
-        overview = look_over(open_again)
-        print_lines(["the simulated recording of an event camera that moves over a 3:", *figures(overview)[1:4]])
-        if CONSOLE.is_terminal:
-            play_in_terminal(film(open_again, overview, speed=SLOW_MOTION))
+    overview = look_over(lambda: simulate_recording(picture))
+    print_lines(["the simulated recording of an event camera that moves over a 3:", *figures(overview)[1:4]])
+    if CONSOLE.is_terminal:
+        play_in_terminal(film(lambda: simulate_recording(picture), overview, speed=SLOW_MOTION))

@@ -92,6 +92,17 @@ def simulate_frames(
     return out
 
 
+def simulate_recording(image: np.ndarray, options: SaccadeOptions | None = None, seed: int = 0) -> Recording:
+    """Return the simulated events of a picture, uint8 [H, W], as a recording; arguments are those of `simulate_events`.
+
+    Raises:
+        ValueError: another shape or type, or a negative seed.
+    """
+    options = options or SaccadeOptions()
+    (packed,) = _simulate(image[None], options, seed, 0)
+    return _recording(packed, options)
+
+
 def _recording(packed: Packed, options: SaccadeOptions) -> Recording:
     return Recording("simulated events", "simulated", options.sensor_size, iter((packed,)), allow_empty=True)
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from multifire import datasets
 from multifire.datasets.loader import make_batches
 from multifire.export.shipped import shipped_run
 from multifire.report import Run
+from multifire.report.samples import running_probabilities
 from multifire.training.load_run import load_run
 
 
@@ -43,12 +43,7 @@ def classify_digits() -> Showcase:
     correct = logits_TNL.mean(0).argmax(1).numpy() == labels
     return Showcase(
         pictures=np.asarray(data.test.images)[picked, 0],
-        probabilities=_running(logits_TNL[:, picked]).numpy(),
+        probabilities=running_probabilities(logits_TNL[:, picked]).numpy(),
         accuracy=float(correct.mean()),
         run=Run(folder),
     )
-
-
-def _running(logits_TNL: Tensor) -> Tensor:
-    steps = torch.arange(1, len(logits_TNL) + 1)[:, None, None]
-    return (logits_TNL.cumsum(0) / steps).softmax(-1)
