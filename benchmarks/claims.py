@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import multifire as mf
-from benchmarks.results import read_csv, write_csv
+from benchmarks.results import append, read_csv
 from multifire.analysis import measure_activity
 from multifire.analysis.gradients import mean_cross_entropy
 from multifire.analysis.probe import preserve_state
@@ -203,7 +203,10 @@ def current_gradients(network: SpikingNetwork, batch: Batch) -> dict[str, float]
 
 @contextlib.contextmanager
 def current_of(layer: ConvFire) -> Iterator[list[Tensor]]:
-    """Add zeros to the current of the layer's neurons, whose gradient is that of the current, and collect them."""
+    """Add a tensor of zeros to the current of the layer's neurons; its gradient is that of the current.
+
+    Yields a list that holds this tensor after the forward pass.
+    """
     zeros: list[Tensor] = []
 
     def add_zeros(layer: ConvFire, inputs: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Any:
@@ -255,11 +258,6 @@ class GradientRecorder:
             means = {"gradient_first": statistics.mean(first), "gradient_last": statistics.mean(last)}
             self.rows.append({"step": self._step, **means})
         self._step += 1
-
-
-def append(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Add rows to a CSV file."""
-    write_csv(path, columns, [*read_csv(path), *rows])
 
 
 if __name__ == "__main__":

@@ -95,10 +95,8 @@ def stream_inputs(args: argparse.Namespace) -> dict[str, np.ndarray]:
     nmnist = simulate_frames(images, frame_options(get_recipe("nmnist").data))
     gesture = get_recipe("dvs-gesture").data
     if args.recording:
-        with open_recording(args.recording) as recording:
-            options = frame_options(gesture)
-            frames = frames_of_windows(lambda: open_recording(args.recording), [(None, None)], options)[0].counts
-            del recording
+        windows = frames_of_windows(lambda: open_recording(args.recording), [(None, None)], frame_options(gesture))
+        frames = windows[0].counts
     else:
         frames = simulate_frames(images[:1], frame_options(gesture), SaccadeOptions((128, 128), 1_200_000))[0]
     return {
@@ -113,10 +111,8 @@ def stream_contestants(
 ) -> Iterator[tuple[tuple[str, str], Callable[[np.ndarray], list[float]]]]:
     """Yield (contestant, instruction set) and a function that returns the seconds of each frame."""
     for isa in available():
-        os.environ["MULTIFIRE_ENGINE_ISA"] = isa
-        engine = native.load(path, size)
+        engine = load_engine(path, isa, size)
         yield ("multifire.engine", isa), lambda frames, engine=engine: play_engine(engine, frames, counts)
-    os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
     for name, network in (("load_int8", load_int8(path)), ("torch fp32, folded", fold(model).eval())):
         yield (name, ""), lambda frames, network=network: play_torch(network, frames)
     yield from onnx_contestants(model, path, size, folder)
@@ -225,10 +221,8 @@ def time_batch(
     network, frames = load_int8(path), x_TNCHW.numpy()
     calls: dict[tuple[str, str], Call] = {}
     for isa in available():
-        os.environ["MULTIFIRE_ENGINE_ISA"] = isa
-        engine = native.load(path)
+        engine = load_engine(path, isa)
         calls["multifire.engine", isa] = lambda engine=engine: engine.run(frames, threads=threads)
-    os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
     with torch.inference_mode():
         calls["load_int8", ""] = lambda: network(x_TNCHW)
         seconds: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
@@ -290,15 +284,28 @@ def available() -> list[str]:
     """Return the instruction sets of this processor that the engine has."""
     found = []
     for isa in ISAS:
-        os.environ["MULTIFIRE_ENGINE_ISA"] = isa
         try:
-            native.load("no such file")
+            load_engine(Path("no such file"), isa)
         except FileNotFoundError:
             found.append(isa)
         except ValueError:
             continue
-    os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
     return found
+
+
+def load_engine(path: Path, isa: str, size: tuple[int, int] | None = None) -> native.Engine:
+    """Load a network with this instruction set; "": the one that the engine chooses.
+
+    Raises:
+        ValueError: the processor or the engine does not have it.
+    """
+    os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
+    if isa:
+        os.environ["MULTIFIRE_ENGINE_ISA"] = isa
+    try:
+        return native.load(path, size)
+    finally:
+        os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
 
 
 def timed(call: Call) -> float:
@@ -312,7 +319,7 @@ def row(
     part: str, network: str, key: tuple[str, str], threads: int, batch: int, times: list[float],
     seconds: dict[tuple[str, str], list[float]],
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the row of a contestant; its ratio is that of its median to load_int8's."""
+    """Return a contestant's row. Its ratio is its median time divided by that of load_int8."""
     import onnxruntime
 
     base = statistics.median(seconds["load_int8", ""])

@@ -43,7 +43,7 @@ def streams(rows: list[Row]) -> str:
 
 
 def batches(rows: list[Row]) -> str:
-    """Return a line for each network and instruction set; torch is limited to the same one where it can be."""
+    """Return a line for each network and instruction set. Torch was limited to the same set."""
     limits = {"avx2": "AVX2", "avx512_vnni": "AVX512_CORE_VNNI", "amx": ""}
     header = (
         "network, 64 images, two cores",

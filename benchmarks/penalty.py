@@ -4,7 +4,6 @@ Each run appends its row to penalty.csv, so a stopped benchmark continues where 
 """
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import Any
 import torch
 
 import multifire as mf
-from benchmarks.claims import append
-from benchmarks.results import read_csv
-from multifire import datasets
+from benchmarks.claims import test_batch
+from benchmarks.engine import load_engine
+from benchmarks.results import append, read_csv
 from multifire.analysis import measure_energy
-from multifire.datasets.loader import make_batches
-from multifire.engine import native
 from multifire.export.int8 import export_run
 from multifire.training.load_run import load_run
 from multifire.utils.device import processor
@@ -27,7 +24,6 @@ RESULTS = Path(__file__).parent / "results"
 PENALTIES = (0.0, 0.01, 0.03, 0.1, 0.3)
 ISAS = ("avx2", "avx512_vnni", "")
 """Instruction sets of the engine; "": the one that it chooses."""
-SAMPLES = 128
 COLUMNS = (
     "recipe", "penalty", "seed", "epochs", "accuracy", "best_accuracy", "synops",
     "engine_ms_avx2", "engine_ms_avx512_vnni", "engine_ms", "processor", "torch",
@@ -79,25 +75,12 @@ def measure(args: argparse.Namespace, penalty: float) -> dict[str, Any]:
         }
 
 
-def test_batch(cfg: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first test samples."""
-    data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
-    device = torch.device("cpu")
-    batches = make_batches(data.test, data.info, cfg.data, batch_size=SAMPLES, device=device, shuffle=False)
-    return next(iter(batches.epoch(0)))
-
-
 def engine_time(path: Path, x_TNCHW: torch.Tensor, isa: str) -> float | None:
     """Return the fastest time of the engine for a sample on one core, in milliseconds; None without that processor."""
-    os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
-    if isa:
-        os.environ["MULTIFIRE_ENGINE_ISA"] = isa
     try:
-        engine = native.load(path)
+        engine = load_engine(path, isa)
     except ValueError:
         return None
-    finally:
-        os.environ.pop("MULTIFIRE_ENGINE_ISA", None)
     seconds = []
     for _ in range(10):
         start = time.perf_counter()

@@ -46,9 +46,7 @@ def small_accuracy() -> tuple[str, str, str, str]:
 
 def gpu_step() -> tuple[str, str, str, str]:
     """Training step on a GPU beside other implementations of the same network."""
-    rows = [
-        row for row in read_csv(RESULTS / "gpu-peers.csv") if row["precision"] == "bf16" and row["surrogate"] == "rect"
-    ]
+    rows = gpu_rows()
     ours = min(float(row["median_s"]) for row in rows if row["framework"] == "multifire")
     others = [
         f"{milliseconds(fastest(rows, name))} ({label})"
@@ -59,9 +57,7 @@ def gpu_step() -> tuple[str, str, str, str]:
 
 def gpu_memory() -> tuple[str, str, str, str]:
     """Peak memory of that step."""
-    rows = [
-        row for row in read_csv(RESULTS / "gpu-peers.csv") if row["precision"] == "bf16" and row["surrogate"] == "rect"
-    ]
+    rows = gpu_rows()
     peaks = {
         name: min(float(r["peak_bytes"]) for r in rows if r["framework"] == name)
         for name in ("multifire", "spikingjelly", "reference")
@@ -79,6 +75,12 @@ def cpu_step() -> tuple[str, str, str, str]:
     others = f"{seconds(float(plain['median_s']))} (plain PyTorch), {seconds(peer)} (SpikingJelly, compiled)"
     where = f"{ours['processor']} (Zen 4), {ours['threads']} cores"
     return "training step of 16 images, bf16", others, seconds(float(ours["median_s"])), where
+
+
+def gpu_rows() -> list[Row]:
+    """Return the figures on a GPU in bf16 with the paper's surrogate."""
+    rows = read_csv(RESULTS / "gpu-peers.csv")
+    return [row for row in rows if row["precision"] == "bf16" and row["surrogate"] == "rect"]
 
 
 def last(name: str, chosen: Callable[[Row], bool]) -> Row:

@@ -64,6 +64,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]
     write_atomic(path, text.getvalue().encode())
 
 
+def append(path: Path, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Add rows to a CSV file."""
+    write_csv(path, columns, [*read_csv(path), *rows])
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return the rows of a file; none if it is missing."""
     if not path.is_file():

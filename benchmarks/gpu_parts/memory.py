@@ -68,7 +68,7 @@ class Peak:
         self._before = self._used()
 
     def figures(self) -> dict[str, int]:
-        """Return bytes: on a GPU those in use and those that torch reserved, on a CPU the growth of the process."""
+        """Return bytes. On a GPU: in use, and reserved by torch. On a CPU: the growth of the process."""
         synchronize(self._setting)
         if not self._setting.on_gpu:
             return {"peak_bytes": peak_resident() - self._before[0]}
