@@ -43,9 +43,13 @@ def test_it_loads_by_name_and_its_card_agrees_with_its_summary(name, monkeypatch
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_names_no_folder_of_the_machine_that_trained_it(name):
+    """No text in its files is an absolute path; of a checkpoint, the header is text."""
     for path in shipped.shipped_run(name).iterdir():
-        assert b"/tmp/" not in path.read_bytes()
-        assert b"/work/" not in path.read_bytes()
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":
+            content = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        assert b'"/' not in content
+        assert b"/tmp/" not in content
 
 
 def test_digits_reaches_what_its_card_says(tmp_path):
