@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import tables
 from benchmarks.cases import CIFAR10, CIFAR10_DVS, GESTURE, Case
 from benchmarks.contestants import Contestant
 from benchmarks.peers import PEER_FRAMEWORKS
@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for part in args.parts or PARTS:
             say(f"{part} ...")
             columns, rows = PARTS[part](part, args)
-            results.write_csv(args.out / f"{part}.csv", columns, rows)
+            tables.write_csv(args.out / f"{part}.csv", columns, rows)
     args.page.parent.mkdir(exist_ok=True)
-    args.page.write_text(results.page(args.out))
+    args.page.write_text(tables.page(args.out))
     say(f"wrote the CSV files to {args.out} and the page to {args.page}")
     return 0
 
@@ -112,10 +112,10 @@ def time_them(part: str, contestants: Sequence[Contestant], args, whats=("traini
                 rows.append(
                     describe(part, contestant, worker.ask("machine"))
                     | {"what": what, "first_call_s": first_run[index][0], "loss": first_run[index][1]}
-                    | results.summary(seconds[index], seconds[0])
+                    | tables.summary(seconds[index], seconds[0])
                 )
                 if floor := floor_seconds.get(contestant.precision):
-                    rows[-1]["floor_ratio"] = results.ratio(seconds[index], floor)
+                    rows[-1]["floor_ratio"] = tables.ratio(seconds[index], floor)
     for row, contestant in zip(rows, contestants, strict=False):  # the first rows are those of the training steps
         if contestant.framework != "floor" and not contestant.compiled:
             row["peak_bytes"] = peak_of_steps(contestant, args.threads)
@@ -176,14 +176,14 @@ def check(part: str, args) -> tuple[Sequence[str], list[dict]]:
     rows = []
     for case in (CIFAR10.with_(batch_size=2), GESTURE.with_(batch_size=2), CIFAR10_DVS.with_(batch_size=2)):
         rows += compare(part, [Contestant(name, case) for name in installed()], args)
-    return results.CHECKS, rows
+    return tables.CHECKS, rows
 
 
 def check_compiled(part: str, args) -> tuple[Sequence[str], list[dict]]:
     """Compare the compiled reference and the compiled peers with the reference, on a network that compiles quickly."""
     small = CIFAR10.with_(name="ds_resnet8", width=8, batch_size=2, timesteps=2)
     contestants = [Contestant(name, small, compiled=True) for name in ("reference", *installed())]
-    return results.CHECKS, compare(part, contestants, args)
+    return tables.CHECKS, compare(part, contestants, args)
 
 
 def compare(part: str, contestants: Sequence[Contestant], args) -> list[dict]:
@@ -219,7 +219,7 @@ def compare(part: str, contestants: Sequence[Contestant], args) -> list[dict]:
         )
         if not max(difference.values()) <= MAX_DIFFERENCE:
             raise RuntimeError(f"{contestant} differs from the reference: {difference}")
-        rows.append({name: row[name] for name in results.CHECKS})
+        rows.append({name: row[name] for name in tables.CHECKS})
     return rows
 
 
@@ -235,7 +235,7 @@ def spikes(part: str, args) -> tuple[Sequence[str], list[dict]]:
         with workers([contestant], args.threads) as (worker,):
             machine, moved = worker.ask("machine"), worker.ask("moved")
         for layer, values in moved.items():
-            figures = dict(zip(results.MOVED, values, strict=True))
+            figures = dict(zip(tables.MOVED, values, strict=True))
             say(f"  {case.cfg.recipe}, {layer}: {figures}")
             rows.append(describe(part, contestant, machine) | {"layer": layer} | figures)
     if not max(row["kernel_moved"] for row in rows) <= MAX_MOVED_SPIKES:
@@ -243,7 +243,7 @@ def spikes(part: str, args) -> tuple[Sequence[str], list[dict]]:
             f"the kernel's spikes in bf16 differ from those of the reference: kernel_moved in the lines above is more "
             f"than {MAX_MOVED_SPIKES}"
         )
-    return results.SPIKES, rows
+    return tables.SPIKES, rows
 
 
 def settings_of_spikingjelly(part: str, args) -> tuple[Sequence[str], list[dict]]:
@@ -254,12 +254,12 @@ def settings_of_spikingjelly(part: str, args) -> tuple[Sequence[str], list[dict]
         for compiled in (False, True)
         for channels_last in (False, True)
     ]
-    return results.TIMES, time_them(part, contestants, args, ["training step"]) if "spikingjelly" in installed() else []
+    return tables.TIMES, time_them(part, contestants, args, ["training step"]) if "spikingjelly" in installed() else []
 
 
 def fastest_spikingjelly(case: Case, args) -> Contestant:
     """Return SpikingJelly with its fastest settings in spikingjelly.csv, or default settings without that file."""
-    rows = results.read_csv(args.out / "spikingjelly.csv")
+    rows = tables.read_csv(args.out / "spikingjelly.csv")
     if not rows:
         return Contestant("spikingjelly", case)
     settings = min(rows, key=lambda row: float(row["median_s"]))["settings"]
@@ -269,7 +269,7 @@ def fastest_spikingjelly(case: Case, args) -> Contestant:
 
 def cifar10(part: str, args) -> tuple[Sequence[str], list[dict]]:
     """Time all contestants on the CIFAR-10 network."""
-    return results.TIMES, time_them(part, everybody(CIFAR10, args), args)
+    return tables.TIMES, time_them(part, everybody(CIFAR10, args), args)
 
 
 def everybody(case: Case, args) -> list[Contestant]:
@@ -292,7 +292,7 @@ def events(case: Case) -> Callable[[str, Any], tuple[Sequence[str], list[dict]]]
 
     def measure(part: str, args) -> tuple[Sequence[str], list[dict]]:
         multifire = [Contestant(name, case, precision) for precision in precisions() for name in ("multifire", "floor")]
-        return results.TIMES, time_them(part, [*multifire, Contestant("reference", case)], args)
+        return tables.TIMES, time_them(part, [*multifire, Contestant("reference", case)], args)
 
     return measure
 
@@ -301,13 +301,13 @@ def timesteps(part: str, args) -> tuple[Sequence[str], list[dict]]:
     """Time a training step of multifire for T = 4 to 64."""
     cases = [(t, CIFAR10.with_(timesteps=t)) for t in (4, 8, 16, 32, 64)]
     contestants = [Contestant("multifire", case, note=f"T = {t}") for t, case in cases]
-    return results.TIMES, time_them(part, contestants, args, ["training step"])
+    return tables.TIMES, time_them(part, contestants, args, ["training step"])
 
 
 def levels(part: str, args) -> tuple[Sequence[str], list[dict]]:
     """Time a training step of multifire for K = 1, 2 and 3."""
     contestants = [Contestant("multifire", CIFAR10.with_(levels=k), note=f"K = {k}") for k in (1, 2, 3)]
-    return results.TIMES, time_them(part, contestants, args, ["training step"])
+    return tables.TIMES, time_them(part, contestants, args, ["training step"])
 
 
 def depth(part: str, args) -> tuple[Sequence[str], list[dict]]:
@@ -322,7 +322,7 @@ def depth(part: str, args) -> tuple[Sequence[str], list[dict]]:
         rows.append(
             describe(part, contestant, machine) | {"peak_bytes": peak, "kept_bytes": kept, "neuron_steps": steps}
         )
-    return results.MEMORY, rows
+    return tables.MEMORY, rows
 
 
 def malloc(part: str, args) -> tuple[Sequence[str], list[dict]]:
@@ -337,7 +337,7 @@ def malloc(part: str, args) -> tuple[Sequence[str], list[dict]]:
         for name, precision in frameworks
         for note, library in mallocs.items()
     ]
-    return results.TIMES, time_them(part, contestants, args, ["training step"])
+    return tables.TIMES, time_them(part, contestants, args, ["training step"])
 
 
 PARTS = {

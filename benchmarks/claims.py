@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import multifire as mf
-from benchmarks.results import append, read_csv
+from benchmarks.tables import append, read_csv
 from multifire.analysis import measure_activity
 from multifire.analysis.gradients import mean_cross_entropy
 from multifire.analysis.probe import preserve_state
@@ -78,11 +78,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"epochs of a run (default: {EPOCHS})")
     parser.add_argument("--limit", type=int, help="train on this many images only, and test on as many")
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 20, 44, 68])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
     finished = {tuple(row[name] for name in SETTING) for row in read_csv(args.out / "claims.csv")}
-    waiting = [each for each in settings(args.depths) if each.cells not in finished]
+    waiting = [each for each in settings(args.depths, args.seeds) if each.cells not in finished]
     for number, setting in enumerate(waiting, 1):
         if time.monotonic() >= deadline:
             print(f"the time is over; {len(waiting) - number + 1} runs are left")
@@ -93,9 +94,9 @@ def main() -> None:
         print(f"{number}/{len(waiting)} {setting.name}: {row['accuracy']:.4f} in {row['seconds']:.0f} s", flush=True)
 
 
-def settings(depths: Iterable[int]) -> list[Setting]:
+def settings(depths: Sequence[int], seeds: Sequence[int]) -> list[Setting]:
     """Return all runs, by importance: seed by seed the paper's comparison, then the other norm and surrogate."""
-    blocks, seeds, depths = ("plain", "ds"), range(3), list(depths)
+    blocks = ("plain", "ds")
     main_runs = [Setting(b, d, k, s) for s, d, b, k in itertools.product(seeds, depths, blocks, (1, 2, 3))]
     deep = depths[-2:]
     variants = (("batchnorm", 1.0), ("tdbn", 0.5))

@@ -24,7 +24,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from benchmarks.results import curves_apart, write_csv
+from benchmarks.tables import curves_apart, write_csv
 from multifire import datasets
 from multifire.config import TrainOptions, get_recipe
 from multifire.training.loop import train

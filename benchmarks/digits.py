@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import multifire as mf
-from benchmarks.results import append, read_csv
+from benchmarks.tables import append, read_csv
 from multifire.training.checkpoint import load_checkpoint
 from multifire.training.signals import Interrupted
 from multifire.utils.device import processor

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 import multifire as mf
-from benchmarks.results import read_csv, write_csv
+from benchmarks.tables import read_csv, write_csv
 from multifire.config import RunConfig, get_recipe
 from multifire.datasets.cache import frame_options
 from multifire.engine import native

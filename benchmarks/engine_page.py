@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.results import markdown, read_csv
+from benchmarks.tables import markdown, read_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -33,7 +33,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 import multifire as mf
-from benchmarks.results import markdown, write_csv
+from benchmarks.tables import markdown, write_csv
 from multifire.config import ModelConfig
 from multifire.export.int8 import LARGEST_ACTIVATION, Int8Conv2d, Int8Network, quantise_network, save_int8
 from multifire.export.provenance import PROVENANCE_VERSION

@@ -14,7 +14,7 @@ import torch
 import multifire as mf
 from benchmarks.claims import test_batch
 from benchmarks.engine import load_engine
-from benchmarks.results import append, read_csv
+from benchmarks.tables import append, read_csv
 from multifire.analysis import measure_energy
 from multifire.export.int8 import export_run
 from multifire.training.load_run import load_run

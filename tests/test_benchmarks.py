@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from benchmarks import results
+from benchmarks import tables
 from benchmarks.__main__ import PARTS, alternate, describe, everybody, installed, time_them
 from benchmarks.cases import CIFAR10, CIFAR10_DVS, GESTURE
 from benchmarks.contestants import Contestant, FloorPlayer, Player, make_player
@@ -52,29 +52,29 @@ def test_curves_are_apart_by_backend_and_by_seed(tmp_path):
         for (backend, seed), loss in losses.items()
     ]
     line = "| 1 | 0.5000 | 0.5000 | 5.00 | 5.00 |"
-    assert line in results.curves_apart(rows)
+    assert line in tables.curves_apart(rows)
     rows[1]["train_loss"] = 2.75
-    results.write_csv(tmp_path / "curves.csv", list(rows[0]), rows)
-    assert "| 1 | 0.5000 | 1.0000 | 5.00 | 5.00 |" in results.page(tmp_path)
+    tables.write_csv(tmp_path / "curves.csv", list(rows[0]), rows)
+    assert "| 1 | 0.5000 | 1.0000 | 5.00 | 5.00 |" in tables.page(tmp_path)
 
 
 def test_a_ratio_is_of_neighbours():
     # The machine got ten times slower after the first turn: the medians' ratio would say 5, the neighbours' say 2.
-    row = results.summary([2.0, 20.0, 20.0], [1.0, 10.0, 4.0])
+    row = tables.summary([2.0, 20.0, 20.0], [1.0, 10.0, 4.0])
     assert row == {"n": 3, "median_s": 20.0, "fastest_s": 2.0, "slowest_s": 20.0, "ratio": 2.0}
 
 
 def _times(framework: str, seconds: list[float], base: list[float], case=TINY) -> dict:
     contestant = Contestant("multifire" if framework == "multifire" else "floor", case)
     row = describe("cifar10", contestant, MACHINE) | {"framework": framework, "what": "training step"}
-    return row | {"first_call_s": 1.0, "loss": 2.3, "peak_bytes": 5_000_000} | results.summary(seconds, base)
+    return row | {"first_call_s": 1.0, "loss": 2.3, "peak_bytes": 5_000_000} | tables.summary(seconds, base)
 
 
 def test_the_page_shows_what_the_files_hold(tmp_path):
     ours, other = [0.2, 0.3, 0.4], [0.6, 0.9, 1.2]
     rows = [_times("multifire", ours, ours), _times("spikingjelly", other, ours)]
-    results.write_csv(tmp_path / "cifar10.csv", results.TIMES, rows)
-    page = results.page(tmp_path)
+    tables.write_csv(tmp_path / "cifar10.csv", tables.TIMES, rows)
+    page = tables.page(tmp_path)
     assert "a processor, 2 threads" in page
     assert "[T, N, C, H, W] = [2, 2, 3, 32, 32]" in page
     assert "spikingjelly 1.0" in page
@@ -91,27 +91,27 @@ def test_times_are_beside_the_floors_of_the_same_precision(tmp_path, capsys):
     assert [row["floor_ratio"] for row in rows] == [
         pytest.approx(rows[i]["median_s"] / rows[floor]["median_s"]) for i, floor in enumerate((1, 1, 3, 3, 1))
     ]
-    results.write_csv(tmp_path / "cifar10.csv", results.TIMES, rows)
-    assert f"| {rows[0]['floor_ratio']:.3f} |" in results.page(tmp_path)
+    tables.write_csv(tmp_path / "cifar10.csv", tables.TIMES, rows)
+    assert f"| {rows[0]['floor_ratio']:.3f} |" in tables.page(tmp_path)
 
 
 def test_a_sweep_is_per_image_and_time_step(tmp_path):
     first, second = [0.4, 0.4], [1.0, 1.0]
     rows = [_times("multifire", first, first), _times("multifire", second, first, TINY.with_(timesteps=4))]
-    results.write_csv(tmp_path / "timesteps.csv", results.TIMES, rows)
-    assert "| 125,000 | 125,000–125,000 | 1.250 | 2 |" in results.page(tmp_path)
+    tables.write_csv(tmp_path / "timesteps.csv", tables.TIMES, rows)
+    assert "| 125,000 | 125,000–125,000 | 1.250 | 2 |" in tables.page(tmp_path)
 
 
 def test_linearity_in_depth():
     rows = [{"model": f"ds_resnet{d}", "peak_bytes": 1e7 + 1e6 * d, "kept_bytes": 2e6 * d} for d in (20, 32, 44)]
-    said = results.linearity("fp32", rows)
+    said = tables.linearity("fp32", rows)
     assert "depths, fp32: peak 10 MB + 1.0 MB per layer, at most 0.0 % off; kept 0 MB + 2.0 MB" in said
-    assert results.linearity("fp32", rows[:2]) == ""
+    assert tables.linearity("fp32", rows[:2]) == ""
 
 
 def test_a_field_that_is_no_column_is_refused(tmp_path):
     with pytest.raises(ValueError, match="unheard_of"):
-        results.write_csv(tmp_path / "x.csv", results.TIMES, [{"unheard_of": 1}])
+        tables.write_csv(tmp_path / "x.csv", tables.TIMES, [{"unheard_of": 1}])
 
 
 def test_workers_answer_and_say_what_failed():
@@ -143,10 +143,10 @@ def test_spikes_that_bf16_moves(case):
 def test_moved_spikes_are_weighed_by_neuron_steps(tmp_path):
     row = describe("spikes", Contestant("multifire", TINY, "bf16"), MACHINE)
     values = [(300, 0.25, 0.0, 0.01, 0.02), (100, 0.05, 0.0004, 0.05, 0.3)]
-    rows = [row | {"layer": "a"} | dict(zip(results.MOVED, of_layer, strict=True)) for of_layer in values]
-    results.write_csv(tmp_path / "spikes.csv", results.SPIKES, rows)
+    rows = [row | {"layer": "a"} | dict(zip(tables.MOVED, of_layer, strict=True)) for of_layer in values]
+    tables.write_csv(tmp_path / "spikes.csv", tables.SPIKES, rows)
     line = "| 400 | 20.0 % | 0.0100 % | 0.0400 % | 2.0000 % | 5.0000 % | 9.0000 % | 30.0000 % |"
-    assert line in results.page(tmp_path)
+    assert line in tables.page(tmp_path)
 
 
 def test_a_step_has_a_peak():
@@ -171,7 +171,7 @@ def test_everybody_is_beside_ours(tmp_path):
     assert names.count("reference") >= 2  # eager and compiled
     assert set(installed()) < set(names)
     assert isinstance(make_player(Contestant("floor", TINY)), FloorPlayer)
-    assert list(PARTS) == list(results.SECTIONS)
+    assert list(PARTS) == list(tables.SECTIONS)
 
 
 @pytest.mark.parametrize("peer", ["spikingjelly", "snntorch"])

@@ -12,7 +12,7 @@ import torch
 from benchmarks.gpu_parts.page import NOTHING, page
 from benchmarks.gpu_parts.runner import PARTS, Clock
 from benchmarks.gpu_parts.setting import MACHINE, Item, Setting, Table, describe, machine
-from benchmarks.results import read_csv
+from benchmarks.tables import read_csv
 from multifire.experiments.bench import Network
 from multifire.nn.conv import SpikeConv2d
 

@@ -43,7 +43,7 @@ def run(case: Case, epochs: int, setting: Setting) -> Iterator[dict[str, Any]]:
         root, data = setting.root, "CIFAR-10 (--root)"
         if root is None:
             root, data = Path(folder) / "data", "random images"
-            _write_random_images(root / CIFAR_SUBFOLDER, 10_000 if setting.on_gpu else 4)
+            write_random_images(root / CIFAR_SUBFOLDER, 10_000 if setting.on_gpu else 4)
         cfg = _config(case, epochs, root, setting)
         row = describe(replace(case, cfg=cfg, size=32)) | {"data": data}
         with expect_captures():
@@ -59,7 +59,7 @@ def _config(case: Case, epochs: int, root: Path, setting: Setting) -> RunConfig:
     )
 
 
-def _write_random_images(folder: Path, samples: int) -> None:
+def write_random_images(folder: Path, samples: int) -> None:
     """Write random images in the layout of CIFAR-10."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import fill
 
 from benchmarks.gpu_parts.setting import MACHINE
-from benchmarks.results import markdown, read_csv
+from benchmarks.tables import markdown, read_csv
 
 WIDTH = 120
 Rows = Sequence[dict[str, str]]
