@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from benchmarks.tables import markdown, read_csv
+from benchmarks.tables import fill, markdown, read_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CHART = ROOT / "docs" / "images" / "engine-density.png"
-END = "<!-- end -->\n"
 Row = dict[str, str]
 
 
@@ -20,16 +19,11 @@ def main() -> None:
 def with_tables(page: str) -> str:
     """Return the page with each table between its markers as the CSV files have it now."""
     rows = read_csv(RESULTS / "engine.csv")
-    tables = {
+    return fill(page, {
         "streams": streams(rows),
         "batches": batches(rows),
         "penalty": penalties(read_csv(RESULTS / "penalty.csv")),
-    }
-    for name, table in tables.items():
-        before, rest = page.split(f"<!-- {name} -->\n")
-        behind = rest.split(END, 1)[1]
-        page = f"{before}<!-- {name} -->\n\n{table}\n{END}{behind}"
-    return page
+    })  # fmt: skip
 
 
 def streams(rows: list[Row]) -> str:

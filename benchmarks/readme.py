@@ -32,14 +32,14 @@ def table() -> str:
 
 def accuracy() -> tuple[str, str, str, str]:
     """Accuracy of the paper's network."""
-    row = last("gpu-training.csv", lambda row: row["recipe"] == "cifar10" and row["epoch"] == "40")
-    ours = f"{percent(row['test_accuracy'])} (40 epochs, images compressed as JPEG)"
+    row = last("trainings.csv", lambda row: row["name"] == "cifar10-t4-k3")
+    ours = f"{percent(row['test_accuracy'])} ({row['epoch']} epochs, images compressed as JPEG)"
     return "CIFAR-10, `cifar10`: 4.3 M parameters", "94.25 % (the paper, 110 epochs)", ours, row["device"]
 
 
 def small_accuracy() -> tuple[str, str, str, str]:
     """Accuracy of the network with a quarter of the width."""
-    row = last("gpu-training.csv", lambda row: row["recipe"] == "cifar10-small" and row["epoch"] == "30")
+    row = last("trainings.csv", lambda row: row["name"] == "cifar10-small")
     ours = f"{percent(row['test_accuracy'])} (30 epochs, the same images)"
     return "CIFAR-10, `cifar10-small`: 0.27 M", "-", ours, row["device"]
 

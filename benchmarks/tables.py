@@ -83,6 +83,17 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
 
 
+END = "<!-- end -->\n"
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """Return a page in which each table stands between <!-- NAME --> and <!-- end -->, in place of what stood there."""
+    for name, table in tables.items():
+        before, rest = text.split(f"<!-- {name} -->\n")
+        text = f"{before}<!-- {name} -->\n\n{table}\n{END}{rest.split(END, 1)[1]}"
+    return text
+
+
 def page(folder: Path) -> str:
     """Return docs/benchmarks.md, made from the CSV files in the folder."""
     sections = [INTRODUCTION]
