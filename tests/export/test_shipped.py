@@ -6,13 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import multifire as mf
+import multifire.engine
 from multifire.cli import main
+from multifire.datasets.prepare import prepare
 from multifire.experiments.score import evaluate_run
 from multifire.export import shipped
+from multifire.export.int8 import export_run
+from multifire.training.data import load_batches
 from multifire.training.load_run import load_run
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -25,7 +30,7 @@ def accuracy_on_card(name: str) -> float:
 
 
 def test_the_package_contains_networks():
-    assert {"cifar10-small", "digits"} <= set(NAMES)
+    assert {"cifar10-small", "digits", "nmnist"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -62,6 +67,24 @@ def test_cifar10_small_reaches_what_its_card_says(tmp_path, cifar10):
     folder = shipped.copy_shipped("cifar10-small", tmp_path)
     scored, _ = evaluate_run(folder, None, str(cifar10), "auto", None)
     assert 100 * scored["accuracy"] == pytest.approx(accuracy_on_card("cifar10-small"), abs=0.1)
+
+
+def test_nmnist_reaches_what_its_card_says_and_the_engine_computes_its_bits(tmp_path):
+    archive = SHARED / "data" / "nmnist-1100.zip"
+    if not archive.is_file():
+        pytest.skip("needs shared/data/nmnist-1100.zip")
+    (tmp_path / "nmnist").mkdir()
+    (tmp_path / "nmnist" / archive.name).symlink_to(archive.resolve())
+    folder = shipped.copy_shipped("nmnist", tmp_path)
+    cfg = mf.recipe("nmnist", **{"data.root": str(tmp_path)})
+    prepare(cfg.data, tmp_path)
+    scored, _ = evaluate_run(folder, None, str(tmp_path), "auto", None)
+    assert 100 * scored["accuracy"] == accuracy_on_card("nmnist")
+
+    path = export_run(folder, tmp_path / "int8.safetensors").path
+    int8, native = mf.load_int8(path), multifire.engine.load(path)
+    for x_TNCHW, _ in load_batches(cfg, torch.device("cpu")).test.epoch(0):
+        assert np.array_equal(native.run(x_TNCHW.numpy()), int8(x_TNCHW).numpy())
 
 
 @pytest.fixture
