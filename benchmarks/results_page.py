@@ -22,9 +22,10 @@ def main() -> None:
 
 def with_tables(page: str, folder: Path) -> str:
     """Return the page with each table between its markers as the CSV files have it now."""
-    claims = read_csv(folder / "claims.csv")
+    claims, trained = read_csv(folder / "claims.csv"), read_csv(folder / "trainings.csv")
     return fill(page, {
-        "trainings": trainings_table(read_csv(folder / "trainings.csv")),
+        "trainings": trainings_table([row for row in trained if not is_search(row["name"])]),
+        "search": search_table([row for row in trained if is_search(row["name"])]),
         "claims": claims_page.accuracy_table(claims),
         "levels": claims_page.levels_table(claims),
         "blocks": claims_page.blocks_table(claims),
@@ -46,8 +47,26 @@ def trainings_table(rows: list[Row]) -> str:
             "-" if published is None else f"{published:.2f}", last["device"],
         ))  # fmt: skip
     trained = {row["name"] for row in rows}
-    missing = [(training.name, training.about, *["-"] * 5) for training in TRAININGS if training.name not in trained]
-    return markdown(header, lines + missing)
+    waiting = [each for each in TRAININGS if each.name not in trained and not is_search(each.name)]
+    return markdown(header, [*lines, *((each.name, each.about, *["-"] * 5) for each in waiting)])
+
+
+def is_search(name: str) -> bool:
+    """Return True for a short run that is compared on the validation split."""
+    return name.startswith("search-")
+
+
+def search_table(rows: list[Row]) -> str:
+    """Return a line for each short run: its accuracy on the validation split after the last epoch."""
+    last = {row["name"]: row for row in rows}
+    header = ("`benchmarks/results.py`", "recipe and options", "epochs", "validation, %", "on")
+    if not last:
+        return "None of the short runs has run yet; `benchmarks/trainings.py` lists them.\n"
+    return markdown(header, [
+        (name, f"`{row['recipe']} {row['options']}`", row["epoch"],
+         f"{100 * float(row['validation_accuracy']):.2f}", row["device"])
+        for name, row in last.items()
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.trainings import TRAININGS, chosen
 from multifire.datasets.images import CIFAR_SUBFOLDER
 from multifire.nn import model_from_config
 
-WANTED = ["cifar10-relu", "cifar10-t1-k8"]
+WANTED = ["cifar10-relu", "cifar10-t1-k8", "search-all"]
 
 
 def test_trainings_run_stop_and_continue(tmp_path, capsys):
@@ -25,7 +25,11 @@ def test_trainings_run_stop_and_continue(tmp_path, capsys):
     assert results.main([*call, "--minutes", "5", "--only", *WANTED]) == 0
     rows = read_csv(tmp_path / "trainings.csv")
     assert [(row["name"], row["epoch"]) for row in rows] == [(name, epoch) for name in WANTED for epoch in "12"]
-    assert all(0 <= float(row["test_accuracy"]) <= 1 and "--model.width 4" in row["options"] for row in rows)
+    for row in rows:
+        split = "validation" if row["name"] == "search-all" else "test"
+        assert 0 <= float(row[f"{split}_accuracy"]) <= 1
+        assert "--model.width 4" in row["options"]
+    assert not rows[-1]["test_accuracy"]  # a short run must not show it
 
     (tmp_path / "trainings.csv").unlink()  # the runs in the state folder still have their figures
     assert results.main([*call, "--minutes", "5", "--only", *WANTED[:1]]) == 0
