@@ -9,29 +9,13 @@
 #include <memory>
 #include <vector>
 
+#include "activations.h"
 #include "first_layer.h"
 #include "kernels.h"
 #include "layers.h"
 #include "multifire_engine.h"
 
 namespace multifire_engine_impl {
-
-// The activations of a layer: frames of pixels of `channels` bytes, with a border of one zero pixel.
-struct Activations {
-  int height = 0, width = 0, channels = 0;
-  Buffer<uint8_t> bytes;
-
-  Activations() = default;
-  Activations(int rows, int columns, int channel_bytes, int frames)
-      : height(rows), width(columns), channels(channel_bytes), bytes(frames * frame_size()) {}
-
-  int64_t row_size() const { return int64_t{width + 2} * channels; }
-  int64_t frame_size() const { return (height + 2) * row_size(); }
-  // A pixel of a frame; rows and columns may be -1.
-  uint8_t* at(int frame, int y, int x) {
-    return bytes.data() + frame * frame_size() + (y + 1) * row_size() + int64_t{x + 1} * channels;
-  }
-};
 
 // One layer of neurons at its place in the network.
 struct Stage {
@@ -132,7 +116,7 @@ class Workspace {
   }
 
   int64_t bytes() const {
-    int64_t total = entries_.bytes() + starts_.bytes() + scratch_.bytes() + sums_.bytes() + first_.bytes();
+    int64_t total = list_.bytes() + scratch_.bytes() + sums_.bytes() + first_.bytes();
     for (const Activations& part : main_) total += part.bytes.bytes();
     for (const Activations& part : hidden_) total += part.bytes.bytes();
     for (const Stage& stage : stages_) total += stage.membranes.bytes();
@@ -266,10 +250,10 @@ class Workspace {
     const bool pairs = kernels_.sparse_unit == 2;
     const int border = layer.kernel / 2, row = y * layer.stride + 1 - border, column = x * layer.stride + 1 - border;
     const int64_t row_starts = stage.in->width + 2, column_size = int64_t{units_of(layer)} * unit_bytes();
-    const int32_t* starts = starts_.data() + (int64_t{t} * (stage.in->height + 2) + row) * row_starts + column;
+    const int32_t* starts = list_.starts() + (int64_t{t} * (stage.in->height + 2) + row) * row_starts + column;
     const int8_t* weights = pairs ? layer.pairs.data() + block / kSparseBlocks * layer.kernel * layer.kernel * column_size
                                   : layer.weights.data() + block * layer.block_stride();
-    kernels_.sparse_sums({entries_.data(), starts, row_starts, column, layer.stride, layer.kernel, weights,
+    kernels_.sparse_sums({list_.entries(), starts, row_starts, column, layer.stride, layer.kernel, weights,
                           layer.block_stride(), column_size, layer.span, layer.widens, pixels, sums_.data()});
   }
 
@@ -277,7 +261,6 @@ class Workspace {
   // Bytes from the weights of one unit to those of the next.
   int unit_bytes() const { return kernels_.sparse_unit == 2 ? kSparseBlocks * kBlock * 2 : kItemBytes; }
 
-  int64_t padded_pixels(const Stage& stage) const { return int64_t{stage.in->height + 2} * (stage.in->width + 2); }
   int64_t largest_list(const Stage& stage, int count) const {
     const double units = static_cast<double>(count) * stage.in->height * stage.in->width * units_of(*stage.layer);
     return static_cast<int64_t>(static_cast<double>(kernels_.sparse_below) * units);
@@ -288,52 +271,28 @@ class Workspace {
     for (const Stage& stage : stages_) {
       if (!stage.layer || !stage.layer->has_list) continue;
       entries = std::max(entries, largest_list(stage, steps_) + 1);
-      pixels = std::max(pixels, steps_ * padded_pixels(stage) + 1);
+      pixels = std::max(pixels, steps_ * stage.in->frame_pixels() + 1);
     }
-    if (entries > INT32_MAX) throw std::bad_alloc();  // more than 16 gigabytes, and more than `starts_` can count
-    entries_ = Buffer<Entry>(entries);
-    starts_ = Buffer<int32_t>(pixels);
-  }
-
-  // The unit of a pixel; two channels are repeated.
-  uint32_t unit_at(const uint8_t* pixel, int unit) const {
-    if (kernels_.sparse_unit == 4) {
-      uint32_t four;
-      std::memcpy(&four, pixel + 4 * unit, sizeof four);
-      return four;
-    }
-    uint16_t two;
-    std::memcpy(&two, pixel + 2 * unit, sizeof two);
-    return two * 0x10001u;
+    list_.allocate(entries, pixels);
   }
 
   // Counts the units of a layer's input that are not zero; returns true if they are so few that a list is faster.
   bool takes_list(Stage& stage, int count) {
     const Layer& layer = *stage.layer;
     if (!layer.has_list) return false;
-    const int units = units_of(layer);
-    int64_t active = 0;
-    for (int64_t pixel = 0; pixel < count * padded_pixels(stage); ++pixel)
-      for (int unit = 0; unit < units; ++unit)
-        active += unit_at(stage.in->bytes.data() + pixel * stage.in->channels, unit) != 0;
-    stage.units_seen += int64_t{count} * stage.in->height * stage.in->width * units;
+    const bool pairs = kernels_.sparse_unit == 2;
+    const int64_t active = pairs ? stage.in->count_nonzero_units<2>(count) : stage.in->count_nonzero_units<4>(count);
+    stage.units_seen += int64_t{count} * stage.in->height * stage.in->width * units_of(layer);
     stage.units_active += active;
     return active <= largest_list(stage, count);
   }
 
   void list_units(const Stage& stage, int count) {
-    const int units = units_of(*stage.layer), columns = stage.in->width + 2;
-    int32_t size = 0;
-    for (int64_t pixel = 0; pixel < count * padded_pixels(stage); ++pixel) {
-      starts_[pixel] = size;
-      const auto column = static_cast<int32_t>(pixel % columns);
-      for (int unit = 0; unit < units; ++unit) {
-        const uint32_t bytes = unit_at(stage.in->bytes.data() + pixel * stage.in->channels, unit);
-        entries_[size] = {bytes, (column * units + unit) * unit_bytes()};  // overwritten if the unit is zero
-        size += bytes != 0;
-      }
-    }
-    starts_[count * padded_pixels(stage)] = size;
+    const int units = units_of(*stage.layer);
+    if (kernels_.sparse_unit == 2)
+      list_.list<2>(*stage.in, count, units, unit_bytes());
+    else
+      list_.list<4>(*stage.in, count, units, unit_bytes());
   }
 
   // Adds the logits of a frame to `total`; writes them to `logits` unless it is nullptr.
@@ -375,8 +334,7 @@ class Workspace {
   FirstLayer first_;
   Activations main_[3], hidden_[3];
   std::vector<Stage> stages_;
-  Buffer<Entry> entries_;  // of the units that are not zero, and the first of each pixel
-  Buffer<int32_t> starts_;
+  UnitList list_;  // of the input of the layer that is being computed
   Buffer<float> scratch_, logit_sum_;
   Buffer<int32_t> sums_, pool_sums_;
   Buffer<double> pooled_;
