@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
 import tracemalloc
 
 import numpy as np
@@ -18,6 +20,7 @@ from multifire.events.play import Film, film, page, write_film
 from multifire.utils import images
 from tests.events.event_files import NamedBytes, encode_aedat2, encode_davis, random_events, sensor_events
 
+CHROMIUM = shutil.which("chromium")
 EVENTS = random_events(3000, last_us=1_000_000)
 
 
@@ -110,6 +113,17 @@ def test_terminal_shows_two_pixels_in_a_character():
 
 def test_rates_share_one_scale():
     assert rate_lines(np.array([[0, 80], [40, 10], [8, 0.0]])) == ["ON  █▁  at most 80/s", "OFF  ▄▁ at most 40/s"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_page_runs_in_a_browser(tmp_path):
+    (tmp_path / "a.html").write_text(page(film(opener(), look_over(opener())), "a recording"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [CHROMIUM, *flags, "--dump-dom", (tmp_path / "a.html").as_uri()]
+    drawn = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert re.search(r'polyline class="on" points="0,\d', drawn)
+    assert re.search(r"<output>0\.000 s</output>", drawn)
+    assert 'src="data:image/png;base64,' in drawn
 
 
 def test_command(tmp_path, capsys):
