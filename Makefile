@@ -41,11 +41,14 @@ docs: $(VENV)/.installed-docs ## build the documentation into build/docs; runs t
 bench: build/bench-venv/.installed ## measure beside other frameworks, in a venv of their own (PARTS=..., RUNS=7)
 	build/bench-venv/bin/python -m benchmarks $(PARTS) --runs $(or $(RUNS),7)
 
+# The libraries of a wheel use torch's OpenMP, so that is the one to look at, not the system's.
+SHOW_WHEEL = $(BIN)/auditwheel show --ldpaths "$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')/lib"
+
 wheel: $(VENV)/.installed-dev ## build the wheel into dist/, and try it in a fresh environment without a compiler
 	rm -rf dist
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(PIP_INSTALL) auditwheel
-	$(BIN)/auditwheel show dist/*.whl
+	$(SHOW_WHEEL) dist/*.whl
 	$(BIN)/python tools/try_wheel.py dist/*.whl
 
 clean: ## remove what was installed and built; runs and data stay
