@@ -1,5 +1,9 @@
-"""The exported C folder builds without a warning, and its program prints the logits of `mf.load_int8`."""
+"""The exported C folder builds without a warning, and its program prints the logits of `mf.load_int8`.
 
+Its engine computes their bits on every instruction set that this machine has or QEMU emulates.
+"""
+
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -15,10 +19,28 @@ from multifire.config import get_recipe, json_format
 from multifire.engine.c_source import write_c
 from multifire.nn import model_from_config
 from multifire.training.checkpoint import Checkpoint, Position, save_checkpoint
+from tests.engine.networks import (
+    COUNTS,
+    NETWORKS,
+    assert_same_bits,
+    random_frames,
+    random_network,
+    save,
+    sparser_networks,
+)
+from tests.engine.toolchains import TOOLCHAINS, Toolchain
 from tests.test_train import override
 
-COMPILERS = [name for name in ("g++", "clang++") if shutil.which(name)]
-pytestmark = pytest.mark.skipif(not COMPILERS, reason="needs a C++ compiler")
+NEON = {"neon", "neon_dotprod"}
+NATIVE = [toolchain for toolchain in TOOLCHAINS.values() if not toolchain.is_arm]
+pytestmark = pytest.mark.skipif(not NATIVE, reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="module", params=["gcc", "clang", "gcc-aarch64", "clang-aarch64"])
+def toolchain(request) -> Toolchain:
+    if request.param not in TOOLCHAINS:
+        pytest.skip(f"{request.param}: needs the compiler" + ", and qemu-aarch64" * ("aarch64" in request.param))
+    return TOOLCHAINS[request.param]
 
 
 def make_run(folder: Path, recipe: str) -> Path:
@@ -35,21 +57,13 @@ def make_run(folder: Path, recipe: str) -> Path:
     return folder
 
 
-def build(folder: Path, compiler: str, level: str = "-O3") -> Path:
-    """Build the folder as its README says, with every warning an error."""
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    c = {"g++": "gcc", "clang++": "clang"}[compiler]
-    for command in (
-        [compiler, "-std=c++17", level, "-ffp-contract=off", *warnings, "-c", "multifire_engine.cpp"],
-        [c, "-std=c99", "-O2", *warnings, "-c", "network.c", "main.c"],
-        [compiler, "multifire_engine.o", "network.o", "main.o", "-o", "network"],
-    ):
-        subprocess.run(command, cwd=folder, check=True, timeout=300)
-    return folder / "network"
+def build(folder: Path, toolchain: Toolchain, level: str = "-O3") -> Path:
+    """Build the folder as its README says."""
+    return toolchain.build(folder, level, ["multifire_engine.cpp"], ["network.c", "main.c"])
 
 
-def logits_of(program: Path, data: bytes, *options: str) -> np.ndarray:
-    done = subprocess.run([program, *options], input=data, capture_output=True, timeout=60, check=True)
+def logits_of(program: Path, data: bytes, *options: str, runs_with: tuple[str, ...] = ()) -> np.ndarray:
+    done = subprocess.run([*runs_with, program, *options], input=data, capture_output=True, timeout=60, check=True)
     lines = re.findall(r"logits (.*)", done.stdout.decode())
     return np.array([list(map(float, line.split())) for line in lines], np.float32)
 
@@ -59,7 +73,7 @@ def events_program(tmp_path_factory):
     run = make_run(tmp_path_factory.mktemp("events"), "nmnist")
     assert main(["export", str(run), "--to", "c"]) == 0
     assert main(["export", str(run), "--to", "int8"]) == 0
-    return build(run / "last-c", COMPILERS[0], "-O1"), mf.load_int8(run / "last-int8.safetensors")
+    return build(run / "last-c", NATIVE[0], "-O1"), mf.load_int8(run / "last-int8.safetensors")
 
 
 def expected_steps(network, frames_TCHW: np.ndarray) -> np.ndarray:
@@ -104,16 +118,53 @@ def test_bad_input_is_a_sentence(events_program, data, options, message):
     assert message in done.stderr.decode()
 
 
+@pytest.fixture(scope="module")
+def images_run(toolchain, tmp_path_factory):
+    """A run, whose folder of C sources is built, and beside its program one that runs any network."""
+    run = make_run(tmp_path_factory.mktemp("images"), "digits")
+    folder = write_c(run)
+    build(folder, toolchain)
+    shutil.copy(Path(__file__).with_name("run_network.c"), folder)
+    toolchain.build(folder, "", [], ["run_network.c"], name="run_network")
+    return run
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_images(compiler, tmp_path):
-    run = make_run(tmp_path / "run", "digits")
-    program = build(write_c(run, tmp_path / "c"), compiler)
-    assert main(["export", str(run), "--to", "int8"]) == 0
-    network = mf.load_int8(run / "last-int8.safetensors")
+def test_images(toolchain, images_run):
+    assert main(["export", str(images_run), "--to", "int8"]) == 0
+    network = mf.load_int8(images_run / "last-int8.safetensors")
     images = np.random.default_rng(2).normal(size=(3, 1, 28, 28)).astype(np.float32)
     expected = network(torch.from_numpy(images).expand(3, 3, 1, 28, 28)).numpy()
-    np.testing.assert_allclose(logits_of(program, images.tobytes()), expected, rtol=1e-6)
+    found = logits_of(images_run / "last-c" / "network", images.tobytes(), runs_with=toolchain.runs_with)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.fixture
+def run_network(toolchain, images_run) -> tuple[str | Path, ...]:
+    """The command that runs any network."""
+    return (*toolchain.runs_with, images_run / "last-c" / "run_network")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "counts", "size"), NETWORKS)
+def test_every_compiler_and_processor_gives_the_bits_of_load_int8(
+    toolchain, run_network, tmp_path, model, counts, size
+):
+    path = save(tmp_path / "a.safetensors", random_network(model, counts))
+    found = assert_same_bits(run_network, path, random_frames(model, counts, 4, 2, size))
+    assert {"portable", *(NEON if toolchain.is_arm else ())} <= found.keys()
+
+
+@pytest.mark.slow
+def test_so_do_lists(run_network, tmp_path):
+    model = dataclasses.replace(COUNTS, width=32)
+    frames = random_frames(model, True, 3, 1, (8, 6))
+    found = [
+        assert_same_bits(run_network, save(tmp_path / "a.safetensors", network), frames)
+        for network in sparser_networks(random_network(model, True))
+    ]
+    for isa in found[0].keys() - {"amx"}:  # which has no lists
+        assert max(of_network[isa] for of_network in found) > 0, isa
 
 
 @pytest.mark.slow
