@@ -3,10 +3,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-slow lint format docs bench clean wheel
+.PHONY: help demo test test-slow lint format docs bench clean wheel wheel-aarch64
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(VENV)/.installed ## install, train on the embedded digits, print the held-out accuracy
 	$(BIN)/multifire demo
@@ -50,6 +50,12 @@ wheel: $(VENV)/.installed-dev ## build the wheel into dist/, and try it in a fre
 	$(PIP_INSTALL) auditwheel
 	$(SHOW_WHEEL) dist/*.whl
 	$(BIN)/python tools/try_wheel.py dist/*.whl
+
+wheel-aarch64: $(VENV)/.installed-dev ## the wheel for 64-bit ARM Linux into dist/, by the cross compiler g++-aarch64-linux-gnu
+	MULTIFIRE_PLATFORM=linux_aarch64 CMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64.cmake \
+		$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PIP_INSTALL) auditwheel
+	$(SHOW_WHEEL) dist/*aarch64.whl
 
 clean: ## remove what was installed and built; runs and data stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

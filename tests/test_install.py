@@ -21,7 +21,7 @@ print(mf.ops.backends_used())
 def test_the_package_works_without_a_compiler(tmp_path):
     no_compiler = {"CC": "/nowhere/cc", "CXX": "/nowhere/c++"}
     pip = [sys.executable, "-m", "pip", "--quiet"]
-    build = [*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(_copy(tmp_path))]
+    build = [*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(copy_sources(tmp_path))]
     subprocess.run(build, env=os.environ | no_compiler, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-none-any.whl")
@@ -37,7 +37,7 @@ def test_the_package_works_without_a_compiler(tmp_path):
     assert done.stderr.count("the slow reference computes") == 1
 
 
-def _copy(folder: Path) -> Path:
+def copy_sources(folder: Path) -> Path:
     """Copy the tracked files, because building writes files beside the sources."""
     copy = folder / "sources"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
