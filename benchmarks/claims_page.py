@@ -16,6 +16,7 @@ T_975 = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 """Quantiles of Student's t for a 95 % interval with 1, 2, ..., 30 degrees of freedom."""
+BLOCK_NAMES = {"plain": "plain", "ds": "DS"}
 COLOURS = {"1": "tab:orange", "2": "tab:green", "3": "tab:blue"}
 PAPER = {"norm": "tdbn", "surrogate_width": "1"}
 """The conditions of the paper, as they stand in the CSV file."""
@@ -29,7 +30,8 @@ class Measure:
     of: Callable[[Row], float]
     expected: int
     """1: higher, -1: lower."""
-    unit: str = ""
+    split: bool = False
+    """Compare each kind of block, or each number of levels, by itself: the difference is not of one size in all."""
 
 
 def percent(column: str) -> Callable[[Row], float]:
@@ -42,13 +44,13 @@ def reach(moment: str) -> Callable[[Row], float]:
 
 
 LEVELS = (
-    Measure("accuracy, %", percent("accuracy"), 1),
+    Measure("accuracy, %", percent("accuracy"), 1, split=True),
     Measure("dormant in the first layers before training, %", percent("dormant_first_start"), -1),
     Measure("dormant in the first layers after training, %", percent("dormant_first_end"), -1),
     Measure("dormant in all layers after training, %", percent("dormant_end"), -1),
 )
 BLOCKS = (
-    Measure("accuracy, %", percent("accuracy"), 1),
+    Measure("accuracy, %", percent("accuracy"), 1, split=True),
     Measure("dormant in the first layers after training, %", percent("dormant_first_end"), -1),
 )
 GRADIENTS = (
@@ -78,16 +80,31 @@ def comparison(
     rows: Sequence[Row], measures: Iterable[Measure], by: str, values: tuple[str, str], names: tuple[str, str]
 ) -> str:
     """Return a line for each condition, measure and depth: both means, the difference, its interval and the verdict."""
+    other = "block" if by == "levels" else "levels"
     lines = []
     for norm, width in conditions(rows):
-        chosen = [row for row in rows if (row["norm"], row["surrogate_width"]) == (norm, width)]
+        of_condition = [row for row in rows if (row["norm"], row["surrogate_width"]) == (norm, width)]
         for measure in measures:
-            for depth in sorted({row["depth"] for row in chosen}, key=int):
-                found = pairs([row for row in chosen if row["depth"] == depth], by, values)
-                if found:
-                    lines.append((condition(norm, width), measure.text, depth, *compare(found, measure)))
-    header = ("norm, surrogate", "", "depth", "pairs", *names, "difference, 95 % interval", "the claim")
+            for depth in values_of(of_condition, "depth"):
+                of_depth = [row for row in of_condition if row["depth"] == depth]
+                for kind, chosen in kinds(of_depth, other) if measure.split else [("all", of_depth)]:
+                    if found := pairs(chosen, by, values):
+                        lines.append((measure.text, depth, kind, condition(norm, width), *compare(found, measure)))
+    header = ("", "depth", "of", "norm, surrogate", *names, "difference, 95 % interval", "as claimed in", "the claim")
     return markdown(header, lines)
+
+
+def values_of(rows: Iterable[Row], column: str) -> list[str]:
+    """Return the values of a column in order, numbers by their size."""
+    return sorted({row[column] for row in rows}, key=lambda value: (int(value) if value.isdecimal() else 0, value))
+
+
+def kinds(rows: Sequence[Row], column: str) -> list[tuple[str, list[Row]]]:
+    """Return the name of each value of the column, and its rows."""
+    return [
+        (f"K = {value}" if column == "levels" else BLOCK_NAMES[value], [row for row in rows if row[column] == value])
+        for value in values_of(rows, column)
+    ]
 
 
 def conditions(rows: Iterable[Row]) -> list[tuple[str, str]]:
@@ -109,16 +126,18 @@ def pairs(rows: Sequence[Row], by: str, values: tuple[str, str]) -> list[Pair]:
 
 
 def compare(found: Sequence[Pair], measure: Measure) -> tuple[str, ...]:
-    """Return the cells of a line: number of pairs, means, difference with its interval, verdict."""
+    """Return the cells of a line: means, difference with its interval, pairs in which the claim holds, verdict."""
     values = [(measure.of(a), measure.of(b)) for a, b in found]
     means = [statistics.fmean(each) for each in zip(*values, strict=True)]
     differences = [b - a for a, b in values]
     mean = statistics.fmean(differences)
-    cells = (str(len(values)), f"{means[0]:.2f}", f"{means[1]:.2f}")
+    holding = sum(measure.expected * difference > 0 for difference in differences)
+    count = f"{holding} of {len(values)}"
+    cells = (f"{means[0]:.2f}", f"{means[1]:.2f}")
     if len(values) < 2:
-        return (*cells, f"{mean:+.2f}", "one pair")
+        return (*cells, f"{mean:+.2f}", count, "one pair")
     half = half_interval(differences)
-    return (*cells, f"{mean:+.2f} ± {half:.2f}", verdict(measure.expected * mean, half))
+    return (*cells, f"{mean:+.2f} ± {half:.2f}", count, verdict(measure.expected * mean, half))
 
 
 def half_interval(values: Sequence[float]) -> float:
@@ -164,29 +183,33 @@ def draw(rows: Sequence[Row], steps: Sequence[Row], folder: Path) -> None:
     chosen, of_steps = (
         [row for row in each if all(row[key] == value for key, value in PAPER.items())] for each in (rows, steps)
     )
-    draw_depths(chosen, {"accuracy": "accuracy, %"}, folder / "claims-accuracy.png")
-    dormant = {"dormant_first_start": "before training", "dormant_first_end": "after training"}
-    draw_depths(chosen, dormant, folder / "claims-dormant.png", "dormant in the first layers, %")
+    errors = {"": lambda row: 100 - percent("accuracy")(row)}
+    draw_depths(chosen, errors, folder / "claims-errors.png", "test images that are misclassified, %", "log")
+    dormant = {"before training": percent("dormant_first_start"), "after training": percent("dormant_first_end")}
+    draw_depths(chosen, dormant, folder / "claims-dormant.png", "dormant in the first layers, %", "linear")
     draw_gradients(of_steps, folder / "claims-gradients.png")
 
 
-def draw_depths(rows: Sequence[Row], columns: dict[str, str], path: Path, label: str = "") -> None:
-    """Draw means over seeds against depth, one panel for each column; a point for each run."""
+def draw_depths(
+    rows: Sequence[Row], figures: dict[str, Callable[[Row], float]], path: Path, label: str, scale: str
+) -> None:
+    """Draw means over seeds against depth, one panel for each figure; a point for each run."""
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(1, len(columns), figsize=(4.8 * len(columns), 4), squeeze=False, sharey=True,
+    figure, panels = plt.subplots(1, len(figures), figsize=(1.8 + 4.4 * len(figures), 4), squeeze=False, sharey=True,
                                   constrained_layout=True)  # fmt: skip
-    for panel, (column, title) in zip(panels[0], columns.items(), strict=True):
+    for panel, (title, of) in zip(panels[0], figures.items(), strict=True):
         for block, style in (("plain", "--"), ("ds", "-")):
             for levels, colour in COLOURS.items():
-                of = [row for row in rows if (row["block"], row["levels"]) == (block, levels)]
-                points = [(int(row["depth"]), percent(column)(row)) for row in of]
+                points = [(int(r["depth"]), of(r)) for r in rows if (r["block"], r["levels"]) == (block, levels)]
                 if points:
                     panel.plot(*zip(*points, strict=True), ".", color=colour, alpha=0.5)
                     panel.plot(*zip(*means(points), strict=True), style, color=colour, label=name(block, levels))
-        panel.set(xlabel="depth", title=title if label else "")
-    panels[0][0].set_ylabel(label or next(iter(columns.values())))
-    panels[0][0].legend()
+        panel.set(xlabel="depth", title=title, yscale=scale, xticks=sorted({int(row["depth"]) for row in rows}))
+    panels[0][0].set_ylabel(label)
+    panels[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    if scale == "log":
+        panels[0][0].yaxis.set_major_formatter("{x:g}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
