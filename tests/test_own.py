@@ -260,6 +260,23 @@ def test_a_recipe_file_trains_and_its_run_needs_the_code(code, tmp_path):
     assert "code_sha256" in resumed.stderr
 
 
+def test_what_needs_the_layers_of_an_own_network_says_so(code, tmp_path):
+    out = tmp_path / "run"
+    assert run_command("train", str(code), "--out", str(out)).returncode == 0
+    np.save(tmp_path / "frames.npy", np.zeros((4, 1, 28, 28), np.uint8))
+    for command in (
+        ("export", str(out), "--to", "int8"),
+        ("export", str(out), "--to", "c"),
+        ("run", str(out), str(tmp_path / "frames.npy")),
+    ):
+        done = run_command(*command, "--code", str(code))
+        assert done.returncode == 2
+        assert "needs one of multifire's networks, whose layers it knows; from-file is your own" in done.stderr
+    reported = run_command("report", str(out), "--code", str(code))
+    assert reported.returncode == 0, reported.stderr
+    assert "needs one of multifire's networks" in " ".join(reported.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

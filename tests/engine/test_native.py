@@ -180,6 +180,19 @@ def test_event_of_an_image_network_is_refused(tmp_path):
         engine.step_events(np.zeros(1, native.EVENT))
 
 
+def test_pixels_that_are_not_normalised_are_refused(tmp_path):
+    engine = native.load(save(tmp_path / "a.safetensors", random_network(IMAGES, False)), size=(8, 8))
+    for compute in (engine.step, lambda frame: engine.run(frame[None, None])):
+        with pytest.raises(ValueError, match=r"uint8, expected the floats on which .* \(pixel / 255 - mean\) / std"):
+            compute(np.zeros((3, 8, 8), np.uint8))
+
+
+def test_a_size_that_is_known_holds_for_samples_too(tmp_path):
+    engine = native.load(save(tmp_path / "a.safetensors", random_network(IMAGES, False)), size=(8, 8))
+    with pytest.raises(ValueError, match="frames are of size 8 x 9, expected 8 x 8"):
+        engine.run(np.zeros((1, 1, 3, 8, 9), np.float32))
+
+
 def test_one_engine_is_for_one_thread_at_a_time(tmp_path):
     """A second thread gets an error, never a wrong result."""
     path = save(tmp_path / "a.safetensors", random_network(COUNTS, True))

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from multifire.datasets import describe, input_size
+from multifire.datasets import DatasetInfo, describe, input_size
 from multifire.engine.networks import config_of_file
 from multifire.export.int8 import export_run
 from multifire.utils.files import write_atomic
@@ -44,6 +44,7 @@ def write_c(folder: Path, out: Path | None = None, which: str | None = None) -> 
         "classes": len(info.classes),
         "names": ", ".join(_quoted(name) for name in info.classes),
         "counts": int(info.events),
+        "pixels": "" if info.events else _pixels(info),
         "network": f"{cfg.model.name}, {cfg.data.name}",
     }
     target = out or folder / f"{which or 'last'}-c"
@@ -87,6 +88,12 @@ def _array(data: bytes) -> str:
         '/* The network: the bytes of the file that `multifire export --to int8` writes. */\n#include "network.h"\n\n'
         f"const unsigned char network[] = {{\n{body}}};\nconst size_t network_size = sizeof network;\n"
     )
+
+
+def _pixels(info: DatasetInfo) -> str:
+    """Return a sentence on how pixels become the numbers that the network takes."""
+    mean, std = (", ".join(f"{value:.9g}" for value in values) for values in (info.mean, info.std))
+    return f"\nA pixel of 0 to 255 becomes (pixel / 255 - mean) / std; mean of the channels: {mean}, std: {std}.\n"
 
 
 def _filled(template: str, values: dict[str, Any]) -> str:

@@ -156,6 +156,7 @@ class Engine:
         info = handle.info()
         self._channels, self._classes, self._counts = info.in_channels, info.classes, bool(info.counts)
         self._runners: list[_Handle] = []
+        self._trained_size = size
 
     @property
     def info(self) -> Info:
@@ -180,7 +181,7 @@ class Engine:
             ValueError: not a frame [C, H, W] of finite numbers, of another size than the stream's first frame, or not
                 event counts where the network expects them.
         """
-        frame_CHW = _floats(frame_CHW)
+        frame_CHW = self._floats(frame_CHW)
         if frame_CHW.ndim != 3 or frame_CHW.shape[0] != self._channels:
             raise ValueError(f"frame has shape {frame_CHW.shape}, expected [{self._channels}, H, W]")
         self._prepare_stream(frame_CHW.shape[1:])
@@ -198,6 +199,7 @@ class Engine:
         Raises:
             ValueError: other fields, an event outside of the frame, or the size of the frames is not known.
         """
+        events = np.asarray(events)
         if events.dtype != EVENT:
             events = _as_events(events)
         if self._size is None:
@@ -228,7 +230,9 @@ class Engine:
             raise ValueError(f"threads is {threads}, expected at least 1")
         timesteps, samples, *_, height, width = frames_TNCHW.shape
         is_static = timesteps > 1 and frames_TNCHW.strides[0] == 0
-        frames_TNCHW = _floats(frames_TNCHW[:1] if is_static else frames_TNCHW)
+        if self._trained_size not in (None, (height, width)):
+            raise ValueError(f"frames are of size {height} x {width}, expected {_by(self._trained_size)}")
+        frames_TNCHW = self._floats(frames_TNCHW[:1] if is_static else frames_TNCHW)
         means_NL = np.empty((samples, self._classes), np.float32)
         logits_TNL = np.empty((timesteps, samples, self._classes), np.float32) if per_step else None
         parts = np.array_split(np.arange(samples), max(1, min(threads, samples)))
@@ -289,10 +293,21 @@ class Engine:
         _call("layer", self._handle.pointer, number, ctypes.byref(found))
         return found
 
+    def _floats(self, array: np.ndarray) -> np.ndarray:
+        array = np.asarray(array)
+        if array.dtype.kind not in "buif":
+            raise ValueError(f"found values of type {array.dtype}, expected numbers")
+        if not self._counts and array.dtype.kind != "f":
+            raise ValueError(
+                f"found pixels of type {array.dtype}, expected the floats on which the network was trained: "
+                "(pixel / 255 - mean) / std, with the mean and std of its data"
+            )
+        return np.ascontiguousarray(array, np.float32)
+
     def _prepare_stream(self, size: tuple[int, ...]) -> None:
         height, width = size
         if self._size is not None and self._size != (height, width):
-            raise ValueError(f"frame is of size {height} x {width}, expected {self._size[0]} x {self._size[1]}")
+            raise ValueError(f"frame is of size {height} x {width}, expected {_by(self._size)}")
         self._handle.prepare((height, width), 1)
         self._size = (height, width)
 
@@ -314,27 +329,23 @@ def load(path: str | Path, size: tuple[int, int] | None = None) -> Engine:
     pointer = ctypes.c_void_p()
     _call("load_file", os.fsencode(path), ctypes.byref(pointer), source=str(path))
     handle = _Handle(pointer)
-    if size is None and handle.info().counts:
-        size = _trained_size(Path(path))
-    return Engine(handle, size)
+    return Engine(handle, _trained_size(Path(path), bool(handle.info().counts)) if size is None else size)
 
 
-def _trained_size(path: Path) -> tuple[int, int] | None:
-    """Return the size of the event frames that the file's network was trained on, if the file says it."""
+def _trained_size(path: Path, counts: bool) -> tuple[int, int] | None:
+    """Return the size of the frames that the file's network was trained on, if the file says it."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
     try:
-        size = json.loads(header["provenance"])["config"]["data"]["frame_size"]
+        data = json.loads(header["provenance"])["config"]["data"]
+        size = [data["frame_size"]] * 2 if counts else data["shape"][-2:]
     except (KeyError, TypeError, ValueError):
         return None
-    return (size, size) if isinstance(size, int) and size > 0 else None
+    return tuple(size) if len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) else None
 
 
-def _floats(array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array)
-    if array.dtype.kind not in "buif":
-        raise ValueError(f"found values of type {array.dtype}, expected numbers")
-    return np.ascontiguousarray(array, np.float32)
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _as_events(events: np.ndarray) -> np.ndarray:

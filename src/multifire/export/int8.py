@@ -32,7 +32,7 @@ from multifire.export.int8_conv import LARGEST_ACTIVATION, LARGEST_WEIGHT, Count
 from multifire.export.int8_conv import LARGEST_SUM as LARGEST_SUM
 from multifire.export.int8_conv import vendor_has_int8 as vendor_has_int8
 from multifire.export.provenance import KEY, KINDS, accuracy_record, make_provenance, read_provenance, stored
-from multifire.nn import MLF, SpikingNetwork, Stream, Streaming, StreamState, model_from_config
+from multifire.nn import MLF, SpikingNetwork, Stream, Streaming, StreamState, model_from_config, require_known
 from multifire.nn.block import convolve, is_static_input
 from multifire.training.load_run import load_run
 from multifire.utils.tensor_files import check_keys, read_tensors, write_tensors
@@ -176,8 +176,10 @@ def quantise_network(trained: SpikingNetwork, model: ModelConfig, counts: bool) 
         counts: True if its inputs are event counts.
 
     Raises:
-        ValueError: activations would not be integers, or could be too large for exact sums.
+        ValueError: a network of the user's own, or activations that would not be integers or could be too large for
+            exact sums.
     """
+    require_known(trained, "int8")
     folded = fold(trained)
     network = _skeleton(folded, model, counts)
     for name, layer in network.named_modules():

@@ -20,7 +20,7 @@ from multifire.analysis.evaluate import evaluate
 from multifire.config import RunConfig
 from multifire.datasets import EventSplit, Split
 from multifire.datasets.loader import make_batches
-from multifire.nn import SpikingNetwork
+from multifire.nn import SpikingNetwork, require_known
 from multifire.training.checkpoint import load_model
 from multifire.training.run_folder import RunFolder
 from multifire.training.step import sum_of_losses
@@ -88,6 +88,7 @@ def spread(model: SpikingNetwork, cfg: RunConfig, data: datasets.Dataset, sample
 
 def measure(model: SpikingNetwork, cfg: RunConfig, data: datasets.Dataset) -> dict[str, Any]:
     """Return the record of analysis.json, measured on a few test samples; the scores are of more samples."""
+    require_known(model, "an analysis")
     scored = evaluate(model, spread(model, cfg, data, SCORED_SAMPLES)[1], cfg.precision)
     batches = list(spread(model, cfg, data, ANALYSED_SAMPLES)[1].epoch(0))
     found = analyze(

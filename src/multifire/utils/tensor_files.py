@@ -49,7 +49,7 @@ def read_tensors(path: Path, versions: Mapping[str, int]) -> tuple[dict[str, str
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: damaged, or not a {expected} ({error}); use another one") from None
+        raise ValueError(f"{path}: damaged, or not of the kind {expected} ({error}); use another one") from None
     kind, version = kind_of(header), header.get("multifire")
     if version is None:
         raise ValueError(f"{path}: not a multifire {expected}; use a file that multifire wrote")
