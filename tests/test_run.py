@@ -174,7 +174,8 @@ def test_predictions_of_the_command_are_close_to_the_batch_in_fp32(camera, capfd
     folder, recording = camera
     model, cfg = load_model(folder / "last.safetensors")
     expected = batch_predictions(model, frames_of_camera(recording, cfg.data))
-    assert main(["run", str(folder), str(recording), "--device", "cpu", "--engine", "torch"]) == 0
+    # The recording may stand behind an option.
+    assert main(["run", str(folder), "--device", "cpu", "--engine", "torch", str(recording)]) == 0
     found = re.findall(r"sample \d+, frame \d+/40: (.*) ([\d.]+) %, margin", capfd.readouterr().out)[: len(expected)]
     assert [float(percent) / 100 for _, percent in found] == pytest.approx([p for _, p in expected], abs=0.02)
     classes = get_info("dvs-gesture").classes

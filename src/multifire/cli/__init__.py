@@ -96,6 +96,19 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see `{self.prog} --help`")
 
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] - which has overloads
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse; also take an argument that may be missing, such as RECORDING, from behind an option.
+
+        argparse settles such an argument with the positional ones that stand before the first option.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        for action in self._get_positional_actions():
+            if action.nargs == "?" and getattr(found, action.dest) is None and rest and not rest[0].startswith("-"):
+                setattr(found, action.dest, self._get_value(action, rest.pop(0)))
+        return found, rest
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise unknown(str(action.metavar or action.dest), str(value), map(str, action.choices))

@@ -124,7 +124,7 @@ class RunFolder:
         """
         if not self.exists():
             raise FileNotFoundError(
-                f"{self.path}: no config.json in this folder; give a folder that `multifire train` wrote"
+                f"{self.path}: no run there (no config.json); give a folder that `multifire train` wrote"
             )
         return "best" if json_format.from_json(_read(self._config), str(self._config)).data.validation else "last"
 
