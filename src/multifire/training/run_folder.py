@@ -123,9 +123,7 @@ class RunFolder:
             FileNotFoundError: the folder holds no run.
         """
         if not self.exists():
-            raise FileNotFoundError(
-                f"{self.path}: no run there (no config.json); give a folder that `multifire train` wrote"
-            )
+            raise FileNotFoundError(f"{self.path}: no config.json there; give a folder that `multifire train` wrote")
         return "best" if json_format.from_json(_read(self._config), str(self._config)).data.validation else "last"
 
     def checkpoint(self, which: str) -> Path:
