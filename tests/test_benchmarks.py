@@ -82,6 +82,7 @@ def test_the_page_shows_what_the_files_hold(tmp_path):
     assert "Levels" not in page  # nothing of it was measured
 
 
+@pytest.mark.slow
 def test_times_are_beside_the_floors_of_the_same_precision(tmp_path, capsys):
     class Args:
         threads, runs, lock = 1, 1, None
@@ -149,6 +150,7 @@ def test_moved_spikes_are_weighed_by_neuron_steps(tmp_path):
     assert line in tables.page(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_step_has_a_peak():
     assert peak_of_steps(Contestant("reference", TINY.with_(batch_size=64, width=16)), 1) > 10e6
 
