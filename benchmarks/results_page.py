@@ -1,6 +1,5 @@
 """`python -m benchmarks.results_page`: write the tables and the figures of docs/results.md from the CSV files."""
 
-import itertools
 from pathlib import Path
 
 from benchmarks import claims_page
@@ -37,8 +36,8 @@ def trainings_table(rows: list[Row]) -> str:
     """Return a line for each training that ran: the last epoch's accuracy, the best, and the paper's."""
     header = ("`benchmarks/results.py`", "recipe and options", "epochs", "last epoch, %", "best, %", "paper, %", "on")
     lines = []
-    for name, group in itertools.groupby(rows, lambda row: row["name"]):
-        epochs = list(group)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        epochs = [row for row in rows if row["name"] == name]  # not neighbours, if others trained in between
         last, best = epochs[-1], max(float(row["test_accuracy"]) for row in epochs)
         published = RECIPES[last["recipe"]].published
         lines.append((

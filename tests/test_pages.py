@@ -56,3 +56,21 @@ def test_gradients_are_compared_in_decades():
     rows = [run("plain", 0, 0.5, **columns), run("ds", 0, 0.5, **{**columns, "gradient_first_end": "1"})]
     line = "after training, decades | 8 | all | tdBN, width 1 | 0.00 | 2.00 | +2.00 | 1 of 1 | one pair |"
     assert line in claims_page.gradients_table(rows)
+
+
+def test_a_training_that_went_on_after_another_has_one_line():
+    epochs = [("cifar10", 1, 0.5), ("cifar10-relu", 1, 0.4), ("cifar10", 2, 0.6)]
+    rows = [
+        {
+            "name": name,
+            "recipe": "cifar10",
+            "options": "",
+            "epoch": str(epoch),
+            "test_accuracy": str(accuracy),
+            "device": "a card",
+        }
+        for name, epoch, accuracy in epochs
+    ]
+    table = results_page.trainings_table(rows)
+    assert "| cifar10 | `cifar10 ` | 2 | 60.00 | 60.00 | 94.25 | a card |" in table
+    assert table.count("| cifar10 |") == 1
