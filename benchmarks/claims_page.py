@@ -18,8 +18,8 @@ T_975 = (
 """Quantiles of Student's t for a 95 % interval with 1, 2, ..., 30 degrees of freedom."""
 BLOCK_NAMES = {"plain": "plain", "ds": "DS"}
 COLOURS = {"1": "tab:orange", "2": "tab:green", "3": "tab:blue"}
-PAPER = {"norm": "tdbn", "surrogate_width": "1"}
-"""The conditions of the paper, as they stand in the CSV file."""
+PAPER = ("tdbn", "1")
+"""The paper's norm and width of the surrogate, as they stand in the CSV file."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def kinds(rows: Sequence[Row], column: str) -> list[tuple[str, list[Row]]]:
 
 def conditions(rows: Iterable[Row]) -> list[tuple[str, str]]:
     """Return the norms and widths of the surrogate, the paper's first."""
-    return sorted(
-        {(row["norm"], row["surrogate_width"]) for row in rows}, key=lambda each: (each != ("tdbn", "1"), each)
-    )
+    return sorted({(row["norm"], row["surrogate_width"]) for row in rows}, key=lambda each: (each != PAPER, each))
 
 
 def condition(norm: str, width: str) -> str:
@@ -154,16 +152,21 @@ def verdict(towards: float, half: float) -> str:
     return "the opposite" if towards + half < 0 else "does not show"
 
 
+def of_paper(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows under the paper's conditions."""
+    return [row for row in rows if (row["norm"], row["surrogate_width"]) == PAPER]
+
+
 def accuracy_table(rows: Sequence[Row]) -> str:
     """Return the mean accuracy by block, levels and depth, with its range over seeds, under the paper's conditions."""
-    chosen = [row for row in rows if all(row[key] == value for key, value in PAPER.items())]
+    chosen = of_paper(rows)
     depths = sorted({row["depth"] for row in chosen}, key=int)
     lines = []
     for block in ("plain", "ds"):
         for levels in ("1", "2", "3"):
             of = [row for row in chosen if (row["block"], row["levels"]) == (block, levels)]
             cells = [over_seeds([percent("accuracy")(row) for row in of if row["depth"] == depth]) for depth in depths]
-            lines.append((f"{ {'plain': 'plain', 'ds': 'DS'}[block] }, K = {levels}", *cells))
+            lines.append((name(block, levels), *cells))
     return markdown(("accuracy after the last epoch, %", *(f"depth {depth}" for depth in depths)), lines)
 
 
@@ -180,14 +183,12 @@ def draw(rows: Sequence[Row], steps: Sequence[Row], folder: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    chosen, of_steps = (
-        [row for row in each if all(row[key] == value for key, value in PAPER.items())] for each in (rows, steps)
-    )
+    chosen = of_paper(rows)
     errors = {"": lambda row: 100 - percent("accuracy")(row)}
     draw_depths(chosen, errors, folder / "claims-errors.png", "test images that are misclassified, %", "log")
     dormant = {"before training": percent("dormant_first_start"), "after training": percent("dormant_first_end")}
     draw_depths(chosen, dormant, folder / "claims-dormant.png", "dormant in the first layers, %", "linear")
-    draw_gradients(of_steps, folder / "claims-gradients.png")
+    draw_gradients(of_paper(steps), folder / "claims-gradients.png")
 
 
 def draw_depths(
@@ -245,4 +246,4 @@ def means(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def name(block: str, levels: str) -> str:
-    return f"{ {'plain': 'plain', 'ds': 'DS'}[block] }, K = {levels}"
+    return f"{BLOCK_NAMES[block]}, K = {levels}"

@@ -4,11 +4,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import markdown, read_csv
+from benchmarks.tables import fill, markdown, read_csv
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- figures: python -m benchmarks.readme -->\n", "<!-- end of figures -->\n"
 Row = dict[str, str]
 
 
@@ -20,8 +19,7 @@ def main() -> int:
 
 def with_figures(readme: str) -> str:
     """Return the README with its table as the CSV files have it now."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return fill(readme, {"figures: python -m benchmarks.readme": table()})
 
 
 def table() -> str:

@@ -26,7 +26,7 @@ EARLY = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    deadline = time.monotonic() - EARLY
+    start = time.monotonic()
     parser = argparse.ArgumentParser(prog="benchmarks/results.py", description="See the head of the file.")
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--minutes", type=float, help="stop after this time")
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print("\n".join(f"{training.name:18}{training.about}" for training in trainings))
     else:
-        train_in_turn(trainings, args.state, args.root, args.out / "trainings.csv", deadline + 60 * args.minutes)
+        deadline = start + 60 * args.minutes - EARLY
+        train_in_turn(trainings, args.state, args.root, args.out / "trainings.csv", deadline)
     return 0
 
 

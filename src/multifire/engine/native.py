@@ -156,7 +156,7 @@ class Engine:
         info = handle.info()
         self._channels, self._classes, self._counts = info.in_channels, info.classes, bool(info.counts)
         self._runners: list[_Handle] = []
-        self._trained_size = size
+        self._known_size = size
 
     @property
     def info(self) -> Info:
@@ -230,8 +230,7 @@ class Engine:
             raise ValueError(f"threads is {threads}, expected at least 1")
         timesteps, samples, *_, height, width = frames_TNCHW.shape
         is_static = timesteps > 1 and frames_TNCHW.strides[0] == 0
-        if self._trained_size not in (None, (height, width)):
-            raise ValueError(f"frames are of size {height} x {width}, expected {_by(self._trained_size)}")
+        _check_size("frames are", (height, width), self._known_size)
         frames_TNCHW = self._floats(frames_TNCHW[:1] if is_static else frames_TNCHW)
         means_NL = np.empty((samples, self._classes), np.float32)
         logits_TNL = np.empty((timesteps, samples, self._classes), np.float32) if per_step else None
@@ -306,8 +305,7 @@ class Engine:
 
     def _prepare_stream(self, size: tuple[int, ...]) -> None:
         height, width = size
-        if self._size is not None and self._size != (height, width):
-            raise ValueError(f"frame is of size {height} x {width}, expected {_by(self._size)}")
+        _check_size("frame is", (height, width), self._size)
         self._handle.prepare((height, width), 1)
         self._size = (height, width)
 
@@ -344,8 +342,9 @@ def _trained_size(path: Path, counts: bool) -> tuple[int, int] | None:
     return tuple(size) if len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) else None
 
 
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+def _check_size(what: str, found: tuple[int, int], expected: tuple[int, int] | None) -> None:
+    if expected not in (None, found):
+        raise ValueError(f"{what} of size {found[0]} x {found[1]}, expected {expected[0]} x {expected[1]}")
 
 
 def _as_events(events: np.ndarray) -> np.ndarray:
