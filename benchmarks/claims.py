@@ -204,9 +204,9 @@ def current_gradients(network: SpikingNetwork, batch: Batch) -> dict[str, float]
 
 @contextlib.contextmanager
 def current_of(layer: ConvFire) -> Iterator[list[Tensor]]:
-    """Add a tensor of zeros to the current of the layer's neurons; its gradient is that of the current.
+    """Add zeros to the current of the layer's neurons: the gradient of the zeros is the gradient of the current.
 
-    Yields a list that holds this tensor after the forward pass.
+    Yields a list that holds the zeros after the forward pass.
     """
     zeros: list[Tensor] = []
 

@@ -279,8 +279,8 @@ layer would be an error. *One layer*: the layer in bf16 beside fp32 with the sam
 rounds. *Network*: the whole network in bf16 beside fp32; later layers amplify every difference."""
 
 _TIMES = """All frameworks train the same network with the same weights and the same batch. "Ours" is multifire in
-fp32; × ours is the time divided by that of multifire, × floor the time divided by that of the convolutions alone in
-the same precision. Every process keeps freed memory for reuse, which only multifire's command line sets up by
+fp32. × ours is the time divided by multifire's time. × floor is the time divided by the time of the convolutions
+alone, in the same precision. Every process keeps freed memory for reuse, which only multifire's command line sets up by
 itself. Processors without bf16 convolutions have no bf16 lines."""
 
 _PEERS = f"""{_TIMES}
