@@ -4,6 +4,7 @@ DSEC: events/x, y, t, p, with times since t_offset. Metavision: CD/events, an ar
 ys, ts, ps, with times in seconds. The columns are found by their names in any group, and read in pieces.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -16,11 +17,11 @@ import numpy as np
 from multifire.events.aedat4 import INSTALL
 from multifire.events.columns import LATEST, Columns, choose_unit, find_columns
 from multifire.events.recording import Packed, Packer, Recording, Stray, check_count, damage_reported
+from multifire.utils.hdf5_heaps import check_heaps
 
 if TYPE_CHECKING:
     import h5py
 
-MAGIC = b"\x89HDF\r\n\x1a\n"
 AT_A_TIME = 1 << 15  # events
 GUESS_EVENTS = 4096
 MAX_CHUNK = 16 << 20
@@ -29,6 +30,8 @@ MAX_DEPTH, MAX_ENTRIES = 4, 2000  # groups below each other, and all entries, am
 MAX_PIXELS = 1 << 15
 COMPRESSION = {32001: "Blosc", 32004: "LZ4", 32015: "Zstandard", 32026: "Blosc2", 36559: "Prophesee's ECF"}
 SIZES = ("sensor_resolution", "sensor_size", "resolution")
+SIZE_KEYS = ("width", "height", *SIZES, "geometry")
+"""Attributes that may tell the size of the sensor."""
 
 
 def open_hdf5(source: Path | BinaryIO, name: str, given: tuple[int, int] | None, stray: Stray) -> Recording:
@@ -45,7 +48,7 @@ def open_hdf5(source: Path | BinaryIO, name: str, given: tuple[int, int] | None,
     with damage_reported(name):
         file = h5py.File(source, "r", rdcc_nbytes=MAX_CHUNK, locking=False)
         try:
-            return _open(file, name, _bytes_of(source), given, stray)
+            return _open(file, source, name, given, stray)
         except BaseException:
             file.close()
             raise
@@ -55,7 +58,7 @@ def _bytes_of(source: Path | BinaryIO) -> int:
     return source.stat().st_size if isinstance(source, Path) else source.seek(0, 2)
 
 
-def _open(file: Any, name: str, file_bytes: int, given: tuple[int, int] | None, stray: Stray) -> Recording:
+def _open(file: Any, source: Path | BinaryIO, name: str, given: tuple[int, int] | None, stray: Stray) -> Recording:
     found = list(_event_tables(file, iter(range(MAX_ENTRIES))))
     if len(found) != 1:
         places = ": " + ", ".join(table[0] for table in found)[:200] if found else ""
@@ -66,8 +69,11 @@ def _open(file: Any, name: str, file_bytes: int, given: tuple[int, int] | None, 
     count = len(columns["t"][0])
     if any(len(dataset) != count for dataset, _ in columns.values()):
         raise ValueError(f"{name}: its columns in {place} differ in length; the file is damaged")
-    check_count(name, count, file_bytes)
+    check_count(name, count, _bytes_of(source))
     nodes = _with_parents(file, place)
+    if any(map(_has_text, nodes)):  # only then, since the check reads the whole file
+        with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as content:
+            check_heaps(content, name)
     size = next((size for size in map(_size, nodes) if size), None) or given
     packer = Packer(name, size, stray)
     unit = choose_unit(name, time_name, _piece(columns, "t", 0, min(count, GUESS_EVENTS)))
@@ -131,6 +137,11 @@ def _check_dataset(dataset: "h5py.Dataset", what: str) -> None:
 def _with_parents(file: Any, place: str) -> list[Any]:
     parts = place.strip("/").split("/")
     return [file["/".join(parts[:count])] if count and parts[0] else file for count in range(len(parts), -1, -1)]
+
+
+def _has_text(node: Any) -> bool:
+    """Return whether one of the attributes that `_size` reads is text of any length."""
+    return any(node.attrs.get_id(key).dtype.hasobject for key in SIZE_KEYS if key in node.attrs)
 
 
 def _size(node: Any) -> tuple[int, int] | None:

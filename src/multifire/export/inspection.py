@@ -8,9 +8,8 @@ from multifire.export.onnx_digest import read_metadata
 from multifire.export.pretrained import inspect_folder
 from multifire.export.provenance import KINDS, measurements_of, provenance_of, read_provenance, stored
 from multifire.training.checkpoint import load_checkpoint
+from multifire.utils.hdf5_heaps import MAGIC
 from multifire.utils.tensor_files import kind_of, read_tensors
-
-HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def inspect(path: Path) -> tuple[str, dict[str, Any]]:
@@ -31,7 +30,7 @@ def _format(path: Path) -> str:
     """Return the format by the first bytes, or by the ending if the first bytes are damaged."""
     with path.open("rb") as file:
         start = file.read(9)
-    if start.startswith(HDF5) or path.suffix == ".nir":
+    if start.startswith(MAGIC) or path.suffix == ".nir":
         return "nir"
     # safetensors starts with the length of its header, 8 bytes, and a brace; ONNX starts with field 1, a number
     return "onnx" if start[8:] != b"{" and (start[:1] == b"\x08" or path.suffix == ".onnx") else "safetensors"

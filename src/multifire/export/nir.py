@@ -39,6 +39,7 @@ from multifire.export.onnx_digest import MAX_TEXT_BYTES
 from multifire.export.provenance import KEY, KEYS, stored
 from multifire.nn import MLF, ConvFire, SpikingNetwork, config_of_model, model_from_config
 from multifire.utils.files import write_atomic
+from multifire.utils.hdf5_heaps import check_heaps
 
 NIR_VERSION = 1
 DISCRETISATION = (
@@ -269,7 +270,7 @@ def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
     if not isinstance(source, io.BytesIO) and not Path(source).is_file():
         raise FileNotFoundError(f"{name}: no such file")
     with _errors_named(name):
-        with h5py.File(source, "r") as file:
+        with _open(source, name) as file:
             _check_objects(file, name)
         return nir.read(source)  # pyright: ignore[reportArgumentType] - h5py takes any binary file
 
@@ -280,7 +281,7 @@ def read_metadata(path: Path) -> tuple[str, str]:
     Raises:
         ValueError: damaged, altered, or written by another program.
     """
-    with _errors_named(str(path)), h5py.File(path, "r") as file:
+    with _errors_named(str(path)), _open(path, str(path)) as file:
         arrays = _check_objects(file, str(path))
         keys = [key for key in ("digest", *KEYS) if f"{METADATA}{key}" in arrays]
         texts = {key: str(arrays[f"{METADATA}{key}"].asstr()[()]) for key in keys}
@@ -291,6 +292,13 @@ def read_metadata(path: Path) -> tuple[str, str]:
             raise ValueError(f"{path}: damaged: its content does not match its digest; use another one")
         nodes = {key.split("/")[2] for key in arrays if key.startswith("node/nodes/")}
         return f"NIR graph, {len(nodes)} nodes, {path.stat().st_size:,} bytes", provenance
+
+
+def _open(source: str | Path | io.BytesIO, name: str) -> h5py.File:
+    """Open a file whose texts h5py can read."""
+    with contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else Path(source).open("rb") as content:
+        check_heaps(content, name)
+    return h5py.File(source, "r")
 
 
 @contextlib.contextmanager
