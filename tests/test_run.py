@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from multifire.cli import main
 from multifire.config import DataConfig, get_recipe, json_format
-from multifire.datasets import get_info
+from multifire.datasets import get_info, load
 from multifire.engine.networks import TorchNetwork
 from multifire.engine.stream import classify, follow, frames_of
 from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
@@ -294,3 +295,31 @@ def test_events_in_numpy_files_are_played_like_other_recordings(tmp_path):
     with pytest.raises(ValueError, match="1 events of 300 lie beside it"):
         list(frames_of(tmp_path / "events.npy", dataclasses.replace(cfg, stray="refuse", hot_pixels="keep"),
                               get_info("dvs-gesture")))  # fmt: skip
+
+
+def test_a_picture_is_classified_like_an_array_of_its_pixels(tmp_path, capsys):
+    digits = load("digits").test
+    pixels, label = digits.images[0], digits.labels[0]
+    np.save(tmp_path / "picture.npy", pixels)
+    Image.fromarray(pixels[0]).save(tmp_path / "picture.PNG")
+    Image.fromarray(pixels[0]).convert("RGB").resize((56, 56), Image.Resampling.NEAREST).save(tmp_path / "large.webp")
+    shown = {name: played("digits", tmp_path / name, capsys) for name in ("picture.npy", "picture.PNG", "large.webp")}
+    assert shown["picture.PNG"] == shown["picture.npy"]
+    assert len(shown["large.webp"]) == 4
+    assert shown["large.webp"][-1].startswith(f"sample 1, frame 4/4: {label} ")
+
+
+def played(network: str, source: Path, capsys) -> list[str]:
+    """Return what `multifire run` says of each frame, without its latency."""
+    assert main(["run", network, str(source)]) == 0
+    return re.findall("^(sample .*), latency", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("a.bmp", b"BM", "expected a picture"), ("a.png", b"\x89PNG", "broken, or no PNG, JPEG or WebP picture")],
+)
+def test_files_that_are_no_pictures_are_refused(tmp_path, capsys, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    assert main(["run", "digits", str(tmp_path / name)]) == 2
+    assert message in capsys.readouterr().err

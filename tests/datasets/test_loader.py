@@ -1,12 +1,13 @@
 """Batches of images: shapes, order, normalisation, crops and flips."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from multifire.datasets import Split
+from multifire.datasets import Split, get_info, normalise
 from multifire.datasets.loader import Batches, cut
 from multifire.datasets.samples import one_ahead
 
@@ -97,6 +98,18 @@ def test_images_stay_with_their_labels_and_are_normalised():
     split = make_split()
     for x, y in make_batches(split).epoch(0):
         assert torch.allclose(x.double(), normalised(split.images[y.numpy()]).expand_as(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_normalise_makes_what_training_sees(dtype):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 3, 4, 6)).astype(dtype)
+    info = replace(get_info("cifar10"), size=4, width=6)
+    batches = make_batches(Split(images, np.arange(5)), shuffle=False)
+    (x_TNCHW, _), *_ = batches.epoch(0)
+    assert np.array_equal(normalise(images, info), x_TNCHW[0].numpy())
+    with pytest.raises(ValueError, match=r"found the shape \[5, 4, 6\], expected \[..., C, H, W\] with C = 3"):
+        normalise(images[:, 0], info)
 
 
 def test_order_depends_only_on_seed_and_epoch():

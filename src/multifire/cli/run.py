@@ -1,4 +1,4 @@
-"""multifire run: play a recording, or follow a camera, through a run's network."""
+"""multifire run: play a recording or a picture, or follow a camera, through a run's network."""
 
 import argparse
 import sys
@@ -9,11 +9,13 @@ from multifire.cli.options import add_checkpoint, add_code, add_device, add_run
 
 def add_parser(commands) -> None:
     """Add the command and its options to the parser."""
-    parser = commands.add_parser("run", help="play a recording, or follow a camera, through a run's network")
+    about = "play a recording or a picture, or follow a camera, through a run's network"
+    parser = commands.add_parser("run", help=about)
     add_run(parser, files=True)
     add_code(parser)
     parser.add_argument("source", type=Path, nargs="?", metavar="RECORDING",
-                        help="recording in any known format; .npy of frames [T, C, H, W]; folder of .npy")  # fmt: skip
+                        help="recording in any known format; picture; .npy of frames [T, C, H, W]; "
+                        "folder of .npy")  # fmt: skip
     parser.add_argument("--follow", action="store_true",
                         help="read events from standard input as they arrive: records of 13 bytes, little-endian, "
                         "t [us, int64], x, y [int16], p [int8]")  # fmt: skip
@@ -32,7 +34,9 @@ def add_parser(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the prediction after each frame, and the latencies at the end."""
     if args.follow == (args.source is not None) or (args.udp is not None and not args.follow):
-        raise ValueError("give either a recording to play, or --follow (and --udp PORT to read from a port)")
+        raise ValueError(
+            "give either a recording or a picture to play, or --follow (and --udp PORT to read from a port)"
+        )
     from multifire.engine.stream import Player
 
     player = Player(args.folder, args.checkpoint, args.device, args.margin, args.engine)

@@ -26,7 +26,7 @@ from multifire.datasets.registry import (
 from multifire.datasets.splits import EventSplit, Split, hold_out, take
 
 if TYPE_CHECKING:
-    from multifire.datasets.arrays import from_arrays, from_dataset
+    from multifire.datasets.arrays import from_arrays, from_dataset, normalise
     from multifire.datasets.mixup import MixedLabels
 
 __all__ = [
@@ -51,11 +51,12 @@ __all__ = [
     "load",
     "make_dataset",
     "needs_preparation",
+    "normalise",
     "register_dataset",
     "take",
 ]
 
-_NAMES = {"from_arrays": "arrays", "from_dataset": "arrays", "MixedLabels": "mixup"}
+_NAMES = {"from_arrays": "arrays", "from_dataset": "arrays", "normalise": "arrays", "MixedLabels": "mixup"}
 """Names whose modules import NumPy or torch."""
 
 

@@ -268,3 +268,25 @@ def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     std = np.sqrt(np.maximum(variance, 0))
     std = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-6), std, 1.0)
     return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def normalise(images: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """Return images as networks see them in training.
+
+        x = (image / 255 - mean) / std   for each channel; images of floats are not divided by 255
+
+    Args:
+        images: [..., C, H, W], whole numbers from 0 to 255, or floats.
+        info: the data set's mean and deviation.
+
+    Returns:
+        x [..., C, H, W] float32.
+
+    Raises:
+        ValueError: another number of channels.
+    """
+    if images.ndim < 3 or images.shape[-3] != info.channels:
+        raise ValueError(f"found the shape {list(images.shape)}, expected [..., C, H, W] with C = {info.channels}")
+    mean_C11, std_C11 = (np.array(values, np.float32)[:, None, None] for values in (info.mean, info.std))
+    largest = 1 if images.dtype.kind == "f" else 255
+    return images.astype(np.float32) * (1 / (largest * std_C11)) - mean_C11 / std_C11

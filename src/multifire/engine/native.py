@@ -299,7 +299,7 @@ class Engine:
         if not self._counts and array.dtype.kind != "f":
             raise ValueError(
                 f"found pixels of type {array.dtype}, expected the floats on which the network was trained: "
-                "(pixel / 255 - mean) / std, with the mean and std of its data"
+                "(pixel / 255 - mean) / std, as mf.datasets.normalise makes them from its data"
             )
         return np.ascontiguousarray(array, np.float32)
 

@@ -16,7 +16,9 @@ from rich.live import Live
 from multifire.analysis.evaluate import check_margin
 from multifire.config import DataConfig
 from multifire.datasets import DatasetInfo, describe, input_size
+from multifire.datasets.arrays import normalise
 from multifire.datasets.cache import frame_options
+from multifire.datasets.pictures import SUFFIXES, Options, decode
 from multifire.engine.networks import EngineChoice, StreamNetwork, open_network
 from multifire.events import Recording, frames_of_windows, open_recording
 from multifire.events.hot_pixels import find_hot_pixels
@@ -99,10 +101,11 @@ class Latencies:
 
 
 def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.ndarray]:
-    """Return the frames [C, H, W] of a recording, an .npy array or a folder of arrays, prepared as in training.
+    """Return the frames [C, H, W] of a recording, picture, .npy array or folder of arrays, prepared as in training.
 
     With slicing by duration, a recording is cut into consecutive samples while it is read, in bounded memory; the last
-    sample is filled up with empty frames. With slicing by time or count, the whole recording is one sample.
+    sample is filled up with empty frames. With slicing by time or count, the whole recording is one sample. A picture
+    is stretched to the network's size, and shown at every time step.
 
     Raises:
         FileNotFoundError: no such file.
@@ -113,9 +116,7 @@ def frames_of(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.nda
     if path.is_dir() or (path.suffix == ".npy" and not (info.events and _holds_events(path))):
         return _frames_of_arrays(path, cfg, info)
     if not info.events:
-        raise ValueError(
-            f"{path}: this run was trained on images ({cfg.name}), expected an .npy file or a folder of them"
-        )
+        return _frames_of_picture(path, cfg, info)
     if cfg.slicing == "duration":
         return (frame.counts for frame in _frames_of_recording(path, cfg, info))
     frames = frames_of_windows(lambda: _open(path, info, cfg), [(None, None)], frame_options(cfg))[0]
@@ -165,7 +166,8 @@ def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo) -> UdpRecor
     """
     if not info.events:
         raise ValueError(
-            "this run was trained on images, expected events to follow; play an .npy file or a folder of them"
+            "this run was trained on images, expected events to follow; play a picture, an .npy file or a folder of "
+            "them"
         )
     size = info.height_width
     return Records(file, size, "standard input") if port is None else UdpRecords(port, size)
@@ -194,6 +196,18 @@ def _frames_of_arrays(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterato
         yield from _normalised(_read_array(file, cfg, info), info, file)
 
 
+def _frames_of_picture(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.ndarray]:
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{path}: this run was trained on images ({cfg.name}), expected a picture ({', '.join(SUFFIXES)}), an .npy "
+            "file or a folder of them"
+        )
+    if info.channels not in (1, 3):
+        raise ValueError(f"{path}: this run's images have {info.channels} channels, expected an .npy file of them")
+    image_CHW = decode(path, Options(input_size(cfg, info), info.channels))
+    return (frame for _ in range(cfg.timesteps) for frame in _normalised(image_CHW, info, path))
+
+
 def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
     """Map an array [T, C, H, W] or [C, H, W] into memory."""
     try:
@@ -211,15 +225,11 @@ def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
 
 def _normalised(array: np.ndarray, info: DatasetInfo, file: Path) -> Iterator[np.ndarray]:
     """Yield frames [C, H, W] in fp32; integer pixels of images are normalised as in training, other values kept."""
-    std_C11 = np.array(info.std, np.float32)[:, None, None]
-    mean_C11 = np.array(info.mean, np.float32)[:, None, None]
     for frame_CHW in array.reshape(-1, *array.shape[-3:]):
         x_CHW = frame_CHW.astype(np.float32)
         if not np.isfinite(x_CHW).all():
             raise ValueError(f"{file}: contains NaN or infinity, expected finite numbers")
-        if not info.events and frame_CHW.dtype.kind != "f":
-            x_CHW = x_CHW * (1 / (255 * std_C11)) - mean_C11 / std_C11
-        yield x_CHW
+        yield x_CHW if info.events or frame_CHW.dtype.kind == "f" else normalise(frame_CHW, info)
 
 
 class Player:
