@@ -22,9 +22,15 @@ def main() -> None:
 def with_tables(page: str, folder: Path) -> str:
     """Return the page with each table between its markers as the CSV files have it now."""
     claims, trained = read_csv(folder / "claims.csv"), read_csv(folder / "trainings.csv")
+    tables = {training.name: training.table for training in TRAININGS}
+    rows = {
+        table: [row for row in trained if tables.get(row["name"], "trainings") == table]
+        for table in ("trainings", "search", "events")
+    }
     return fill(page, {
-        "trainings": trainings_table([row for row in trained if not is_search(row["name"])]),
-        "search": search_table([row for row in trained if is_search(row["name"])]),
+        "trainings": trainings_table(rows["trainings"]),
+        "search": search_table(rows["search"]),
+        "events": events_table(rows["events"]),
         "claims": claims_page.accuracy_table(claims),
         "levels": claims_page.levels_table(claims),
         "blocks": claims_page.blocks_table(claims),
@@ -46,13 +52,8 @@ def trainings_table(rows: list[Row]) -> str:
             "-" if published is None else f"{published:.2f}", last["device"],
         ))  # fmt: skip
     trained = {row["name"] for row in rows}
-    waiting = [each for each in TRAININGS if each.name not in trained and not is_search(each.name)]
+    waiting = [each for each in TRAININGS if each.name not in trained and each.table == "trainings"]
     return markdown(header, [*lines, *((each.name, each.about, *["-"] * 5) for each in waiting)])
-
-
-def is_search(name: str) -> bool:
-    """Return True for a short run that is compared on the validation split."""
-    return name.startswith("search-")
 
 
 def search_table(rows: list[Row]) -> str:
@@ -66,6 +67,19 @@ def search_table(rows: list[Row]) -> str:
          f"{100 * float(row['validation_accuracy']):.2f}", row["device"])
         for name, row in last.items()
     ])  # fmt: skip
+
+
+def events_table(rows: list[Row]) -> str:
+    """Return a line for each recipe and style: the last epoch's accuracy over the seeds."""
+    last = {row["name"]: row for row in rows}
+    header = ("`benchmarks/results.py`", "epochs", "last epoch, %: mean and range of seeds 0, 1, 2", "on")
+    styles = dict.fromkeys(name.rpartition("-")[0] for name in last)
+    lines = []
+    for style in styles:
+        runs = [row for name, row in last.items() if name.rpartition("-")[0] == style]
+        accuracies = [100 * float(row["test_accuracy"]) for row in runs]
+        lines.append((f"{style}-0, -1, -2", runs[0]["epoch"], claims_page.over_seeds(accuracies), runs[0]["device"]))
+    return markdown(header, lines)
 
 
 if __name__ == "__main__":

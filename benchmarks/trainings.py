@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +32,8 @@ class Training:
     recipe: str
     about: str
     options: dict[str, Any] = field(default_factory=dict)
+    table: Literal["trainings", "search", "events"] = "trainings"
+    """The table of docs/results.md in which it stands."""
 
 
 BATCH = {"precision": "bf16", "optim.batch_size": 128}
@@ -55,6 +57,20 @@ SEARCHED: dict[str, dict[str, Any]] = {
     "all": MODERN,
 }
 """Short runs at a quarter of the width, one change each, compared on a tenth of the training set that is held out."""
+PAPER_STYLE = {
+    "optim.schedule": "step", "optim.label_smoothing": 0.0,
+    "data.roll": 0, "data.rotation": 0.0, "data.cutout": 0, "data.time_jitter": 0,
+}  # fmt: skip
+"""As the paper trains on events: steps at each third of the epochs, neither augmentation nor label smoothing."""
+EVENTS = tuple(
+    Training(f"{recipe}-{style}-{seed}", recipe, about, {"seed": seed, **change}, "events")
+    for recipe, third in (("nmnist", 13), ("digits-dvs", 2))
+    for style, about, change in (
+        ("own", "our recipe", {}),
+        ("paper", "in the paper's style", {**PAPER_STYLE, "optim.step_epochs": third}),
+    )
+    for seed in (0, 1, 2)
+)
 TRAININGS = (
     Training("cifar10", "cifar10", "the paper's recipe, 110 epochs", BATCH),
     Training(
@@ -62,7 +78,7 @@ TRAININGS = (
         {**BATCH, "model.name": "relu_resnet20", "data.timesteps": 1},
     ),
     *(
-        Training(f"search-{name}", "cifar10-small", "a short run for the validation split", {**SEARCH, **change})
+        Training(f"search-{name}", "cifar10-small", "a short run for validation", {**SEARCH, **change}, "search")
         for name, change in SEARCHED.items()
     ),
     Training("cifar10-modern", "cifar10", "what the short runs chose, half the epochs",
@@ -78,6 +94,7 @@ TRAININGS = (
         "cifar10-speed", "cifar10", "20 epochs of large batches: seconds to an accuracy",
         {**SHORT, "optim.batch_size": 512, "optim.lr": 0.2, "optim.epochs": 20, "optim.label_smoothing": 0.1},
     ),
+    *EVENTS,
 )  # fmt: skip
 TINY = {"data.limit": 32, "model.width": 4, "optim.batch_size": 16, "optim.epochs": 2}
 

@@ -74,3 +74,15 @@ def test_a_training_that_went_on_after_another_has_one_line():
     table = results_page.trainings_table(rows)
     assert "| cifar10 | `cifar10 ` | 2 | 60.00 | 60.00 | 94.25 | a card |" in table
     assert table.count("| cifar10 |") == 1
+
+
+def test_events_have_a_line_for_each_style():
+    rows = [
+        {"name": f"nmnist-{style}-{seed}", "epoch": epoch, "test_accuracy": accuracy, "device": "a card"}
+        for style, seed, epoch, accuracy in (
+            ("own", 0, "1", "0.5"), ("own", 0, "2", "0.9"), ("own", 1, "2", "1"), ("paper", 0, "2", "0.8"),
+        )
+    ]  # fmt: skip
+    table = results_page.events_table(rows)
+    assert "| nmnist-own-0, -1, -2 | 2 | 95.0 (90.0 to 100.0) | a card |" in table
+    assert "| nmnist-paper-0, -1, -2 | 2 | 80.0 | a card |" in table
