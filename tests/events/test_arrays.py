@@ -15,7 +15,7 @@ from event_files import NamedBytes, encode_davis, encode_text, sensor_events
 
 from multifire.events import arrays, frames_of_windows, hdf5, open_recording, read_events
 from multifire.events.frames import FrameOptions
-from multifire.utils import hdf5_heaps
+from multifire.utils import hdf5_texts
 
 EVENTS = sensor_events(346, 260, start_us=51_000_000)
 
@@ -317,13 +317,13 @@ def test_cut_hdf5_is_refused(h5py, tmp_path):
 
 def test_hdf5_without_h5py_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    (tmp_path / "a.h5").write_bytes(hdf5_heaps.MAGIC)
+    (tmp_path / "a.h5").write_bytes(hdf5_texts.MAGIC)
     with pytest.raises(ValueError, match=r"reading HDF5 needs the library h5py; pip install 'multifire\[cameras\]'"):
         read_events(tmp_path / "a.h5")
 
 
 def test_pipes_are_refused(h5py):
-    for content, what in ((npz_bytes(t=EVENTS["t"]), "npz"), (hdf5_heaps.MAGIC + bytes(50), "HDF5")):
+    for content, what in ((npz_bytes(t=EVENTS["t"]), "npz"), (hdf5_texts.MAGIC + bytes(50), "HDF5")):
         reader, writer = os.pipe()
         with os.fdopen(reader, "rb") as file:
             os.write(writer, content[:1000])

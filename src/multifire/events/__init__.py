@@ -10,7 +10,7 @@ from multifire.events.aedat2 import open_aedat2
 from multifire.events.frames import FrameOptions, Frames, frames_of_windows, to_frames
 from multifire.events.recording import EVENT_DTYPE, ByteStream, Chunk, Packer, Recording, Stray
 from multifire.events.text import looks_like_text, open_text
-from multifire.utils import hdf5_heaps
+from multifire.utils import hdf5_texts
 
 __all__ = [
     "EVENT_DTYPE",
@@ -94,7 +94,7 @@ def _open(
         return evt.open_evt(stream, sensor_size, stray, own)
     if head.startswith(mat.MAGIC):
         return mat.open_mat(stream, sensor_size, stray, own)
-    if head.startswith((hdf5_heaps.MAGIC, mat.MAGIC_73)):
+    if head.startswith((hdf5_texts.MAGIC, mat.MAGIC_73)):
         if own:
             own.close()
         return hdf5.open_hdf5(Path(own.name) if own else file, name, sensor_size, stray)

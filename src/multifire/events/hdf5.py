@@ -17,7 +17,7 @@ import numpy as np
 from multifire.events.aedat4 import INSTALL
 from multifire.events.columns import LATEST, Columns, choose_unit, find_columns
 from multifire.events.recording import Packed, Packer, Recording, Stray, check_count, damage_reported
-from multifire.utils.hdf5_heaps import check_heaps
+from multifire.utils.hdf5_texts import Texts
 
 if TYPE_CHECKING:
     import h5py
@@ -30,8 +30,6 @@ MAX_DEPTH, MAX_ENTRIES = 4, 2000  # groups below each other, and all entries, am
 MAX_PIXELS = 1 << 15
 COMPRESSION = {32001: "Blosc", 32004: "LZ4", 32015: "Zstandard", 32026: "Blosc2", 36559: "Prophesee's ECF"}
 SIZES = ("sensor_resolution", "sensor_size", "resolution")
-SIZE_KEYS = ("width", "height", *SIZES, "geometry")
-"""Attributes that may tell the size of the sensor."""
 
 
 def open_hdf5(source: Path | BinaryIO, name: str, given: tuple[int, int] | None, stray: Stray) -> Recording:
@@ -71,10 +69,9 @@ def _open(file: Any, source: Path | BinaryIO, name: str, given: tuple[int, int] 
         raise ValueError(f"{name}: its columns in {place} differ in length; the file is damaged")
     check_count(name, count, _bytes_of(source))
     nodes = _with_parents(file, place)
-    if any(map(_has_text, nodes)):  # only then, since the check reads the whole file
-        with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as content:
-            check_heaps(content, name)
-    size = next((size for size in map(_size, nodes) if size), None) or given
+    with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as content:
+        texts = Texts(content, name)
+        size = next((size for node in nodes if (size := _size(node, texts))), None) or given
     packer = Packer(name, size, stray)
     unit = choose_unit(name, time_name, _piece(columns, "t", 0, min(count, GUESS_EVENTS)))
     offset = next((offset for offset in (_offset(node, name) for node in nodes) if offset), 0)
@@ -139,26 +136,30 @@ def _with_parents(file: Any, place: str) -> list[Any]:
     return [file["/".join(parts[:count])] if count and parts[0] else file for count in range(len(parts), -1, -1)]
 
 
-def _has_text(node: Any) -> bool:
-    """Return whether one of the attributes that `_size` reads is text of any length."""
-    return any(node.attrs.get_id(key).dtype.hasobject for key in SIZE_KEYS if key in node.attrs)
-
-
-def _size(node: Any) -> tuple[int, int] | None:
+def _size(node: Any, texts: Texts) -> tuple[int, int] | None:
     """Return (H, W) from a node's attributes; cameras are wider than high, and writers disagree about the order."""
-    attributes = node.attrs
-    if "width" in attributes and "height" in attributes:
-        height, width = (int(np.ravel(np.asarray(attributes[key]))[0]) for key in ("height", "width"))
+    numbers = {key: _attribute(node, key, texts) for key in ("width", "height", *SIZES, "geometry")}
+    if numbers["width"] and numbers["height"]:
+        height, width = numbers["height"][0], numbers["width"][0]
         return (height, width) if 0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS else None
-    numbers: list[int] = []
-    for key in SIZES:
-        if key in attributes and not numbers:
-            numbers = [int(value) for value in np.ravel(np.asarray(attributes[key])).tolist()[:3]]
-    if "geometry" in attributes and not numbers:
-        numbers = [int(number) for number in re.findall(r"\d+", str(attributes["geometry"])[:40])]
-    if len(numbers) != 2 or not all(0 < number <= MAX_PIXELS for number in numbers):
+    found = next((numbers[key] for key in (*SIZES, "geometry") if numbers[key]), [])
+    if len(found) != 2 or not all(0 < number <= MAX_PIXELS for number in found):
         return None
-    return min(numbers), max(numbers)
+    return min(found), max(found)
+
+
+def _attribute(node: Any, key: str, texts: Texts) -> list[int]:
+    """Return the first three whole numbers of an attribute, or of its text; none if there is no such attribute."""
+    if key not in node.attrs:
+        return []
+    if node.attrs.get_id(key).dtype.hasobject:  # text of any length, which h5py must not read
+        header = importlib.import_module("h5py").h5o.get_info(node.id).addr
+        value = texts.attribute(header, key) or b""
+        return [int(number) for number in re.findall(rb"\d+", value[:40])][:3]
+    value = np.ravel(np.asarray(node.attrs[key]))[:3]
+    if value.dtype.kind in "SU":
+        return [int(number) for number in re.findall(r"\d+", str(value)[:40])][:3]
+    return [int(number) for number in value.tolist()]
 
 
 def _offset(node: Any, name: str) -> int:

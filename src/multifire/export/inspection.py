@@ -8,7 +8,7 @@ from multifire.export.onnx_digest import read_metadata
 from multifire.export.pretrained import inspect_folder
 from multifire.export.provenance import KINDS, measurements_of, provenance_of, read_provenance, stored
 from multifire.training.checkpoint import load_checkpoint
-from multifire.utils.hdf5_heaps import MAGIC
+from multifire.utils.hdf5_texts import MAGIC
 from multifire.utils.tensor_files import kind_of, read_tensors
 
 

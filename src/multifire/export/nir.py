@@ -39,7 +39,7 @@ from multifire.export.onnx_digest import MAX_TEXT_BYTES
 from multifire.export.provenance import KEY, KEYS, stored
 from multifire.nn import MLF, ConvFire, SpikingNetwork, config_of_model, model_from_config
 from multifire.utils.files import write_atomic
-from multifire.utils.hdf5_heaps import check_heaps
+from multifire.utils.hdf5_texts import Texts
 
 NIR_VERSION = 1
 DISCRETISATION = (
@@ -176,7 +176,7 @@ def write_nir(path: Path, model: SpikingNetwork, size: tuple[int, int], provenan
     content = io.BytesIO()
     nir.write(content, graph)  # pyright: ignore[reportArgumentType] - it takes any binary file
     with h5py.File(content, "r+") as file:
-        file[DIGEST] = _digest(_check_objects(file, str(path)))
+        file[DIGEST] = _digest(_check_objects(file, Texts(content, str(path)), str(path)))
     again = from_nir(read_nir(io.BytesIO(content.getvalue()), str(path))).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in from_nir(graph).state_dict().items())
     write_atomic(path, content.getvalue())
@@ -270,8 +270,8 @@ def read_nir(source: str | Path | io.BytesIO, name: str) -> nir.NIRGraph:
     if not isinstance(source, io.BytesIO) and not Path(source).is_file():
         raise FileNotFoundError(f"{name}: no such file")
     with _errors_named(name):
-        with _open(source, name) as file:
-            _check_objects(file, name)
+        with _opened(source, name) as (file, texts):
+            _check_objects(file, texts, name)
         return nir.read(source)  # pyright: ignore[reportArgumentType] - h5py takes any binary file
 
 
@@ -281,8 +281,8 @@ def read_metadata(path: Path) -> tuple[str, str]:
     Raises:
         ValueError: damaged, altered, or written by another program.
     """
-    with _errors_named(str(path)), _open(path, str(path)) as file:
-        arrays = _check_objects(file, str(path))
+    with _errors_named(str(path)), _opened(path, str(path)) as (file, texts):
+        arrays = _check_objects(file, texts, str(path))
         keys = [key for key in ("digest", *KEYS) if f"{METADATA}{key}" in arrays]
         texts = {key: str(arrays[f"{METADATA}{key}"].asstr()[()]) for key in keys}
         provenance = stored(texts)
@@ -294,11 +294,13 @@ def read_metadata(path: Path) -> tuple[str, str]:
         return f"NIR graph, {len(nodes)} nodes, {path.stat().st_size:,} bytes", provenance
 
 
-def _open(source: str | Path | io.BytesIO, name: str) -> h5py.File:
-    """Open a file whose texts h5py can read."""
+@contextlib.contextmanager
+def _opened(source: str | Path | io.BytesIO, name: str) -> Iterator[tuple[h5py.File, Texts]]:
+    """Open a file; h5py must read only those of its texts that have been read from `Texts` before."""
     with contextlib.nullcontext(source) if isinstance(source, io.BytesIO) else Path(source).open("rb") as content:
-        check_heaps(content, name)
-    return h5py.File(source, "r")
+        texts = Texts(content, name)
+        with h5py.File(source, "r") as file:
+            yield file, texts
 
 
 @contextlib.contextmanager
@@ -327,7 +329,7 @@ def _digest(arrays: dict[str, h5py.Dataset]) -> str:
     return sha.hexdigest()
 
 
-def _check_objects(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
+def _check_objects(file: h5py.File, texts: Texts, name: str) -> dict[str, h5py.Dataset]:
     """Return the arrays and texts of a file by path.
 
     Raises:
@@ -349,7 +351,9 @@ def _check_objects(file: h5py.File, name: str) -> dict[str, h5py.Dataset]:
             if not isinstance(item, h5py.Dataset):
                 raise ValueError(f"{name}: {key} is a type, expected numbers or text")
             _check_array(item, key, name)
-            total_bytes += item.nbytes + (_text_bytes(item, name) if _is_text(item) else 0)
+            total_bytes += item.nbytes + (_text_bytes(item, texts, name) if _is_text(item) else 0)
+            if key == "type" and _is_text(item) and (kind := item.asstr()[()]) not in KINDS:
+                raise ValueError(f"{name}: has a node of kind {kind!r}, expected one of {', '.join(sorted(KINDS))}")
             if total_bytes > MAX_BYTES:
                 raise ValueError(f"{name}: unpacks to more than {MAX_BYTES / 1e9:.0f} GB; use another file")
             arrays[f"{group.name}/{key}".lstrip("/")] = item
@@ -367,19 +371,20 @@ def _check_array(item: h5py.Dataset, key: str, name: str) -> None:
     unpacked = max(item.nbytes, math.prod(item.chunks or ()) * item.dtype.itemsize)  # HDF5 unpacks whole chunks
     if unpacked > MAX_ARRAY_BYTES:
         raise ValueError(f"{name}: {key} unpacks to more than {MAX_ARRAY_BYTES / 1e9:.1f} GB; use another file")
-    if key == "type" and _is_text(item) and (kind := item.asstr()[()]) not in KINDS:
-        raise ValueError(f"{name}: has a node of kind {kind!r}, expected one of {', '.join(sorted(KINDS))}")
 
 
-def _text_bytes(item: h5py.Dataset, name: str) -> int:
-    """Return the size of texts in memory; they are read one by one, since in the file they may share one copy."""
-    if item.shape == ():
-        return len(item[()])
-    if item.shape[1:] != (2,) or len(item) > MAX_OBJECTS:
-        raise ValueError(f"{name}: {item.name} is text of shape {item.shape}, expected pairs of names")
+def _text_bytes(item: h5py.Dataset, texts: Texts, name: str) -> int:
+    """Return the size of texts in memory, which in the file may share one copy."""
+    if item.shape != () and (item.shape[1:] != (2,) or len(item) > MAX_OBJECTS):
+        raise ValueError(f"{name}: {item.name} is text of shape {item.shape}, expected one text or pairs of names")
+    if not item.dtype.hasobject:  # texts of one length, which lie in the array itself
+        return 0
+    offset = item.id.get_offset()
+    if offset is None:
+        raise ValueError(f"{name}: {item.name} is text in pieces, expected it in one; use another file")
     text_bytes = 0
-    for pair in item:
-        text_bytes += sum(map(len, pair))
+    for text in texts.at(offset, math.prod(item.shape)):
+        text_bytes += len(text)
         if text_bytes > MAX_TEXT_BYTES:
             raise ValueError(f"{name}: {item.name} unpacks to more than {MAX_TEXT_BYTES >> 20} MB of text")
     return text_bytes
