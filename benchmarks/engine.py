@@ -46,7 +46,10 @@ ISAS = ("avx2", "avx512_vnni", "amx", "neon", "neon_dotprod")
 OFFSETS = (-0.4, -0.2, -0.1, 0.0, 0.05, 0.1, 0.2, 0.3)
 """How much lower the currents of `cifar10` are, so that fewer neurons fire."""
 ONEDNN = "ONEDNN_MAX_CPU_ISA"
-"""Variable that limits torch's instruction set: to compare AVX2 with AVX2, run the benchmark with it set to AVX2."""
+"""Variable that limits torch's instruction set: to compare AVX2 with AVX2, run the benchmark with it set to AVX2.
+
+ONNX Runtime has no such variable; avx2_only.cpp hides the others from every library.
+"""
 Call = Callable[[], Any]
 
 

@@ -1,6 +1,10 @@
 """The benchmark's tool measures in turns, compares what it should, and writes what it measured."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,3 +193,24 @@ def test_peers_compute_the_same(peer, case, channels_last):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-8 * float(value.abs().max()))
+
+
+ROOT = Path(__file__).parents[1]
+SEEN = """
+import torch
+from benchmarks.engine import available
+print(torch.backends.cpu.get_cpu_capability(), *available())
+"""
+
+
+def test_all_but_avx2_can_be_hidden_from_every_library(tmp_path):
+    if "cpuid_fault" not in Path("/proc/cpuinfo").read_text() or "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the processor cannot hide its instruction sets")
+    library = tmp_path / "avx2_only.so"
+    source = ROOT / "benchmarks" / "avx2_only.cpp"
+    subprocess.run(["g++", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", SEEN], cwd=ROOT, env={**os.environ, "LD_PRELOAD": str(library)}, capture_output=True,
+        text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert ended.stdout.split() == ["AVX2", "avx2"]
