@@ -323,3 +323,9 @@ def test_files_that_are_no_pictures_are_refused(tmp_path, capsys, name, content,
     (tmp_path / name).write_bytes(content)
     assert main(["run", "digits", str(tmp_path / name)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_array_without_frames_is_named(run_folder, tmp_path, caplog):
+    np.save(tmp_path / "empty.npy", np.zeros((0, 2, 16, 16), np.float32))
+    assert main(["run", str(run_folder), str(tmp_path / "empty.npy")]) == 0
+    assert "empty.npy: holds no frame" in caplog.text

@@ -255,6 +255,8 @@ class Player:
     def play(self, source: Path) -> None:
         """Print the predictions for a recording."""
         self._show(frames_of(source, self.cfg.data, self.info))
+        if not self.latencies.frames:
+            log.warning("%s: holds no frame", source)
 
     def follow(self, file: BinaryIO, port: int | None) -> None:
         """Print the predictions for events from a UDP port or, if `port` is None, from an open file, until they end."""
