@@ -2,7 +2,8 @@
 paper's claims: accuracy, dormant units and gradients of the first layers.
 
 Each run appends its row to claims.csv and its first steps to claims-steps.csv, so a stopped benchmark continues where
-it was. `benchmarks/claims_page.py` makes the tables, the figures and the verdicts.
+it was. `benchmarks/claims_page.py` makes the tables, the figures and the verdicts. `--recipe fashion-mnist --limit
+10000` does the same on 10,000 of its images, in claims-fashion-mnist.csv.
 """
 
 import argparse
@@ -75,6 +76,8 @@ STEP_ROW = (*SETTING, "step", "gradient_first", "gradient_last")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after this time")
+    parser.add_argument("--recipe", default="digits", help="recipe of the data and the training (default: digits)")
+    parser.add_argument("--root", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"epochs of a run (default: {EPOCHS})")
     parser.add_argument("--limit", type=int, help="train on this many images only, and test on as many")
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 20, 44, 68])
@@ -82,15 +85,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the CSV files")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
-    finished = {tuple(row[name] for name in SETTING) for row in read_csv(args.out / "claims.csv")}
+    stem = "claims" if args.recipe == "digits" else f"claims-{args.recipe}"
+    finished = {tuple(row[name] for name in SETTING) for row in read_csv(args.out / f"{stem}.csv")}
     waiting = [each for each in settings(args.depths, args.seeds) if each.cells not in finished]
     for number, setting in enumerate(waiting, 1):
         if time.monotonic() >= deadline:
             print(f"the time is over; {len(waiting) - number + 1} runs are left")
             return
-        row, steps = run(setting, args.epochs, args.limit)
-        append(args.out / "claims-steps.csv", STEP_ROW, steps)
-        append(args.out / "claims.csv", ROW, [row])
+        row, steps = run(setting, configuration(setting, args))
+        append(args.out / f"{stem}-steps.csv", STEP_ROW, steps)
+        append(args.out / f"{stem}.csv", ROW, [row])
         print(f"{number}/{len(waiting)} {setting.name}: {row['accuracy']:.4f} in {row['seconds']:.0f} s", flush=True)
 
 
@@ -104,24 +108,29 @@ def settings(depths: Sequence[int], seeds: Sequence[int]) -> list[Setting]:
     return main_runs + others
 
 
-def run(setting: Setting, epochs: int, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Train and measure one network; return its row and the rows of its first steps."""
-    start = time.monotonic()
-    cfg = mf.recipe(
-        "digits",
+def configuration(setting: Setting, args: argparse.Namespace) -> RunConfig:
+    """Return the recipe with the values of the setting."""
+    return mf.recipe(
+        args.recipe,
         **{
             "model.name": f"{setting.block}_resnet{setting.depth}",
             "model.width": 8,
             "model.levels": setting.levels,
             "model.surrogate_width": setting.surrogate_width,
             "model.thresholds": tuple(0.6 + level for level in range(setting.levels)),
-            "optim.epochs": epochs,
+            "optim.epochs": args.epochs,
             "precision": "bf16",
             "seed": setting.seed,
-            "data.limit": limit,
+            "data.limit": args.limit,
+            "data.root": args.root,
             "eval_batch_size": SAMPLES,
         },
     )
+
+
+def run(setting: Setting, cfg: RunConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train and measure one network; return its row and the rows of its first steps."""
+    start = time.monotonic()
     torch.manual_seed(setting.seed)
     network = build(cfg, setting.norm)
     batch = test_batch(cfg)
@@ -129,7 +138,7 @@ def run(setting: Setting, epochs: int, limit: int | None) -> tuple[dict[str, Any
     gradients = GradientRecorder(network)
 
     def on_epoch(figures: dict[str, Any]) -> None:
-        if figures["epoch"] + 1 == min(MIDDLE, epochs):
+        if figures["epoch"] + 1 == min(MIDDLE, cfg.optim.epochs):
             row.update(measure(network, batch, "middle"))
 
     with tempfile.TemporaryDirectory() as folder:
