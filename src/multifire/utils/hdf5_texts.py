@@ -17,7 +17,8 @@ HEAP = struct.Struct("<4sB3xQ")  # GCOL, version, bytes of the heap with this he
 OBJECT = struct.Struct("<H6xQ")  # index, 0 for the free space; bytes, which only for the free space include this header
 ATTRIBUTE, CONTINUATION = 12, 16
 """Kinds of messages in an object's header."""
-MAX_HEADER_BLOCKS = 100
+MAX_HEADER_BYTES = 1 << 20
+"""Maximum size of an object's header, which may continue in other places; attributes above 64 KB lie elsewhere."""
 
 
 class Texts:
@@ -116,8 +117,10 @@ class Texts:
             blocks, header, block_frame = [(address + 16, int.from_bytes(head[8:12], "little"))], 8, (0, 0)
         else:
             raise self._damaged()
-        for number, (start, length) in enumerate(blocks):
-            if number == MAX_HEADER_BLOCKS:
+        left = MAX_HEADER_BYTES
+        for start, length in blocks:
+            left -= max(length, 1)
+            if left < 0:
                 raise self._damaged()
             for kind, message in _split(self._read(start, length), header):
                 if kind == CONTINUATION:
