@@ -1,5 +1,6 @@
 """`python -m benchmarks.engine_page`: write the tables and the chart of docs/engine.md from engine.csv, penalty.csv."""
 
+import statistics
 from pathlib import Path
 
 from benchmarks.tables import fill, markdown, read_csv
@@ -63,14 +64,24 @@ def batches(rows: list[Row]) -> str:
 
 
 def penalties(rows: list[Row]) -> str:
-    """Return a line for each penalty: accuracy, operations and time."""
-    header = ("recipe", "`optim.spike_penalty`", "accuracy, %", "million operations", "AVX2 ms", "VNNI ms", "AMX ms")
+    """Return a line for each recipe and penalty: the means over the seeds of accuracy, operations and time."""
+    header = (
+        "recipe", "`optim.spike_penalty`", "runs", "accuracy, %", "million operations", "AVX2 ms", "VNNI ms", "AMX ms",
+    )  # fmt: skip
     times = ("engine_ms_avx2", "engine_ms_avx512_vnni", "engine_ms")
-    return markdown(header, [
-        (r["recipe"], r["penalty"], f"{100 * float(r['accuracy']):.1f}", f"{float(r['synops']) / 1e6:.2f}",
-         *(f"{float(r[key]):.3f}" if r[key] else "-" for key in times))
-        for r in rows
-    ])  # fmt: skip
+    lines = []
+    for recipe, penalty in dict.fromkeys((row["recipe"], row["penalty"]) for row in rows):
+        runs = [row for row in rows if (row["recipe"], row["penalty"]) == (recipe, penalty)]
+        mean = {
+            key: statistics.fmean(float(row[key]) for row in runs)
+            for key in ("accuracy", "synops", *times)
+            if all(row[key] for row in runs)
+        }
+        lines.append((
+            recipe, penalty, str(len(runs)), f"{100 * mean['accuracy']:.1f}", f"{mean['synops'] / 1e6:.2f}",
+            *(f"{mean[key]:.3f}" if key in mean else "-" for key in times),
+        ))  # fmt: skip
+    return markdown(header, lines)
 
 
 def name(row: Row) -> str:
