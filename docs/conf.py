@@ -11,8 +11,10 @@ sys.path.insert(0, str(DOCS))
 
 import api  # noqa: E402
 import docstrings  # noqa: E402
+import nbclient.client  # noqa: E402
 from plotly.offline import get_plotlyjs  # noqa: E402
 from sphinx.ext.napoleon import Config, GoogleDocstring  # noqa: E402
+from traitlets import Bool  # noqa: E402
 
 from multifire import __version__  # noqa: E402
 
@@ -24,6 +26,15 @@ os.environ |= {
     "PLOTLY_RENDERER": "notebook_connected",
     "TTY_COMPATIBLE": "0",  # commands print lines, no bars
 }
+
+
+class WholeStreams(nbclient.client.NotebookClient):
+    """Joins what a command prints, which comes in pieces of 100 bytes; MyST-NB would end a line after each piece."""
+
+    coalesce_streams = Bool(True)
+
+
+nbclient.client.NotebookClient = WholeStreams
 
 project = "multifire"
 copyright = "2026, the multifire authors"

@@ -111,3 +111,19 @@ def test_a_table_too_wide_becomes_one_line_for_each_cell(capsys):
     out = capsys.readouterr().out
     assert f"first           {'a' * 60}\nsecond heading  {'b' * 60}\n" in out
     assert CONSOLE.width == 80
+
+
+NOTEBOOK = """
+import builtins
+class ZMQInteractiveShell: pass  # rich knows a notebook by it
+builtins.get_ipython = ZMQInteractiveShell
+from multifire.utils.progress import CONSOLE, Bar
+with Bar("training", 1) as bar:
+    CONSOLE.print("[bold]text[/]")
+    bar.update(1, "loss 1")
+"""
+
+
+def test_a_notebook_shows_lines_of_text():
+    ended = subprocess.run([sys.executable, "-c", NOTEBOOK], capture_output=True, text=True, check=True, timeout=100)
+    assert ended.stdout == "text\n"

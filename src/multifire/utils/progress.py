@@ -9,6 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_LINE_SECONDS = 15.0
 CONSOLE = Console()
+if CONSOLE.is_jupyter:  # lines of text: rich would make an element of the page of each
+    CONSOLE = Console(force_jupyter=False, force_terminal=False)
 """The console for all output: a second one would write into a bar on the screen."""
 
 
