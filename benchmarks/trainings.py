@@ -136,7 +136,7 @@ def train_in_turn(trainings: Iterable[Training], state: Path, root: str, path: P
         except Interrupted as stopped:
             print(f"{training.name}: {stopped}", flush=True)
             return
-        except (ValueError, FloatingPointError, MemoryError) as error:
+        except (ValueError, FileNotFoundError, FloatingPointError, MemoryError) as error:
             print(f"{training.name}: failed, {error}", flush=True)  # the others may do better
 
 
