@@ -54,7 +54,6 @@ from fuzz_limits import in_batches  # pyright: ignore[reportMissingImports] - be
 with atheris.instrument_imports(include=["multifire.events"]):  # pyright: ignore[reportAttributeAccessIssue]
     from multifire.events import (
         aedat,
-        aedat2,
         aedat4,
         aedat4_process,
         arrays,
@@ -125,7 +124,7 @@ SCRATCH_FILE = Path(tempfile.gettempdir()) / f"multifire-fuzz-{os.getpid()}.raw"
 
 def read(data: bytes, reader: str, chunk_bytes: int, file_type: type[NamedFile] = NamedFile) -> np.ndarray | str:
     """Return the events, or the message of the ValueError."""
-    recording.CHUNK_BYTES = aedat.CHUNK_BYTES = aedat2.CHUNK_BYTES = arrays.CHUNK_BYTES = chunk_bytes
+    recording.CHUNK_BYTES = aedat.CHUNK_BYTES = arrays.CHUNK_BYTES = chunk_bytes
     evt.CHUNK, text.CHUNK = min(chunk_bytes, 1 << 15), min(64 * chunk_bytes, 1 << 16)
     try:
         if reader not in FILE_READERS:

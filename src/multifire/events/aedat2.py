@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from multifire.events.aedat import DVS128, SENSOR_SIZES, read_header, size_of, stated_size
-from multifire.events.recording import CHUNK_BYTES, ByteStream, Closable, Packed, Packer, Recording, Stray
+from multifire.events.recording import ByteStream, Closable, Packed, Packer, Recording, Stray
 from multifire.utils.log import log
 
 RECORD = 8
@@ -22,6 +22,8 @@ WRAP = 1 << 32
 SPECIAL = 0x8000  # DVS128: set for an edge on the camera's synchronisation input, which is no pixel
 OTHER = 1 << 31 | 1 << 10  # DAVIS: a sample of a picture or of the inertial sensor, or an edge on the external input
 X_BITS, Y_BITS = 10, 9
+LAYOUT_BYTES = 1 << 18
+"""The layout is told from so many bytes, however many are read at a time."""
 NEAR_EDGE = 4
 """A sensor is told from the addresses if events lie within so many pixels of its last column and its last row."""
 
@@ -65,7 +67,7 @@ def _chip(header: Iterable[bytes]) -> bytes:
 
 def _layout(stream: ByteStream) -> Layout:
     """Tell the layout from the first addresses: events of a DAVIS have no bit below the tenth, others bit 31."""
-    data = stream.peek(CHUNK_BYTES)
+    data = stream.peek(LAYOUT_BYTES)
     address = np.frombuffer(data, ">u4", len(data) // RECORD * 2)[::2]
     davis = (address >= 1 << 31) | ((address >= 2 * SPECIAL) & (address & 0x3FF == 0))
     return "davis" if 2 * np.count_nonzero(davis) > len(address) else "dvs128"
