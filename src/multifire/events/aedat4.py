@@ -25,6 +25,7 @@ import numpy as np
 
 from multifire.events import aedat4_process
 from multifire.events.aedat4_process import CUT, EVENT, EVENTS, HEAD, MB, WRONG
+from multifire.events.columns import LATEST
 from multifire.events.recording import Packed, Packer, Recording, Stray
 from multifire.utils.log import log
 
@@ -147,8 +148,11 @@ def _packed(decoder: Decoder, packer: Packer) -> Iterator[Packed]:
             events = np.frombuffer(message[1], EVENT)
             t = events["t"].astype(np.int64)
             x, y = events["x"].astype(np.int32), events["y"].astype(np.int32)
-            if len(t) and t.min() < 0:
-                raise ValueError(f"{decoder.path}: an event has the time {t.min():,} µs; the file is damaged")
+            if len(t) and not (t.min() >= 0 and t.max() < LATEST):
+                wrong = t.min() if t.min() < 0 else t.max()
+                raise ValueError(
+                    f"{decoder.path}: an event has the time {wrong:,} µs, expected 0 to 2^62; the file is damaged"
+                )
             if packer.seen + len(t) > decoder.most_events:
                 raise ValueError(
                     f"{decoder.path}: holds more than {decoder.most_events:,} events in {decoder.bytes:,} bytes, more "
