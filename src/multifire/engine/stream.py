@@ -184,10 +184,7 @@ def follow(live: LiveFrames, chunks: Iterable[Packed]) -> Iterator[LiveFrame]:
 
 def _frames_of_arrays(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterator[np.ndarray]:
     if not path.is_dir():
-        array = _read_array(path, cfg, info)
-        repeats = cfg.timesteps if array.ndim == 3 and not info.events else 1  # a static image, as in training
-        for _ in range(repeats):
-            yield from _normalised(array, info, path)
+        yield from _frames_of_array(_read_array(path, cfg, info), cfg, info, path)
         return
     files = sorted(path.glob("*.npy"))
     if not files:
@@ -204,8 +201,13 @@ def _frames_of_picture(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iterat
         )
     if info.channels not in (1, 3):
         raise ValueError(f"{path}: this run's images have {info.channels} channels, expected an .npy file of them")
-    image_CHW = decode(path, Options(input_size(cfg, info), info.channels))
-    return (frame for _ in range(cfg.timesteps) for frame in _normalised(image_CHW, info, path))
+    return _frames_of_array(decode(path, Options(input_size(cfg, info), info.channels)), cfg, info, path)
+
+
+def _frames_of_array(array: np.ndarray, cfg: DataConfig, info: DatasetInfo, path: Path) -> Iterator[np.ndarray]:
+    """Yield the frames of an array; a still image is shown at every time step, as in training."""
+    for _ in range(cfg.timesteps if array.ndim == 3 and not info.events else 1):
+        yield from _normalised(array, info, path)
 
 
 def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
@@ -225,11 +227,12 @@ def _read_array(file: Path, cfg: DataConfig, info: DatasetInfo) -> np.ndarray:
 
 def _normalised(array: np.ndarray, info: DatasetInfo, file: Path) -> Iterator[np.ndarray]:
     """Yield frames [C, H, W] in fp32; integer pixels of images are normalised as in training, other values kept."""
+    holds_pixels = not info.events and array.dtype.kind != "f"
     for frame_CHW in array.reshape(-1, *array.shape[-3:]):
-        x_CHW = frame_CHW.astype(np.float32)
+        x_CHW = normalise(frame_CHW, info) if holds_pixels else frame_CHW.astype(np.float32)
         if not np.isfinite(x_CHW).all():
             raise ValueError(f"{file}: contains NaN or infinity, expected finite numbers")
-        yield x_CHW if info.events or frame_CHW.dtype.kind == "f" else normalise(frame_CHW, info)
+        yield x_CHW
 
 
 class Player:
