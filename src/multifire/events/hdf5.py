@@ -152,14 +152,15 @@ def _attribute(node: Any, key: str, texts: Texts) -> list[int]:
     """Return the first three whole numbers of an attribute, or of its text; none if there is no such attribute."""
     if key not in node.attrs:
         return []
-    if node.attrs.get_id(key).dtype.hasobject:  # text of any length, which h5py must not read
+    dtype = node.attrs.get_id(key).dtype
+    if dtype.hasobject:  # text of any length, which h5py must not read
         header = importlib.import_module("h5py").h5o.get_info(node.id).addr
-        value = texts.attribute(header, key) or b""
-        return [int(number) for number in re.findall(rb"\d+", value[:40])][:3]
-    value = np.ravel(np.asarray(node.attrs[key]))[:3]
-    if value.dtype.kind in "SU":
-        return [int(number) for number in re.findall(r"\d+", str(value)[:40])][:3]
-    return [int(number) for number in value.tolist()]
+        text = (texts.attribute(header, key) or b"").decode(errors="replace")
+    elif dtype.kind == "S":
+        text = str(node.attrs[key])
+    else:
+        return [int(number) for number in np.ravel(np.asarray(node.attrs[key]))[:3].tolist()]
+    return [int(number) for number in re.findall(r"[0-9]+", text[:40])][:3]
 
 
 def _offset(node: Any, name: str) -> int:
