@@ -166,6 +166,7 @@ def test_frames_by_count_hold_equal_numbers_of_events(faery, tmp_path):
     assert frames.events == len(written)
 
 
+TIMES = r"expected 0 to 2\^62; the file is damaged"
 FAKE_FAERY = """
     import os, signal, sys, types
     import numpy as np
@@ -191,8 +192,8 @@ FAKE_FAERY = """
         ("os._exit(3)", r"ends the process that decodes it \(code 3\)"),
         ("bytearray(100_000_000)", "cannot be read: MemoryError; the file is damaged or cut short"),
         ("pass", "holds more than 65,536 events in 14 bytes, more than any camera's; the file is damaged"),
-        ("events['t'] = 1 << 63", "an event has the time -9,223,372,036,854,775,808 µs, expected 0 to 2"),
-        ("events['t'] = 1 << 62", "an event has the time 4,611,686,018,427,387,904 µs, expected 0 to 2"),
+        ("events['t'] = 1 << 63", f"an event has the time -9,223,372,036,854,775,808 µs, {TIMES}"),
+        ("events['t'] = 1 << 62", f"an event has the time 4,611,686,018,427,387,904 µs, {TIMES}"),
         ("events['x'][7] = 40", r"event 7 \(the first is 0\) lies at column 40, row 0, expected a sensor of 34 × 20"),
         ("raise KeyError('x' * 70_000)", "cannot be read: 'xxx"),
         (

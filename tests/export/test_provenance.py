@@ -240,7 +240,7 @@ def test_inspect_refuses_altered_nir(run):
         (lambda f: f.create_dataset("big", (1 << 28,), "f4", compression="gzip"), "unpacks to more than"),
         (lambda f: f.create_dataset("big", (1,), "f4", maxshape=(None,), chunks=(1 << 28,)), "unpacks to more than"),
         (lambda f: f.create_dataset("rows", (5, 2), h5py.string_dtype(), compression="gzip"), "text in pieces"),
-        (lambda f: f.__setitem__("rows", [["x"] * 3] * 5), "pairs of names"),
+        (lambda f: f.__setitem__("rows", [["x"] * 3] * 5), "expected one text or pairs of names"),
     ):
         path.write_bytes(content)
         with h5py.File(path, "r+") as file:

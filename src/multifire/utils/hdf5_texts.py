@@ -1,7 +1,8 @@
 """Texts of any length in HDF5 files, read without the library HDF5.
 
-HDF5 2.0.0 reads some damaged texts without end, and allocates 4 GB for others before it looks at them. Such a text is a
-reference to an object in a heap. The functions here follow references, and refuse those that HDF5 must not follow.
+HDF5 2.0.0 never stops reading some damaged texts, and takes 4 GB of memory for others. So multifire reads each text
+itself before HDF5 may. The bytes of a text lie in a heap. In its place the file holds a reference: the text's length,
+the address of the heap, and the text's number in the heap. A file is refused if these do not agree.
 
 Source: HDF5 File Format Specification, version 3.0: II.A superblock, III.E global heap, IV.A object headers, IV.A.2.m
 attributes.
