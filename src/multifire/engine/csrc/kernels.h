@@ -55,10 +55,9 @@ struct SparseArgs {
   int span;              // positions of a row of the window whose int16 sums fit: `kernel` or 1
   const bool* widens;    // after which positions int16 sums must be widened
   int pixels;
-  int32_t* sums;  // [kSparseBlocks][kTile][kBlock]
+  int blocks;     // 2 or 4
+  int32_t* sums;  // [blocks][kTile][kBlock]
 };
-
-constexpr int kSparseBlocks = 4;
 
 // The first layer of networks for images. Products of float32 are exact in float64, so the order of their sums hardly
 // matters: they are rounded to float32 once.
@@ -89,12 +88,13 @@ struct Kernels {
   bool (*runs_here)();
   int largest_input;  // the largest activation for which the sums are right
   void (*dense_sums)(const SumsArgs&);
-  void (*sparse_sums)(const SparseArgs&);  // of one frame and kSparseBlocks blocks
+  void (*sparse_sums)(const SparseArgs&);  // of one frame
   void (*image_sums)(const ImageArgs&);
   void (*fire)(const FireArgs&);
   int (*blocks_at_once)(int groups);  // 1, 2 or 4: the fastest for layers of so many groups of input channels
   int sparse_unit;                    // channels of an entry: 2 or 4
-  float sparse_below;                 // a list is faster if at most this fraction of the units is not zero; 0: never
+  // A list of two or of four blocks is faster if at most this fraction of the units is not zero; 0: there is none.
+  float two_below, four_below;
 };
 
 #if defined(__GNUC__)

@@ -120,7 +120,7 @@ inline int blocks_at_once(int groups) { return groups % kGroupsOfTile == 0 ? 1 :
 
 constexpr Kernels kKernels = {
     "amx", runs_here, kLargestActivation, dense_sums, avx512::sparse_sums, avx512::image_sums, avx512::fire, blocks_at_once,
-    4,     0};
+    4,     0,         0};
 
 }  // namespace amx
 }  // namespace multifire_engine_impl

@@ -92,9 +92,10 @@ MULTIFIRE_AVX2_INLINE void widen_block(__m256i& sums, int32_t* to) {
 }
 
 // An entry is a pair of channels, and a register holds one int16 sum for each of 16 output channels.
-MULTIFIRE_AVX2 inline void sparse_pixel(const SparseArgs& a, int pixel, int32_t* to) {
-  __m256i sums[kSparseBlocks];
-  for (int b = 0; b < kSparseBlocks; ++b) {
+template <int Blocks>
+MULTIFIRE_AVX2 void sparse_pixel(const SparseArgs& a, int pixel, int32_t* to) {
+  __m256i sums[Blocks];
+  for (int b = 0; b < Blocks; ++b) {
     sums[b] = _mm256_setzero_si256();
     store(to + b * kTile * kBlock, sums[b]);
     store(to + b * kTile * kBlock + 8, sums[b]);
@@ -106,17 +107,18 @@ MULTIFIRE_AVX2 inline void sparse_pixel(const SparseArgs& a, int pixel, int32_t*
       for (const Entry *entry = a.entries + starts[column], *end = a.entries + starts[column + a.span]; entry < end;
            ++entry) {
         const __m256i bytes = _mm256_set1_epi32(static_cast<int32_t>(entry->bytes));
-        for (int b = 0; b < kSparseBlocks; ++b)
+        for (int b = 0; b < Blocks; ++b)
           sums[b] = _mm256_add_epi16(sums[b], _mm256_maddubs_epi16(bytes, load(weights + entry->weights + b * kBlock * 2)));
       }
       if (!a.widens[row * a.kernel + column + a.span - 1]) continue;
-      for (int b = 0; b < kSparseBlocks; ++b) widen_block(sums[b], to + b * kTile * kBlock);
+      for (int b = 0; b < Blocks; ++b) widen_block(sums[b], to + b * kTile * kBlock);
     }
   }
 }
 
 inline void sparse_sums(const SparseArgs& a) {
-  for (int pixel = 0; pixel < a.pixels; ++pixel) sparse_pixel(a, pixel, a.sums + pixel * kBlock);
+  const auto sum = a.blocks == 4 ? sparse_pixel<4> : sparse_pixel<2>;
+  for (int pixel = 0; pixel < a.pixels; ++pixel) sum(a, pixel, a.sums + pixel * kBlock);
 }
 
 // Fires eight neurons; returns how many levels fire, in eight int32.
@@ -165,7 +167,7 @@ inline bool runs_here() { return __builtin_cpu_supports("avx2"); }
 inline int blocks_at_once(int) { return 1; }
 
 constexpr Kernels kKernels = {"avx2",     runs_here, kLargestActivation, dense_sums, sparse_sums,
-                              image_sums, fire,      blocks_at_once,     2,          0.5f};
+                              image_sums, fire,      blocks_at_once,     2,          0.25f, 0.5f};
 
 }  // namespace avx2
 }  // namespace multifire_engine_impl

@@ -102,29 +102,32 @@ struct RowList {
 };
 
 // An entry is a group of four channels. The totals of all blocks lie in registers.
-MULTIFIRE_DOTPROD inline void dot_list(const SparseArgs& a) {
+template <int Blocks>
+MULTIFIRE_DOTPROD void dot_list_of(const SparseArgs& a) {
   for (int pixel = 0; pixel < a.pixels; ++pixel) {
-    int32x4_t totals[kSparseBlocks][kQuarters];
-    for (int b = 0; b < kSparseBlocks; ++b)
+    int32x4_t totals[Blocks][kQuarters];
+    for (int b = 0; b < Blocks; ++b)
       for (int q = 0; q < kQuarters; ++q) totals[b][q] = vdupq_n_s32(0);
     for (int row = 0; row < a.kernel; ++row) {
       const RowList list(a, pixel, row);
       for (const Entry* entry = list.begin; entry < list.end; ++entry) {
         const int8x16_t bytes = vreinterpretq_s8_u32(vdupq_n_u32(entry->bytes));
         const int8_t* weights = list.weights + entry->weights;
-        for (int b = 0; b < kSparseBlocks; ++b)
+        for (int b = 0; b < Blocks; ++b)
           for (int q = 0; q < kQuarters; ++q)
             totals[b][q] = vdotq_s32(totals[b][q], bytes, vld1q_s8(weights + b * a.block_stride + 16 * q));
       }
     }
-    for (int b = 0; b < kSparseBlocks; ++b)
+    for (int b = 0; b < Blocks; ++b)
       for (int q = 0; q < kQuarters; ++q) vst1q_s32(a.sums + (b * kTile + pixel) * kBlock + 4 * q, totals[b][q]);
   }
 }
 
+inline void dot_list(const SparseArgs& a) { a.blocks == 4 ? dot_list_of<4>(a) : dot_list_of<2>(a); }
+
 // The same without the dot product: block by block, since the totals of one take eight registers.
 inline void wide_list(const SparseArgs& a) {
-  for (int at = 0; at < kSparseBlocks * a.pixels; ++at) {
+  for (int at = 0; at < a.blocks * a.pixels; ++at) {
     const int block = at / a.pixels, pixel = at % a.pixels;
     int32x4_t totals[2 * kQuarters];
     for (int q = 0; q < 2 * kQuarters; ++q) totals[q] = vdupq_n_s32(0);
@@ -198,8 +201,8 @@ inline bool has_dot_product() {
 
 inline int blocks_at_once(int) { return 1; }
 
-// Not measured: at this density a list has at most 0.3 of the products, and about twice the loads for each.
-constexpr float kSparseBelow = 0.3f;
+// Not measured: at 0.3 a list of four blocks has at most 0.3 of the products, and about twice the loads for each.
+constexpr float kTwoBelow = 0.2f, kFourBelow = 0.3f;
 
 constexpr Kernels kDotProduct = {"neon_dotprod",
                                  has_dot_product,
@@ -210,7 +213,8 @@ constexpr Kernels kDotProduct = {"neon_dotprod",
                                  fire,
                                  blocks_at_once,
                                  kGroup,
-                                 kSparseBelow};
+                                 kTwoBelow,
+                                 kFourBelow};
 constexpr Kernels kKernels = {"neon",
                               runs_here,
                               kLargestInput,
@@ -220,7 +224,8 @@ constexpr Kernels kKernels = {"neon",
                               fire,
                               blocks_at_once,
                               kGroup,
-                              kSparseBelow};
+                              kTwoBelow,
+                              kFourBelow};
 
 }  // namespace neon
 }  // namespace multifire_engine_impl

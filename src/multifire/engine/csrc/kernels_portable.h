@@ -42,7 +42,7 @@ inline void sparse_pixel(const SparseArgs& a, int pixel, const int8_t* weights, 
 }
 
 inline void sparse_sums(const SparseArgs& a) {
-  for (int block = 0; block < kSparseBlocks; ++block) {
+  for (int block = 0; block < a.blocks; ++block) {
     for (int pixel = 0; pixel < a.pixels; ++pixel) {
       int32_t* sums = a.sums + (block * kTile + pixel) * kBlock;
       std::memset(sums, 0, sizeof(int32_t) * kBlock);
@@ -120,7 +120,7 @@ inline bool runs_here() { return true; }
 inline int blocks_at_once(int) { return 1; }
 
 constexpr Kernels kKernels = {"portable", runs_here, kLargestActivation, dense_sums, sparse_sums,
-                              image_sums, fire,      blocks_at_once,     4,          0.7f};
+                              image_sums, fire,      blocks_at_once,     4,          0.7f, 0.7f};
 
 }  // namespace portable
 }  // namespace multifire_engine_impl

@@ -53,8 +53,9 @@ struct Layer {
   Buffer<int8_t> weights;     // [blocks][items][kBlock][kGroup]
   Buffer<float> scale, bias;  // [blocks * kBlock]; zero for channels that do not exist
   std::vector<int32_t> ends;  // see SumsArgs
-  Buffer<int8_t> pairs;       // for lists of pairs: [blocks / kSparseBlocks][window][pairs][kSparseBlocks][kBlock][2]
-  bool has_list = false;      // the layer can be computed from a list
+  Buffer<int8_t> pairs;       // for lists of pairs: [blocks / list_blocks][window][pairs][list_blocks][kBlock][2]
+  int list_blocks = 0;        // blocks that are computed from a list at a time: 2 or 4
+  float sparse_below = 0;     // a list is faster if at most this fraction of the units is not zero; 0: there is none
   int span = 0;               // see SparseArgs
   bool widens[9] = {};
 
@@ -99,8 +100,8 @@ inline void pack_pairs(Layer& layer) {
     for (int unit = 0; unit < window * pairs; ++unit)
       for (int i = 0; i < 2 * kBlock; ++i) {
         const int64_t from = block * layer.block_stride() + unit / 2 * kItemBytes + i / 2 * kGroup + unit % 2 * 2 + i % 2;
-        const int64_t quad = int64_t{block / kSparseBlocks} * window * pairs + unit;
-        layer.pairs[(quad * kSparseBlocks + block % kSparseBlocks) * 2 * kBlock + i] = layer.weights[from];
+        const int64_t at = int64_t{block / layer.list_blocks} * window * pairs + unit;
+        layer.pairs[(at * layer.list_blocks + block % layer.list_blocks) * 2 * kBlock + i] = layer.weights[from];
       }
 }
 
@@ -133,12 +134,16 @@ inline bool fit_spans(Layer& layer, int span, int largest) {
   return true;
 }
 
-// Prepares a layer for lists of entries of `unit` channels, if it is large enough for them to be faster.
-inline void prepare_list(Layer& layer, int unit, int largest) {
-  layer.has_list = layer.blocks % kSparseBlocks == 0 && layer.groups >= 8;
-  if (!layer.has_list || unit == kGroup) return;
-  layer.has_list = fit_spans(layer, layer.kernel, largest) || fit_spans(layer, 1, largest);
-  if (layer.has_list) pack_pairs(layer);
+// Prepares a layer for lists, if it is large enough for them to be faster.
+inline void prepare_list(Layer& layer, const Kernels& kernels, int largest) {
+  if (layer.blocks % 2 != 0 || layer.groups < 8) return;
+  layer.list_blocks = layer.blocks % 4 == 0 ? 4 : 2;
+  const float below = layer.list_blocks == 4 ? kernels.four_below : kernels.two_below;
+  const bool has_pairs = kernels.sparse_unit == 2;
+  const bool fits = !has_pairs || fit_spans(layer, layer.kernel, largest) || fit_spans(layer, 1, largest);
+  if (below == 0 || !fits) return;
+  layer.sparse_below = below;
+  if (has_pairs) pack_pairs(layer);
 }
 
 inline Layer packed(const Convolution& convolution, const Kernels& kernels) {
@@ -155,7 +160,8 @@ inline Layer packed(const Convolution& convolution, const Kernels& kernels) {
               {},
               {},
               {},
-              false,
+              0,
+              0,
               0,
               {}};
   const int window = layer.kernel * layer.kernel;
@@ -177,7 +183,7 @@ inline Layer packed(const Convolution& convolution, const Kernels& kernels) {
     }
   }
   layer.ends = widening_ends(layer, convolution.largest_input);
-  if (kernels.sparse_below > 0) prepare_list(layer, kernels.sparse_unit, convolution.largest_input);
+  prepare_list(layer, kernels, convolution.largest_input);
   return layer;
 }
 

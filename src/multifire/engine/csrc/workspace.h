@@ -202,7 +202,7 @@ class Workspace {
   void run_layer(Stage& stage, int count, Keep keep) {
     const bool sparse = takes_list(stage, count);
     if (sparse) list_units(stage, count);
-    const int at_once = sparse ? kSparseBlocks : kernels_.blocks_at_once(stage.layer->groups);
+    const int at_once = sparse ? stage.layer->list_blocks : kernels_.blocks_at_once(stage.layer->groups);
     for (int block = 0, blocks; block < stage.blocks; block += blocks) {
       const int left = std::min(at_once, stage.blocks - block);
       blocks = left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -224,7 +224,7 @@ class Workspace {
     for (int t = 0, frames; t < count; t += frames) {
       frames = sparse ? 1 : std::min(kParts / blocks, count - t);
       if (sparse)
-        sparse_sums(stage, t, y, x, block, pixels);
+        sparse_sums(stage, t, y, x, block, blocks, pixels);
       else
         dense_sums(stage, t, frames, y, x, block, blocks, pixels);
       for (int i = 0; i < frames * blocks; ++i) {
@@ -245,31 +245,33 @@ class Workspace {
                          pixels, blocks, frames, stage.in->frame_size(), sums_.data()});
   }
 
-  void sparse_sums(const Stage& stage, int t, int y, int x, int block, int pixels) {
+  void sparse_sums(const Stage& stage, int t, int y, int x, int block, int blocks, int pixels) {
     const Layer& layer = *stage.layer;
     const bool pairs = kernels_.sparse_unit == 2;
     const int border = layer.kernel / 2, row = y * layer.stride + 1 - border, column = x * layer.stride + 1 - border;
-    const int64_t row_starts = stage.in->width + 2, column_size = int64_t{units_of(layer)} * unit_bytes();
+    const int64_t row_starts = stage.in->width + 2, column_size = int64_t{units_of(layer)} * unit_bytes(layer);
     const int32_t* starts = list_.starts() + (int64_t{t} * (stage.in->height + 2) + row) * row_starts + column;
-    const int8_t* weights = pairs ? layer.pairs.data() + block / kSparseBlocks * layer.kernel * layer.kernel * column_size
+    const int8_t* weights = pairs ? layer.pairs.data() + block / blocks * layer.kernel * layer.kernel * column_size
                                   : layer.weights.data() + block * layer.block_stride();
     kernels_.sparse_sums({list_.entries(), starts, row_starts, column, layer.stride, layer.kernel, weights,
-                          layer.block_stride(), column_size, layer.span, layer.widens, pixels, sums_.data()});
+                          layer.block_stride(), column_size, layer.span, layer.widens, pixels, blocks, sums_.data()});
   }
 
   int units_of(const Layer& layer) const { return layer.groups * kGroup / kernels_.sparse_unit; }
   // Bytes from the weights of one unit to those of the next.
-  int unit_bytes() const { return kernels_.sparse_unit == 2 ? kSparseBlocks * kBlock * 2 : kItemBytes; }
+  int unit_bytes(const Layer& layer) const {
+    return kernels_.sparse_unit == 2 ? layer.list_blocks * kBlock * 2 : kItemBytes;
+  }
 
   int64_t largest_list(const Stage& stage, int count) const {
     const double units = static_cast<double>(count) * stage.in->height * stage.in->width * units_of(*stage.layer);
-    return static_cast<int64_t>(static_cast<double>(kernels_.sparse_below) * units);
+    return static_cast<int64_t>(static_cast<double>(stage.layer->sparse_below) * units);
   }
 
   void allocate_lists() {
     int64_t entries = 0, pixels = 0;
     for (const Stage& stage : stages_) {
-      if (!stage.layer || !stage.layer->has_list) continue;
+      if (!stage.layer || stage.layer->sparse_below == 0) continue;
       entries = std::max(entries, largest_list(stage, steps_) + 1);
       pixels = std::max(pixels, steps_ * stage.in->frame_pixels() + 1);
     }
@@ -279,7 +281,7 @@ class Workspace {
   // Counts the units of a layer's input that are not zero; returns true if they are so few that a list is faster.
   bool takes_list(Stage& stage, int count) {
     const Layer& layer = *stage.layer;
-    if (!layer.has_list) return false;
+    if (layer.sparse_below == 0) return false;
     const bool pairs = kernels_.sparse_unit == 2;
     const int64_t active = pairs ? stage.in->count_nonzero_units<2>(count) : stage.in->count_nonzero_units<4>(count);
     stage.units_seen += int64_t{count} * stage.in->height * stage.in->width * units_of(layer);
@@ -290,9 +292,9 @@ class Workspace {
   void list_units(const Stage& stage, int count) {
     const int units = units_of(*stage.layer);
     if (kernels_.sparse_unit == 2)
-      list_.list<2>(*stage.in, count, units, unit_bytes());
+      list_.list<2>(*stage.in, count, units, unit_bytes(*stage.layer));
     else
-      list_.list<4>(*stage.in, count, units, unit_bytes());
+      list_.list<4>(*stage.in, count, units, unit_bytes(*stage.layer));
   }
 
   // Adds the logits of a frame to `total`; writes them to `logits` unless it is nullptr.
