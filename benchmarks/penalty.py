@@ -1,6 +1,7 @@
 """`python -m benchmarks.penalty RECIPE`: train with growing spike penalties; measure accuracy, operations and time.
 
-Each run appends its row to penalty.csv, so a stopped benchmark continues where it was.
+Each run appends its row to penalty.csv, so a stopped benchmark continues where it was. With `--runs FOLDER` the runs
+stay in FOLDER/RECIPE-PENALTY-SEED: a stopped training continues there, and a finished one is only measured.
 """
 
 import argparse
@@ -38,10 +39,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="epochs of a run (default: the recipe's)")
     parser.add_argument("--limit", type=int, help="train on this many samples only")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the training")
+    parser.add_argument("--penalties", type=float, nargs="+", default=PENALTIES)
+    parser.add_argument("--runs", type=Path, help="folder that keeps the runs (default: none is kept)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of penalty.csv")
     args = parser.parse_args()
     finished = {(row["recipe"], row["penalty"], row["seed"]) for row in read_csv(args.out / "penalty.csv")}
-    for penalty in PENALTIES:
+    for penalty in args.penalties:
         if (args.recipe, f"{penalty:.6g}", str(args.seed)) not in finished:
             row = measure(args, penalty)
             append(args.out / "penalty.csv", COLUMNS, [row])
@@ -53,13 +57,16 @@ def measure(args: argparse.Namespace, penalty: float) -> dict[str, Any]:
     epochs = {} if args.epochs is None else {"optim.epochs": args.epochs}
     cfg = mf.recipe(
         args.recipe,
-        **{"optim.spike_penalty": penalty, "seed": args.seed, "data.root": args.root, "data.limit": args.limit},
+        **{"optim.spike_penalty": penalty, "seed": args.seed, "precision": args.precision},
+        **{"data.root": args.root, "data.limit": args.limit},
         **epochs,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run = mf.train(cfg, Path(folder) / "run", analyze_every=0, track=(), keep=1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        out = (args.runs or folder) / f"{args.recipe}-{penalty:.6g}-{args.seed}"
+        run = mf.train(cfg, out, resume="auto", analyze_every=0, track=(), keep=1)
         model = load_run(run.path, "last").model
-        path = export_run(run.path, Path(folder) / "network.safetensors", "last").path
+        path = export_run(run.path, folder / "network.safetensors", "last").path
         x_TNCHW, y = test_batch(cfg)
         accuracies = [each["test_accuracy"] for each in run.metrics]
         return {
