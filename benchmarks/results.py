@@ -34,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, default=ROOT / "build" / "trainings", help="folder of the runs")
     parser.add_argument("--root", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these trainings, in this order")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of trainings.csv")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of trainings.csv (default: benchmarks/results; --tiny: STATE)",
+    )
     parser.add_argument("--tiny", action="store_true", help="a few images and epochs of narrow networks, to try it")
     args = parser.parse_args(argv)
     prepare_imports(ROOT / "build" / "wheels")
@@ -48,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"{training.name:18}{training.about}" for training in trainings))
     else:
         deadline = start + 60 * args.minutes - EARLY
-        train_in_turn(trainings, args.state, args.root, args.out / "trainings.csv", deadline)
+        out = args.out or (args.state if args.tiny else ROOT / "benchmarks" / "results")
+        train_in_turn(trainings, args.state, args.root, out / "trainings.csv", deadline)
     return 0
 
 

@@ -72,13 +72,14 @@ def search_table(rows: list[Row]) -> str:
 def events_table(rows: list[Row]) -> str:
     """Return a line for each recipe and style: the last epoch's accuracy over the seeds."""
     last = {row["name"]: row for row in rows}
-    header = ("`benchmarks/results.py`", "epochs", "last epoch, %: mean and range of seeds 0, 1, 2", "on")
+    header = ("`benchmarks/results.py`", "epochs", "last epoch, %: mean and range of the seeds", "on")
     styles = dict.fromkeys(name.rpartition("-")[0] for name in last)
     lines = []
     for style in styles:
         runs = [row for name, row in last.items() if name.rpartition("-")[0] == style]
+        seeds = ", ".join(row["name"].removeprefix(style) for row in runs)
         accuracies = [100 * float(row["test_accuracy"]) for row in runs]
-        lines.append((f"{style}-0, -1, -2", runs[0]["epoch"], claims_page.over_seeds(accuracies), runs[0]["device"]))
+        lines.append((style + seeds, runs[0]["epoch"], claims_page.over_seeds(accuracies), runs[0]["device"]))
     return markdown(header, lines)
 
 

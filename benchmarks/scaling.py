@@ -228,6 +228,7 @@ def main() -> None:
     from multifire.utils.device import processor
 
     print(f"{processor()}, {os.cpu_count()} cores; torch {torch.__version__}")
+    args.out.mkdir(parents=True, exist_ok=True)
     for part in args.parts:
         rows = parts[part]()
         with (args.out / f"scaling-{part}.csv").open("w", newline="") as file:

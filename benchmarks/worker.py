@@ -69,11 +69,12 @@ def _preload(library: str) -> Iterator[None]:
     if not library:
         yield
         return
-    os.environ["LD_PRELOAD"] = library
+    before = os.environ.get("LD_PRELOAD", "")
+    os.environ["LD_PRELOAD"] = f"{library} {before}"
     try:
         yield
     finally:
-        del os.environ["LD_PRELOAD"]
+        os.environ["LD_PRELOAD"] = before
 
 
 def peak_of_steps(contestant: Any, threads: int) -> int:

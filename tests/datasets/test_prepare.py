@@ -276,7 +276,7 @@ def test_full_disk_keeps_the_finished_recordings(archive, reference, tmp_path, m
         write(path, content)
 
     monkeypatch.setattr(preparing, "write_atomic", write_until_full)
-    with pytest.raises(OSError, match="the disk is full; finished recordings are kept: make room, and the same"):
+    with pytest.raises(OSError, match="No space left on device; finished recordings are kept: make room, and the same"):
         prepare(SMALL, tmp_path, archive, workers=1)
     monkeypatch.undo()
     assert len(list(cache_folder(SMALL, tmp_path).glob("parts-*/*.npz"))) == 2

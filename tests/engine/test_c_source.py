@@ -177,6 +177,16 @@ def test_its_cmake_project(tmp_path):
     assert logits_of(tmp_path / "build" / "network", frame.tobytes()).shape == (1, 10)
 
 
+def test_it_replaces_its_own_files_and_no_others(tmp_path, capsys):
+    run, out = make_run(tmp_path / "run", "nmnist"), tmp_path / "c"
+    assert write_c(run, out) == write_c(run, out) == out
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("mine")
+    assert main(["export", str(run), "--to", "c", "--out", str(tmp_path / "project")]) == 2
+    assert "project holds other files; give --out a new folder" in capsys.readouterr().err
+    assert (tmp_path / "project" / "README.md").read_text() == "mine"
+
+
 def test_the_source_includes_no_other_file_of_ours(tmp_path):
     folder = write_c(make_run(tmp_path / "run", "nmnist"), tmp_path / "c")
     own = re.findall(r'#include "(.*)"', (folder / "multifire_engine.cpp").read_text())

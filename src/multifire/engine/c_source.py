@@ -29,6 +29,7 @@ def write_c(folder: Path, out: Path | None = None, which: str | None = None) -> 
 
     Raises:
         FileNotFoundError: no such run or checkpoint.
+        FileExistsError: `out` holds other files, which would be mixed with these or be lost.
         ValueError: the checkpoint is damaged, or int8 cannot represent its network.
     """
     with tempfile.TemporaryDirectory() as temporary:
@@ -48,6 +49,7 @@ def write_c(folder: Path, out: Path | None = None, which: str | None = None) -> 
         "network": f"{cfg.model.name}, {cfg.data.name}",
     }
     target = out or folder / f"{which or 'last'}-c"
+    _check_is_ours(target)
     target.mkdir(parents=True, exist_ok=True)
     files = {
         "multifire_engine.h": (SOURCES / "multifire_engine.h").read_text(),
@@ -61,6 +63,11 @@ def write_c(folder: Path, out: Path | None = None, which: str | None = None) -> 
     for name, text in files.items():
         write_atomic(target / name, text.encode())
     return target
+
+
+def _check_is_ours(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "multifire_engine.h").is_file():
+        raise FileExistsError(f"{folder} holds other files; give --out a new folder")
 
 
 def engine_source() -> str:

@@ -209,8 +209,8 @@ def model_from_config(model: ModelConfig, backend: str = "auto") -> SpikingNetwo
         return cast(SpikingNetwork, OwnNetwork(NETWORKS[model.name](model), model.num_classes, model.name))
     if model.name.startswith(GIVEN):
         raise ValueError(
-            f"the network {model.name.removeprefix(GIVEN)!r} was given to mf.train as an object; build it again and "
-            "call mf.load_weights(network, run)"
+            f"the network {model.name.removeprefix(GIVEN)!r} was given to mf.train as an object, which no command can "
+            "build; in Python, build it again and call mf.load_weights(network, run)"
         )
     return build_model(**vars(model), backend=backend)
 

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -19,7 +18,6 @@ from multifire.training.resume import save_last
 from multifire.training.signals import Interrupted
 from multifire.training.state import Training
 from multifire.training.step import forward_backward, targets
-from multifire.utils.files import is_full_disk
 from multifire.utils.log import log
 from multifire.utils.memory import is_out_of_memory
 
@@ -158,23 +156,6 @@ def gradients_fit(training: Training, x_TNCHW: Tensor, y: Tensor) -> bool:
             raise
         return False
     return True
-
-
-@contextlib.contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the error of a full disk into a message that says how to continue the run.
-
-    Raises:
-        OSError: with that message.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_full_disk(error):
-            raise
-        raise OSError(
-            f"{error.filename or folder}: {error.strerror}; make room, then give --resume to continue the run"
-        ) from None
 
 
 class Watchdog:

@@ -10,7 +10,6 @@ from multifire.training.guards import (
     CheckpointTimer,
     Watchdog,
     check_loss_finite,
-    explain_full_disk,
     explain_out_of_memory,
     save_and_stop_if_asked,
     stop_if_asked,
@@ -23,7 +22,10 @@ from multifire.training.records import epoch_figures, record_epoch, selection_sp
 from multifire.training.resume import restore_if_resuming, save_best, save_last
 from multifire.training.signals import catch_signals
 from multifire.training.state import Training, open_run_folder, set_up
+from multifire.utils.files import explain_full_disk
 from multifire.utils.memory import return_freed_memory
+
+FULL_DISK = "make room, then give --resume to continue the run"
 
 
 def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None, own: Own = NOTHING_OWN) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def train(cfg: RunConfig, out: Path, options: TrainOptions | None = None, own: O
     """
     with catch_signals() as requests, process_group() as processes:
         training = set_up(cfg, out, options or TrainOptions(), processes, requests, own)
-        with explain_full_disk(out), open_run_folder(training):
+        with explain_full_disk(out, FULL_DISK), open_run_folder(training):
             restore_if_resuming(training)
             show_header(training)
             with TrainingBar(training) as bar, Watchdog() as watchdog:

@@ -23,7 +23,7 @@ def is_full_disk(error: OSError) -> bool:
 
 @contextlib.contextmanager
 def explain_full_disk(folder: Path, advice: str) -> Iterator[None]:
-    """Turn the error of a full disk into a message that names the folder and says what to do.
+    """Turn the error of a full disk into a message that names the file, or else the folder, and says what to do.
 
     Raises:
         OSError: with that message.
@@ -33,7 +33,7 @@ def explain_full_disk(folder: Path, advice: str) -> Iterator[None]:
     except OSError as error:
         if not is_full_disk(error):
             raise
-        raise OSError(f"{folder}: the disk is full; {advice}") from error
+        raise OSError(f"{error.filename or folder}: {error.strerror}; {advice}") from error
 
 
 def write_atomic(path: Path, content: bytes, keep: int = 1) -> None:
