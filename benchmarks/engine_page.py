@@ -1,6 +1,7 @@
 """`python -m benchmarks.engine_page`: write the tables and the chart of docs/engine.md from engine.csv, penalty.csv."""
 
 import statistics
+from operator import itemgetter
 from pathlib import Path
 
 from benchmarks.tables import fill, markdown, read_csv
@@ -66,19 +67,21 @@ def batches(rows: list[Row]) -> str:
 def penalties(rows: list[Row]) -> str:
     """Return a line for each recipe and penalty: the means over the seeds of accuracy, operations and time."""
     header = (
-        "recipe", "`optim.spike_penalty`", "runs", "accuracy, %", "million operations", "AVX2 ms", "VNNI ms", "AMX ms",
+        "recipe", "epochs", "`optim.spike_penalty`", "runs", "accuracy, %", "million operations",
+        "AVX2 ms", "VNNI ms", "AMX ms",
     )  # fmt: skip
     times = ("engine_ms_avx2", "engine_ms_avx512_vnni", "engine_ms")
     lines = []
-    for recipe, penalty in dict.fromkeys((row["recipe"], row["penalty"]) for row in rows):
-        runs = [row for row in rows if (row["recipe"], row["penalty"]) == (recipe, penalty)]
+    setting = itemgetter("recipe", "epochs", "penalty", "precision", "limit")
+    for values in dict.fromkeys(map(setting, rows)):
+        runs = [row for row in rows if setting(row) == values]
         mean = {
             key: statistics.fmean(float(row[key]) for row in runs)
             for key in ("accuracy", "synops", *times)
             if all(row[key] for row in runs)
         }
         lines.append((
-            recipe, penalty, str(len(runs)), f"{100 * mean['accuracy']:.1f}", f"{mean['synops'] / 1e6:.2f}",
+            *values[:3], str(len(runs)), f"{100 * mean['accuracy']:.1f}", f"{mean['synops'] / 1e6:.2f}",
             *(f"{mean[key]:.3f}" if key in mean else "-" for key in times),
         ))  # fmt: skip
     return markdown(header, lines)

@@ -17,6 +17,7 @@ from benchmarks.claims import test_batch
 from benchmarks.engine import load_engine, timed
 from benchmarks.tables import append, read_csv
 from multifire.analysis import measure_energy
+from multifire.config import RunConfig
 from multifire.export.int8 import export_run
 from multifire.training.load_run import load_run
 from multifire.utils.device import processor
@@ -26,8 +27,9 @@ PENALTIES = (0.0, 0.01, 0.03, 0.1, 0.3)
 ISAS = ("avx2", "avx512_vnni", "")
 """Instruction sets of the engine; "": the one that it chooses."""
 RUNS = 10
+SETTING = ("recipe", "penalty", "seed", "epochs", "precision", "limit")
 COLUMNS = (
-    "recipe", "penalty", "seed", "epochs", "accuracy", "best_accuracy", "synops",
+    *SETTING, "accuracy", "best_accuracy", "synops",
     "engine_ms_avx2", "engine_ms_avx512_vnni", "engine_ms", "processor", "torch",
 )  # fmt: skip
 
@@ -44,36 +46,47 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder that keeps the runs (default: none is kept)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of penalty.csv")
     args = parser.parse_args()
-    finished = {(row["recipe"], row["penalty"], row["seed"]) for row in read_csv(args.out / "penalty.csv")}
+    finished = [{key: row[key] for key in SETTING} for row in read_csv(args.out / "penalty.csv")]
     for penalty in args.penalties:
-        if (args.recipe, f"{penalty:.6g}", str(args.seed)) not in finished:
-            row = measure(args, penalty)
-            append(args.out / "penalty.csv", COLUMNS, [row])
-            print(f"{penalty}: accuracy {row['accuracy']:.4f}, {row['synops'] / 1e6:.2f} M operations", flush=True)
+        cfg = configuration(args, penalty)
+        setting = setting_of(cfg)
+        if setting in finished:
+            print(f"{penalty}: measured before", flush=True)
+            continue
+        row = measure(cfg, args.runs)
+        append(args.out / "penalty.csv", COLUMNS, [setting | row])
+        print(f"{penalty}: accuracy {row['accuracy']:.4f}, {row['synops'] / 1e6:.2f} M operations", flush=True)
 
 
-def measure(args: argparse.Namespace, penalty: float) -> dict[str, Any]:
-    """Train the recipe with a penalty; return its row."""
+def configuration(args: argparse.Namespace, penalty: float) -> RunConfig:
+    """Return the recipe with the options of the command."""
     epochs = {} if args.epochs is None else {"optim.epochs": args.epochs}
-    cfg = mf.recipe(
+    return mf.recipe(
         args.recipe,
         **{"optim.spike_penalty": penalty, "seed": args.seed, "precision": args.precision},
         **{"data.root": args.root, "data.limit": args.limit},
         **epochs,
     )
+
+
+def setting_of(cfg: RunConfig) -> dict[str, str]:
+    """Return the columns that tell a run from others."""
+    limit = "" if cfg.data.limit is None else str(cfg.data.limit)
+    values = (cfg.recipe, f"{cfg.optim.spike_penalty:.6g}", str(cfg.seed), str(cfg.optim.epochs), cfg.precision, limit)
+    return dict(zip(SETTING, values, strict=True))
+
+
+def measure(cfg: RunConfig, runs: Path | None) -> dict[str, Any]:
+    """Train a network, or continue its training in a folder of `runs`; return the figures of its row."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        out = (args.runs or folder) / f"{args.recipe}-{penalty:.6g}-{args.seed}"
+        out = (runs or folder) / f"{cfg.recipe}-{cfg.optim.spike_penalty:.6g}-{cfg.seed}"
         run = mf.train(cfg, out, resume="auto", analyze_every=0, track=(), keep=1)
         model = load_run(run.path, "last").model
         path = export_run(run.path, folder / "network.safetensors", "last").path
         x_TNCHW, y = test_batch(cfg)
         accuracies = [each["test_accuracy"] for each in run.metrics]
         return {
-            "recipe": args.recipe,
-            "penalty": penalty,
-            "seed": args.seed,
-            "epochs": cfg.optim.epochs,
             "accuracy": accuracies[-1],
             "best_accuracy": max(accuracies),
             "synops": measure_energy(model, [(x_TNCHW, y)]).synops,

@@ -38,7 +38,7 @@ def accuracy() -> tuple[str, str, str, str]:
 def small_accuracy() -> tuple[str, str, str, str]:
     """Accuracy of the network with a quarter of the width."""
     row = last("trainings.csv", lambda row: row["name"] == "cifar10-small")
-    ours = f"{percent(row['test_accuracy'])} (30 epochs, the same images)"
+    ours = f"{percent(row['test_accuracy'])} ({row['epoch']} epochs, the same images)"
     return "CIFAR-10, `cifar10-small`: 0.27 M", "-", ours, row["device"]
 
 

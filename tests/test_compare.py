@@ -90,10 +90,12 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_predicts_the_size_of_a_checkpoint(runs):
-    cfg = override(TINY, model={"levels": 1}, optim={"epochs": 1})
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_plan_predicts_the_size_of_a_checkpoint(tmp_path, optimizer):
+    cfg = override(TINY, model={"levels": 1}, optim={"epochs": 1, "optimizer": optimizer})
     estimate = plan(cfg)
-    written = (runs / "K1" / "last.safetensors").stat().st_size
+    train(cfg, tmp_path / "run")
+    written = (tmp_path / "run" / "last.safetensors").stat().st_size
     assert estimate.steps_per_epoch == 4
     assert 0 < written - estimate.checkpoint_bytes < 20_000  # the header of the file
 
@@ -107,6 +109,8 @@ def test_a_plan_predicts_the_size_of_a_checkpoint(runs):
         ("checkpoint_every", "m"),
         ("max_time", "-1s"),
         ("max_time", "5"),
+        ("cuda_graphs", "on"),
+        ("resume", True),
     ],
 )
 def test_train_options_out_of_range_are_refused(option, value):

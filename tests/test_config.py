@@ -58,6 +58,13 @@ def test_bad_files_are_refused(text, message):
         (lambda: RunConfig(data=DataConfig(validation=1.0)), r"data\.validation is 1\.0, expected 0 <= fraction < 1"),
         (lambda: RunConfig(optim=OptimConfig(lr=math.nan)), r"optim\.lr is nan, expected a finite number"),
         (lambda: RunConfig(optim=OptimConfig(batch_size=0)), r"optim\.batch_size is 0"),
+        (lambda: RunConfig(precision="fp16"), r"precision is 'fp16', expected one of fp32, bf16"),
+        (
+            lambda: RunConfig(optim=OptimConfig(optimizer="adam")),
+            r"optim\.optimizer is 'adam', expected one of sgd, a",
+        ),
+        (lambda: RunConfig(optim=OptimConfig(schedule="constant")), r"optim\.schedule is 'constant'"),
+        (lambda: RunConfig(data=DataConfig(slicing="TIME")), r"data\.slicing is 'TIME'"),
     ],
 )
 def test_values_out_of_range_are_refused(make, message):

@@ -27,6 +27,13 @@ def test_summary_of_a_recipe():
     assert found.state_bytes == 3 * 4 * found.parameters
 
 
+def test_adamw_keeps_two_moments(tmp_path):
+    cfg = override(TINY, optim={"epochs": 1, "optimizer": "adamw"}, data={"limit": 32})
+    train(cfg, tmp_path / "run")
+    found = summarise(str(tmp_path / "run"))
+    assert found.state_bytes == 4 * 4 * found.parameters
+
+
 def test_summary_of_a_run(tmp_path, capsys):
     cfg = override(TINY, model={"name": "plain_resnet8"}, optim={"epochs": 1}, data={"limit": 32})
     train(cfg, tmp_path / "run")

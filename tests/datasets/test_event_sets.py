@@ -130,6 +130,20 @@ def test_mat_files_are_read(compressed, tmp_path):
         read_events(NamedBytes(bomb, "a.mat"))
 
 
+def test_own_recordings_may_be_mat_files(tmp_path):
+    events = archives.random_events(np.random.default_rng(0), 240, 180)
+    columns = {name: events[key].astype("<i4") for name, key in (("ts", "t"), ("x", "x"), ("y", "y"), ("pol", "p"))}
+    for folder in ("train/clap", "train/wave", "test/clap", "test/wave"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "0.mat").write_bytes(archives.encode_mat(columns))
+    cfg = DataConfig(
+        name="recordings", root=str(tmp_path), timesteps=3, frame_size=12, slicing="time", sensor="240x180"
+    )
+    data = load(tmp_path, tmp_path, cfg)
+    assert data.train.names.tolist() == ["train/clap/0.mat", "train/wave/0.mat"]
+    assert np.array_equal(data.train.frames[0], frames_of(archives.encode_mat(columns), "a.mat", (180, 240)))
+
+
 def test_mat_files_written_by_scipy_are_read(tmp_path):
     scipy_io = pytest.importorskip("scipy.io", reason="SciPy, which writes MATLAB's files, is not installed")
     events = archives.random_events(np.random.default_rng(0), 240, 180)

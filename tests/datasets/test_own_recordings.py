@@ -14,8 +14,10 @@ from multifire.config import DataConfig, RunConfig, get_recipe
 from multifire.datasets.cache import cache_folder, cache_options, command
 from multifire.datasets.prepare import prepare
 from multifire.events import read_events, to_frames
+from multifire.experiments.plan import plan
 from tests.datasets.makers import aedat2, nmnist_record
 from tests.events.event_files import sensor_events
+from tests.test_train import override
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "dvs128-aedat2.zip"
 rng = np.random.default_rng(0)
@@ -60,6 +62,13 @@ def test_recordings_are_read_as_frames_with_their_classes(tmp_path):
     assert datasets.describe(full.data) == replace(data.info, published_sizes=(0, 0))
     again = load(root, full.data)
     assert again.info == data.info
+
+
+def test_a_plan_counts_the_samples(tmp_path):
+    root = make(tmp_path)
+    cfg = override(RunConfig(data=config(root)), model={"name": "ds_resnet8", "width": 2}, optim={"batch_size": 3})
+    full = datasets.complete(cfg, load(root, cfg.data))
+    assert plan(full).steps_per_epoch == 3  # of 8 recordings
 
 
 def test_classes_in_another_order(tmp_path):

@@ -22,7 +22,7 @@ from makers import RECORDINGS, cifar10_dvs, gesture, gesture_archive, nmnist_zip
 from multifire import datasets
 from multifire.config import DataConfig, get_recipe
 from multifire.datasets import prepare as preparing
-from multifire.datasets.cache import cache_folder
+from multifire.datasets.cache import cache_folder, command
 from multifire.datasets.prepare import prepare
 from multifire.events import to_frames
 
@@ -240,6 +240,11 @@ def test_error_for_a_missing_preparation_names_the_command(tmp_path):
         "--slicing count --binary`",
     ):
         datasets.load("dvs-gesture", tmp_path, cfg)
+
+
+def test_the_command_undoes_what_the_recipe_does(tmp_path):
+    cfg = replace(get_recipe("asl-dvs").data, flip_y=False, hot_pixels="drop")
+    assert command(cfg, tmp_path) == f"multifire data prepare asl-dvs --root {tmp_path} --hot-pixels drop --no-flip-y"
 
 
 def test_preparation_of_images_is_refused(tmp_path):

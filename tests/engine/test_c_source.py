@@ -180,10 +180,13 @@ def test_its_cmake_project(tmp_path):
 def test_it_replaces_its_own_files_and_no_others(tmp_path, capsys):
     run, out = make_run(tmp_path / "run", "nmnist"), tmp_path / "c"
     assert write_c(run, out) == write_c(run, out) == out
+    assert write_c(run).name == "last-c"
+    shutil.copy(run / "last.safetensors", run / "best.safetensors")
+    assert write_c(run, which="best").name == "best-c"
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "README.md").write_text("mine")
     assert main(["export", str(run), "--to", "c", "--out", str(tmp_path / "project")]) == 2
-    assert "project holds other files; give --out a new folder" in capsys.readouterr().err
+    assert "project holds other files; choose a new folder" in capsys.readouterr().err
     assert (tmp_path / "project" / "README.md").read_text() == "mine"
 
 

@@ -166,10 +166,17 @@ def test_wrong_frames_are_refused_and_change_nothing(tmp_path):
         ):
             with pytest.raises(ValueError, match=message):
                 engine.step_events(np.array([(1, 1, 1, 1), event], native.EVENT))
+    assert np.array_equal(native.load(path, size=[8, 8]).step(frame), native.load(path).step(frame))  # as JSON has it
     with pytest.raises(ValueError, match="pass size"):
         native.load(path).step_events(np.zeros(1, native.EVENT))
-    with pytest.raises(ValueError, match="fields"):
-        engine.step_events(np.zeros(3))
+    for wrong, message in (
+        (np.zeros(3), "fields"),
+        (np.zeros((2, 3), native.EVENT), "2 dimensions, expected"),
+        (np.array([(1.9, 0, 0)], [("x", "f4"), ("y", "i4"), ("p", "i4")]), "x of the events, float32, is not integers"),
+        (np.array([(0, 2**32, 0)], [("x", "i8"), ("y", "i8"), ("p", "i8")]), "y of the events, int64, is not integers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.step_events(wrong)
     for wrong in (frame, frame[None, None, :1]):
         with pytest.raises(ValueError, match="frames have shape"):
             engine.run(wrong)

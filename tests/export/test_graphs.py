@@ -176,6 +176,16 @@ def test_shared_folder_loads_the_same_network(name, options, tmp_path):
     assert "from_pretrained" in (tmp_path / "net" / "README.md").read_text()
 
 
+def test_other_files_are_never_replaced(tmp_path):
+    model, _ = trained(*KINDS[0])
+    (tmp_path / "config.json").write_text("of a run")
+    with pytest.raises(FileExistsError, match=r"holds another config\.json; choose a new folder"):
+        save_pretrained(model, tmp_path)
+    assert (tmp_path / "config.json").read_text() == "of a run"
+    save_pretrained(model, tmp_path / "net")
+    save_pretrained(model, tmp_path / "net")
+
+
 def test_altered_folders_are_refused(tmp_path):
     model, _ = trained(*KINDS[0])
     save_pretrained(model, tmp_path)

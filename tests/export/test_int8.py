@@ -154,6 +154,9 @@ def test_firing_refuses_wrong_shapes_and_types():
         ({"timesteps": 3}, "timesteps = 3"),
         ({"scale": torch.ones(4)}, r"scale has shape \(4,\)"),
         ({"bias": torch.ones(3, 4, 5)}, r"bias \(3, 4, 5\)"),
+        ({"scale": per_channel.half()}, r"scale is of torch.float16, expected torch.float32"),
+        ({"bias": per_channel.double()}, "bias is of torch.float64"),
+        ({"state": torch.zeros(3, 1, 3, 4, 4, dtype=torch.bfloat16)}, "state is of torch.bfloat16"),
         ({"add_after": sums}, "in uint8"),
         ({"state": sums}, "state has shape"),
     ):

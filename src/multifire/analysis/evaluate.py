@@ -59,7 +59,7 @@ def evaluate(
     Figures stay on the device until the last batch, so that the host does not wait for each one.
 
     Args:
-        model: [T, N, C, H, W] -> per-step logits [T, N, K].
+        model: [T, N, C, H, W] -> per-step logits [T, N, L].
         batches: x [T, N, C, H, W] and labels y [N].
         precision: "bf16" runs convolutions under autocast.
         on_batch: called after each batch.

@@ -18,7 +18,7 @@ from multifire.nn import ConvFire, SpikingNetwork
 from multifire.utils.device import autocast
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Function of logits [T, N, K] and labels [N] that returns the loss summed over samples, as
+"""Function of logits [T, N, L] and labels [N] that returns the loss summed over samples, as
 `multifire.training.step.sum_of_losses` does."""
 
 

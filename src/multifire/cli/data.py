@@ -72,7 +72,7 @@ def _add_frame_options(
     )
     frames.add_argument("--slicing", choices=("duration", "time", "count"), metavar="slicing", help=slicing_help)
     frames.add_argument("--duration-us", type=int, help="length of a frame in µs, for slicing by duration")
-    frames.add_argument("--binary", action="store_const", const=True, help="store 0 or 1 instead of event counts")
+    frames.add_argument("--binary", action=argparse.BooleanOptionalAction, help="store 0 or 1 instead of event counts")
     frames.add_argument("--split-seed", type=int, help="data without an official split: draw it with this seed")
     frames.add_argument("--test-share", type=float, help="data without an official split: fraction held out")
     frames.add_argument("--sensor", help="recordings: width and height of the sensor, such as 346x260")

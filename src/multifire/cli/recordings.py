@@ -57,8 +57,9 @@ def add_stray(parser: Any) -> None:
 
 def add_turns(parser: Any) -> None:
     """Add --flip-x, --flip-y and --hot-pixels."""
-    parser.add_argument("--flip-x", action="store_const", const=True, help="turn recordings left to right")
-    parser.add_argument("--flip-y", action="store_const", const=True, help="turn recordings upside down")
+    turn = argparse.BooleanOptionalAction
+    parser.add_argument("--flip-x", action=turn, help="turn recordings left to right")
+    parser.add_argument("--flip-y", action=turn, help="turn recordings upside down")
     parser.add_argument("--hot-pixels", choices=("keep", "drop"), metavar="hot-pixels",
                         help="pixels that fire by themselves: keep, or drop")  # fmt: skip
 

@@ -52,5 +52,5 @@ def print_summary(summary: "Summary") -> None:
         + f"without time {energy.ann_pj / 1e6:,.2f} µJ, with {cfg.model.levels + 1} levels of activation "
         f"{energy.quantised_pj / 1e6:,.2f} µJ",
         f"training in {batch}: {summary.kept_bytes / 1e6:,.0f} MB kept for the backward pass, "
-        f"{summary.state_bytes / 1e6:,.0f} MB of weights, gradients and momentum",
+        f"{summary.state_bytes / 1e6:,.0f} MB of weights, gradients and the optimiser's moments",
     ])  # fmt: skip

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from multifire.config import neurons
 from multifire.config.architecture import check_model_name
@@ -261,6 +261,8 @@ class RunConfig:
         _require(optim.skip_nonfinite >= 0, "optim.skip_nonfinite", optim.skip_nonfinite, "at least 0")
         _require(self.eval_batch_size >= 1, "eval_batch_size", self.eval_batch_size, "at least 1")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 <= seed < 2**63")
+        for prefix, part in {"": self, "data.": data, "model.": model, "optim.": optim}.items():
+            _check_choices(part, prefix)
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,7 @@ class TrainOptions:
             parse_duration(self.checkpoint_every, "checkpoint_every")
         if self.max_time is not None:
             parse_duration(self.max_time, "max_time")
+        _check_choices(self, "")
 
 
 def _check_neuron(model: ModelConfig) -> None:
@@ -350,6 +353,14 @@ def parse_duration(text: str, name: str) -> float:
     if unit is None or not 0 < number < math.inf:
         raise ValueError(f"{name} is {text!r}, expected a time such as 90s, 30m or 4h")
     return unit * number
+
+
+def _check_choices(part: Any, prefix: str) -> None:
+    """Check the fields that are one of a few words."""
+    for name, hint in get_type_hints(type(part)).items():
+        if get_origin(hint) is Literal:
+            value, words = getattr(part, name), get_args(hint)
+            _require(value in words, prefix + name, repr(value), f"one of {', '.join(words)}")
 
 
 def _require(holds: bool, name: str, value: Any, expected: str) -> None:

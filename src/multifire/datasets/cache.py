@@ -120,11 +120,17 @@ def load(name: str, root: Path, cfg: DataConfig) -> tuple[EventSplit, EventSplit
 def command(cfg: DataConfig, root: Path, *more: str) -> str:
     """Return the command that prepares these frames."""
     words = ["multifire", "data", "prepare", cfg.name, "--root", str(root)]
-    usual = cache_options(RECIPES[cfg.name].config.data if cfg.name in RECIPES else DataConfig(name=cfg.name))
-    for key, value in cache_options(cfg).items():
-        if value != usual.get(key) and key != "data":
-            words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
+    usual = RECIPES[cfg.name].config.data if cfg.name in RECIPES else DataConfig(name=cfg.name)
+    for key in dict.fromkeys([*cache_options(cfg), *READING]):
+        if key != "data" and getattr(cfg, key) != getattr(usual, key):
+            words += _option(key.replace("_", "-"), getattr(cfg, key))
     return shlex.join([*words, *more])
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", str(value)]
 
 
 def read_record(folder: Path, cfg: DataConfig, root: Path) -> Record:

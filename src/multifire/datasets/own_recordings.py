@@ -26,7 +26,7 @@ SUFFIXES = (
     ".npy",
     ".txt",
     ".csv",
-    ".es",
+    ".mat",
     ".evt2",
     ".evt3",
 )

@@ -8,6 +8,7 @@ from typing import Any
 from multifire.datasets import DatasetInfo, describe, input_size
 from multifire.engine.networks import config_of_file
 from multifire.export.int8 import export_run
+from multifire.training.run_folder import RunFolder
 from multifire.utils.files import write_atomic
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -32,6 +33,7 @@ def write_c(folder: Path, out: Path | None = None, which: str | None = None) -> 
         FileExistsError: `out` holds other files, which would be mixed with these or be lost.
         ValueError: the checkpoint is damaged, or int8 cannot represent its network.
     """
+    which = which or RunFolder(folder).reported_checkpoint()
     with tempfile.TemporaryDirectory() as temporary:
         path = export_run(folder, Path(temporary) / "network.safetensors", which).path
         weights, cfg = path.read_bytes(), config_of_file(path)
@@ -48,7 +50,7 @@ def write_c(folder: Path, out: Path | None = None, which: str | None = None) -> 
         "pixels": "" if info.events else _pixels(info),
         "network": f"{cfg.model.name}, {cfg.data.name}",
     }
-    target = out or folder / f"{which or 'last'}-c"
+    target = out or folder / f"{which}-c"
     _check_is_ours(target)
     target.mkdir(parents=True, exist_ok=True)
     files = {
@@ -67,7 +69,7 @@ def write_c(folder: Path, out: Path | None = None, which: str | None = None) -> 
 
 def _check_is_ours(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "multifire_engine.h").is_file():
-        raise FileExistsError(f"{folder} holds other files; give --out a new folder")
+        raise FileExistsError(f"{folder} holds other files; choose a new folder")
 
 
 def engine_source() -> str:

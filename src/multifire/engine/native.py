@@ -199,9 +199,7 @@ class Engine:
         Raises:
             ValueError: other fields, an event outside of the frame, or the size of the frames is not known.
         """
-        events = np.asarray(events)
-        if events.dtype != EVENT:
-            events = _as_events(events)
+        events = _as_events(np.asarray(events))
         if self._size is None:
             raise ValueError("the size of the frames is not known; pass size=(H, W) to load")
         self._prepare_stream(self._size)
@@ -327,7 +325,7 @@ def load(path: str | Path, size: tuple[int, int] | None = None) -> Engine:
     pointer = ctypes.c_void_p()
     _call("load_file", os.fsencode(path), ctypes.byref(pointer), source=str(path))
     handle = _Handle(pointer)
-    return Engine(handle, _trained_size(Path(path), bool(handle.info().counts)) if size is None else size)
+    return Engine(handle, _trained_size(Path(path), bool(handle.info().counts)) if size is None else (size[0], size[1]))
 
 
 def _trained_size(path: Path, counts: bool) -> tuple[int, int] | None:
@@ -348,11 +346,16 @@ def _check_size(what: str, found: tuple[int, int], expected: tuple[int, int] | N
 
 
 def _as_events(events: np.ndarray) -> np.ndarray:
+    if events.dtype == EVENT and events.ndim == 1:
+        return events
     names = events.dtype.names or ()
     if events.ndim != 1 or not {"x", "y", "p"} <= set(names):
-        raise ValueError(f"events have the fields {names}, expected x, y, p, and optionally count")
+        found = f"events have the fields {names} and {events.ndim} dimensions"
+        raise ValueError(f"{found}, expected x, y, p, and optionally count, and one dimension")
     cells = np.ones(len(events), EVENT)
     for name in EVENT.names or ():
         if name in names:
             cells[name] = events[name]
+            if not np.array_equal(cells[name], events[name]):
+                raise ValueError(f"{name} of the events, {events.dtype[name]}, is not integers of 32 bits")
     return cells

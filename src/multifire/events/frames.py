@@ -229,8 +229,8 @@ def _count(factory: Callable[[], Recording], windows: Sequence[Window], options:
                 low, high = window.bounds(t)
                 window.note(t[low:high])
                 window.total += high - low
-    to_layout = _sorted(factory) if recording.backwards and options.slicing == "count" else factory
-    return _fill(to_layout, measured, options, totals_known=True)
+    ordered = _sorted(factory) if recording.backwards and options.slicing == "count" else factory
+    return _fill(ordered, measured, options, totals_known=True)
 
 
 def _fill(
@@ -346,7 +346,7 @@ def _pack_array(events: np.ndarray, sensor_size: tuple[int, int]) -> Iterator[Pa
 
 
 def _sorted(factory: Callable[[], Recording]) -> Callable[[], Recording]:
-    """Return the recording sorted by time, in one chunk."""
+    """Return a factory of the recording sorted by time, in one chunk."""
     with factory() as recording:
         t, pixel = (np.concatenate(column) for column in zip(*recording.packed(), strict=True))
     order = np.argsort(t, kind="stable")

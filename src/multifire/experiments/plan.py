@@ -8,6 +8,7 @@ from multifire import datasets
 from multifire.config import RunConfig
 from multifire.experiments.bench import Network, alternate, peak_in_own_process
 from multifire.nn import kept_for_backward
+from multifire.training.optim import moments_of
 from multifire.utils.device import autocast, pick_device
 
 STEPS = 3
@@ -44,11 +45,11 @@ def plan(cfg: RunConfig) -> Plan:
     start = time.perf_counter()
     peak = peak_in_own_process(cfg)
     start_seconds = time.perf_counter() - start
-    train, test = info.published_sizes
+    train, test = info.published_sizes if any(info.published_sizes) else _counted(cfg)
     held_out = int(train * cfg.data.validation)
     steps = _batches(min(train - held_out, cfg.data.limit or train), cfg)
     epoch_seconds = steps * step_seconds + _batches(held_out or test, cfg) * evaluation_seconds
-    momentum_bytes = sum(p.nbytes for p in network.model.parameters())
+    moment_bytes = moments_of(cfg.optim) * sum(p.nbytes for p in network.model.parameters())
     state_bytes = sum(tensor.nbytes for tensor in network.model.state_dict().values())
     state_copies = 2 if cfg.optim.ema_decay is not None else 1
     return Plan(
@@ -60,8 +61,14 @@ def plan(cfg: RunConfig) -> Plan:
         run_seconds=start_seconds + cfg.optim.epochs * epoch_seconds,
         kept_bytes=kept.bytes,
         peak_bytes=peak,
-        checkpoint_bytes=momentum_bytes + state_copies * state_bytes,
+        checkpoint_bytes=moment_bytes + state_copies * state_bytes,
     )
+
+
+def _counted(cfg: RunConfig) -> tuple[int, int]:
+    """Return the number of training and test samples of own data, of which nothing is published."""
+    data = datasets.load(cfg.data.name, cfg.data.root, cfg.data)
+    return len(data.train), len(data.test)
 
 
 def _batches(samples: int, cfg: RunConfig) -> int:

@@ -12,6 +12,7 @@ from multifire.config import RECIPES, RunConfig, get_recipe
 from multifire.nn import SpikingNetwork, kept_for_backward, model_from_config, require_known
 from multifire.training.data import load_batches
 from multifire.training.load_run import load_run
+from multifire.training.optim import moments_of
 from multifire.utils.device import autocast, pick_device
 from multifire.utils.errors import unknown
 
@@ -46,7 +47,7 @@ class Summary:
     kept_bytes: int
     """Kept by autograd between forward and backward pass, for one batch."""
     state_bytes: int
-    """Weights, gradients and momentum."""
+    """Weights, gradients and the optimiser's moments."""
 
     @property
     def parameters(self) -> int:
@@ -98,7 +99,8 @@ def summarise(name: str, root: str | None = None) -> Summary:
     samples_per_part = -(-cfg.optim.batch_size // cfg.optim.accumulate)
     kept = kept_for_1 + (samples_per_part - 1) * (kept_for_2 - kept_for_1)
     weights = sum(p.nbytes for p in model.parameters())
-    return Summary(cfg, source, _rows(model, energy, not missing_data), energy, missing_data, kept, 3 * weights)
+    copies = 2 + moments_of(cfg.optim)  # weights, gradients and the optimiser's moments
+    return Summary(cfg, source, _rows(model, energy, not missing_data), energy, missing_data, kept, copies * weights)
 
 
 def _rows(model: SpikingNetwork, energy: Energy, has_data: bool) -> list[Row]:

@@ -25,6 +25,7 @@ def write_run(folder: Path, to: str, out: Path | None = None, which: str | None 
         step: ONNX only: export one time step instead of a sequence.
 
     Raises:
+        FileExistsError: a network to share would replace other files.
         FileNotFoundError: no such run or checkpoint.
         ValueError: the format's packages are not installed, or it cannot represent the network.
     """

@@ -34,9 +34,13 @@ def save_pretrained(model: SpikingNetwork, folder: str | Path, provenance: dict[
     """Save the network and its provenance in a folder, which is created if necessary.
 
     Raises:
+        FileExistsError: the folder has files of the same names that are no saved network's.
         ValueError: the network is folded.
     """
     folder = Path(folder)
+    in_the_way = [name for name in ("config.json", "README.md") if (folder / name).exists()]
+    if in_the_way and not (folder / "model.safetensors").exists():
+        raise FileExistsError(f"{folder} holds another {in_the_way[0]}; choose a new folder")
     cfg = config_of_model(model)
     expected = {name: tensor.shape for name, tensor in model_from_config(cfg).state_dict().items()}
     check_keys(model.state_dict(), expected, "the network (save the trained one, not a folded copy)")

@@ -349,6 +349,9 @@ def mlf_uint8(
     if scale.shape != (C,) or bias.shape not in ((C,), (C, H, W)):
         shapes = f"scale has shape {tuple(scale.shape)} and bias {tuple(bias.shape)}"
         raise ValueError(f"{shapes}, expected ({C},), and for bias that or {(C, H, W)}")
+    for name, tensor in (("scale", scale), ("bias", bias), ("state", state)):
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is of {tensor.dtype}, expected torch.float32, which int8 networks keep")
     if add_after is not None and (add_after.shape != (timesteps, *sums.shape[1:]) or add_after.dtype != torch.uint8):
         found = f"add_after has shape {tuple(add_after.shape)}, {add_after.dtype}"
         raise ValueError(f"{found}, expected {(timesteps, *sums.shape[1:])} in uint8")

@@ -16,19 +16,21 @@ from multifire.utils.log import log
 MIN_VALUES = 1 << 18
 """Calls with fewer values of x are not compiled."""
 
-_failed: list[str] = []
+_compile_failed = False
 
 
 def mlf(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """Compute `reference.mlf`, compiled if x is large and this machine has a compiler."""
-    if x.numel() < MIN_VALUES or _failed or torch.compiler.is_compiling():
+    global _compile_failed
+    if x.numel() < MIN_VALUES or _compile_failed or torch.compiler.is_compiling():
         return reference.mlf(x, *args, **options)
     try:
         return _compiled()(x, *args, **options)
     except Exception as error:  # compilers fail in many ways; the reference says what is wrong with a call
-        _failed.append(str(error))
+        computed = reference.mlf(x, *args, **options)
+        _compile_failed = True
         log.warning("torch.compile failed, neurons are computed without it: %s", str(error).strip().partition("\n")[0])
-        return reference.mlf(x, *args, **options)
+        return computed
 
 
 def tdbn_mlf(x: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:

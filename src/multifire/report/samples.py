@@ -34,7 +34,7 @@ ANALYSED_SAMPLES = 128
 BATCH = 64
 MISTAKES = 24
 RECORDINGS = 6
-MAX_STEPS, MAX_LEVELS = 1024, 64
+MAX_STEPS = 1024
 """A network with more is not run for a page: its folder may come from a stranger."""
 
 
@@ -44,7 +44,7 @@ class Sample:
     """PNG as a data URI; for a recording, its frames side by side."""
     label: int
     running: list[list[float]]
-    """[T][K]: probability of each class from the mean logits of the first t steps."""
+    """[T][L]: probability of each class from the mean logits of the first t steps."""
     frames: int = 1
 
     @property
@@ -70,9 +70,9 @@ def load(folder: Path, root: str | None) -> tuple[SpikingNetwork, RunConfig, dat
     """
     run = RunFolder(folder)
     model, cfg = load_model(run.checkpoint(run.reported_checkpoint()))
-    if cfg.data.timesteps > MAX_STEPS or cfg.model.levels > MAX_LEVELS:
+    if cfg.data.timesteps > MAX_STEPS:
         raise ValueError(
-            f"{cfg.data.timesteps} time steps and {cfg.model.levels} levels are too many to run for a page"
+            f"{cfg.data.timesteps} time steps are too many to run for a page, expected at most {MAX_STEPS}"
         )
     data = datasets.load(cfg.data.name, cfg.data.root if root is None else root, cfg.data)
     return model.to(pick_device("auto")), cfg, data

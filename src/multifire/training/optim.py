@@ -31,6 +31,11 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
     return SGD(groups, lr, optim.momentum, optim.weight_decay)
 
 
+def moments_of(optim: OptimConfig) -> int:
+    """Return how many numbers the optimiser keeps for each parameter."""
+    return 2 if optim.optimizer == "adamw" else int(optim.momentum > 0)
+
+
 def prepare_own_optimizer(optimizer: torch.optim.Optimizer, captured: bool) -> None:
     """Let an optimiser that the user made follow the schedule, from its own learning rates, and a CUDA graph read them.
 

@@ -61,7 +61,6 @@ class Workspace {
 
   int height() const { return height_; }
   int width() const { return width_; }
-  int steps() const { return steps_; }
   const std::vector<Stage>& stages() const { return stages_; }
 
   void reset() {
