@@ -343,6 +343,12 @@ def test_a_registered_block_makes_networks_that_train_stream_and_are_measured(ga
         logits, state = model.step(frame_NCHW, state)
     torch.testing.assert_close(logits, model(x_TNCHW))
     assert (tmp_path / "run" / "analysis.json").is_file()
+    assert model.stages[1][0].fire1.conv.max_input is None  # it may get fractions, which no packing holds
+    pytest.importorskip("nir")
+    from multifire.export.nir import to_nir
+
+    with pytest.raises(ValueError, match=r"stages\.0\.0 is a Gated, which the format cannot hold"):
+        to_nir(model, (12, 12))
     with pytest.raises(ValueError, match="the block 'gated' exists already"):
         mf.register_block("gated")(gated)
     with pytest.raises(ValueError, match="unknown block 'gate'; did you mean gated"):

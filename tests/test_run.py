@@ -18,6 +18,7 @@ from PIL import Image
 from multifire.cli import main
 from multifire.config import DataConfig, get_recipe, json_format
 from multifire.datasets import get_info, load
+from multifire.engine import native as engine
 from multifire.engine.networks import TorchNetwork
 from multifire.engine.stream import classify, follow, frames_of
 from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
@@ -191,7 +192,7 @@ def lines_of(capfd, *args) -> tuple[str, list[str]]:
     return re.search("engine: (.*)", out)[1], re.findall(r"sample \d.*margin [\d.]+", out)
 
 
-def test_the_native_engine_computes_runs_and_exported_files(camera, tmp_path, capfd):
+def test_the_native_engine_computes_runs_and_exported_files(camera, tmp_path, capfd, monkeypatch):
     folder, recording = camera
     path = export_run(folder, tmp_path / "network.safetensors").path
     native, predictions = lines_of(capfd, path, recording)
@@ -200,6 +201,10 @@ def test_the_native_engine_computes_runs_and_exported_files(camera, tmp_path, ca
     assert lines_of(capfd, folder, recording, "--device", "cpu") == (native, predictions)
     assert len(predictions) > 80
     assert lines_of(capfd, folder, recording, "--engine", "torch")[0] == "torch, fp32 weights"
+    monkeypatch.setattr(engine, "_LIBRARY", None)  # as after an installation without a compiler
+    assert lines_of(capfd, path, recording) == ("torch, int8 weights", predictions)
+    assert main(["run", str(path), str(recording), "--engine", "native"]) == 2
+    assert "the engine was not built when multifire was installed; install a C++ comp" in capfd.readouterr().err
 
 
 def test_a_network_that_int8_cannot_hold_runs_in_torch(tmp_path, capfd):

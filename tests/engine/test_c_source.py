@@ -105,7 +105,8 @@ def test_events_as_text(events_program):
     ("data", "options", "message"),
     [
         (b"1 2\n", ["--events"], "expected lines"),
-        (b"99 2 0\n", ["--events"], ""),
+        (b"99 2 0\n", ["--events"], "lies outside of the frame: x = 99, y = 2, p = 0, expected x < 17, y < 17, p < 2"),
+        (b"1 1 0\n" * (2**20 + 1), ["--events"], "more than 1048576 events; end each frame with an empty line"),
         (b"\0" * 10, [], "the last frame is incomplete"),
         (b"", ["--help"], "usage: program"),
     ],

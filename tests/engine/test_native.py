@@ -127,6 +127,9 @@ def test_threads_compute_the_same(tmp_path):
     for threads in (1, 2, 3, 8):
         assert np.array_equal(engine.run(frames, per_step=True, threads=threads), expected)
     assert engine.run(frames[:, :0]).shape == (0, 11)
+    for ask in (engine.layers, engine.states):
+        with pytest.raises(ValueError, match=r"has computed no frame; call step\(\) first"):
+            ask()
 
 
 def test_run_leaves_the_stream_alone(tmp_path):

@@ -200,6 +200,11 @@ def test_altered_folders_are_refused(tmp_path):
         config.write_text(text)
         with pytest.raises(ValueError, match=message):
             from_pretrained(tmp_path)
+    config.write_text(config_text.replace('"decay": 0.25', '"decay": 0.5'))  # all shapes fit
+    with pytest.raises(
+        ValueError, match=r"config\.json: altered: model\.safetensors contains no digest, or another one"
+    ):
+        from_pretrained(tmp_path)
     config.write_text(config_text)
     weights.write_bytes(weight_bytes[:-1] + bytes([weight_bytes[-1] ^ 1]))
     with pytest.raises(ValueError, match="digest"):

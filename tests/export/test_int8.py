@@ -94,7 +94,13 @@ def test_sums_of_large_counts_are_exact():
         x = torch.randint(0, largest + 1, (3, 2, 9, 10))
         x[0, 0, 0, 0] = largest
         assert np.array_equal(conv(x.float()).numpy().astype(np.float64), integer_sums(x, conv.weight, 1))
-    for wrong, message in ((0.5, "not integers"), (-1.0, "not integers"), (1e6, "sums may reach")):
+    for wrong, message in (
+        (0.5, "not integers"),
+        (-1.0, "not integers"),
+        (float("inf"), "not integers"),
+        (float("nan"), "not integers"),
+        (1e6, "sums may reach"),
+    ):
         with pytest.raises(ValueError, match=message):
             conv(torch.full((1, 2, 4, 4), wrong))
 
@@ -144,6 +150,13 @@ def test_kernel_equals_the_reference(isa, levels, channels, membranes, reset):
                 assert state is None
     finally:
         ops.cpu.use_isa(before)
+
+
+def test_nothing_to_fire():
+    for shape, bias in (((2, 1, 0, 2, 2), torch.zeros(0)), ((2, 1, 3, 0, 2), torch.zeros(3, 0, 2))):
+        out, state = ops.mlf_uint8(torch.zeros(shape), torch.zeros(shape[2]), bias, return_state=True)
+        assert out.shape == shape
+        assert state.shape == (3, *shape[1:])
 
 
 def test_firing_refuses_wrong_shapes_and_types():

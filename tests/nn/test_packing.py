@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import multifire as mf
+from multifire import ops
 from multifire.nn import SpikeConv2d
 from multifire.ops import triton
 
@@ -81,3 +82,12 @@ def test_gradients_of_a_network_are_the_same_bits_with_packed_spikes(monkeypatch
         sizes.append(sum(saved.dtype == torch.uint8 for saved in kept))
     assert sizes == [8, 0]
     assert all(torch.equal(got, want) for got, want in zip(*grads, strict=True))
+
+
+def test_spikes_are_unpacked_in_the_types_of_layers_alone():
+    packed = ops.pack_spikes(torch.ones(1000))
+    if packed is None:
+        pytest.skip(ops.cpu.NOT_BUILT)
+    for dtype in (torch.float16, torch.float64):
+        with pytest.raises(ValueError, match=rf"dtype is {dtype}, expected one of torch.float32, torch.bfloat16"):
+            ops.unpack_spikes(packed, dtype)

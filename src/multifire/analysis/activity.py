@@ -136,7 +136,15 @@ class ActivityRecorder:
         self._layers[name].add(y_TNCHW)
 
     def result(self) -> Activity:
-        """Return the activity of all batches."""
+        """Return the activity of all batches.
+
+        Raises:
+            ValueError: no layer has fired: there are no batches, or the network has no neurons of multifire.
+        """
+        if not self._layers:
+            raise ValueError(
+                "no activity was recorded, expected a network with layers of multifire and a batch or more"
+            )
         layers = [counts.result(name) for name, counts in self._layers.items()]
         return Activity(next(iter(self._layers.values())).samples, layers)
 

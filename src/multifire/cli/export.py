@@ -71,5 +71,6 @@ def _export_other(args: argparse.Namespace) -> int:
 
     path = write_run(args.folder, args.to, args.out, args.checkpoint, args.step)
     size = f"{path.stat().st_size / 1e6:,.2f} MB; " if path.is_file() else ""
-    print(f"{args.to}: {size}compared with the network; written to {path}")
+    compared = "compared with the network; " if args.to.startswith("onnx") else ""
+    print(f"{args.to}: {size}{compared}written to {path}")
     return 0

@@ -93,13 +93,13 @@ class ModelConfig:
     """The network: its architecture and its neurons."""
 
     name: str = "ds_resnet20"
-    """ds_resnet{6n+2} or plain_resnet{6n+2}."""
+    """Such as ds_resnet20: ds, plain, sew or ms, and a depth; or vgg9 or vgg11; or a registered network."""
     in_channels: int = 3
     """Channels of one frame."""
     num_classes: int = 10
     """Size of the voting layer."""
     width: int = 64
-    """Channels of the first stage; the next two have twice and four times as many."""
+    """Channels of the first stage; each later stage of a ResNet has twice as many as the one before."""
     levels: int = 3
     """K: firing levels of a neuron. K = 1 is the ordinary LIF neuron."""
     thresholds: tuple[float, ...] | None = None

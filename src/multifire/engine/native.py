@@ -31,7 +31,7 @@ class Info(NamedTuple):
     counts: bool
     """True if frames are event counts, False if they are images."""
     size: tuple[int, int] | None
-    """H, W of the stream's frames; None before the first frame."""
+    """H, W of the stream's frames; None before the first frame, if neither the file nor the user said it."""
     bytes: int
     """Memory for weights, membranes and activations."""
     isa: str
@@ -75,7 +75,6 @@ EVENT = np.dtype([("x", np.int32), ("y", np.int32), ("p", np.int32), ("count", n
 """`multifire_event` of multifire_engine.h."""
 _ARGUMENTS = {
     "load_file": (ctypes.c_char_p, _Pointer),
-    "load_memory": (ctypes.c_char_p, ctypes.c_size_t, _Pointer),
     "clone": (_Pointer, _Pointer),
     "prepare": (_Pointer, *[ctypes.c_int64] * 3),
     "reset": (_Pointer,),
@@ -263,7 +262,12 @@ class Engine:
         return logits_TNL
 
     def layers(self) -> list[Layer]:
-        """Return what the layers of the stream have computed, in order of computation."""
+        """Return what the layers of the stream have computed, in order of computation.
+
+        Raises:
+            ValueError: the stream has computed no frame.
+        """
+        self._require_stream()
         return [
             Layer(
                 found.name.decode(),
@@ -276,7 +280,12 @@ class Engine:
         ]
 
     def states(self) -> dict[str, np.ndarray]:
-        """Return the membranes [K or 1, C, H, W] of each layer of the stream after the last step, by its name."""
+        """Return the membranes [K or 1, C, H, W] of each layer of the stream after the last step, by its name.
+
+        Raises:
+            ValueError: the stream has computed no frame.
+        """
+        self._require_stream()
         states = {}
         for number in range(self._handle.info().layers):
             found = self._layer(number)
@@ -284,6 +293,10 @@ class Engine:
             _call("state", self._handle.pointer, number, state.ctypes.data)
             states[found.name.decode()] = state
         return states
+
+    def _require_stream(self) -> None:
+        if self._handle.info().height == 0:
+            raise ValueError("the stream has computed no frame; call step() first, since run() does not count")
 
     def _layer(self, number: int) -> _LayerInfo:
         found = _LayerInfo()

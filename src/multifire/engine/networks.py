@@ -93,16 +93,19 @@ class Opened(NamedTuple):
 def open_network(source: Path, which: str | None, device: str, choice: EngineChoice) -> Opened:
     """Open a run or an exported int8 file as a network for streams.
 
-    "auto" takes the native engine for int8 files and, on a CPU, for runs of networks that int8 can hold.
+    "auto" takes the native engine, where it is built, for int8 files and, on a CPU, for runs of networks that int8 can
+    hold.
 
     Raises:
         FileNotFoundError: no such run, checkpoint or file.
-        ValueError: damaged, or a network that the chosen engine does not compute.
-        RuntimeError: the native engine is not built.
+        ValueError: damaged, a network that the chosen engine does not compute, or "native" where it is not built.
     """
+    if choice == "native" and not native.is_built():
+        raise ValueError(f"{native.NOT_BUILT}; or leave out --engine native")
     if source.is_file():
         cfg = config_of_file(source)
-        return _torch_int8(source, cfg) if choice == "torch" else _native(source, cfg)
+        use_torch = choice == "torch" or not native.is_built()
+        return _torch_int8(source, cfg) if use_torch else _native(source, cfg)
     if choice == "native":
         return _native_run(source, which)
     if choice == "auto" and native.is_built() and pick_device(device).type == "cpu":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multifire.export.fold import FoldedFire, Shift
 from multifire.nn import MLF, DSBlock, PlainBlock, SpikingNetwork
+from multifire.nn.bounds import is_ds_or_plain
 
 Value = TypeVar("Value")
 
@@ -50,10 +51,11 @@ def trace(model: SpikingNetwork, x: Value, to: Target[Value]) -> Value:
 
 
 def _trace_block(x: Value, block: nn.Module, name: str, to: Target[Value]) -> Value:
-    if not isinstance(block, DSBlock | PlainBlock):
+    if not is_ds_or_plain(block):
         raise ValueError(
             f"{name} is a {type(block).__name__}, which the format cannot hold; expected ds or plain blocks"
         )
+    assert isinstance(block, DSBlock | PlainBlock)
     residual = x
     if isinstance(block, DSBlock) and block.shortcut is not None:
         residual = _fire(x, block.shortcut, f"{name}.shortcut", to)

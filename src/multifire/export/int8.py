@@ -293,7 +293,10 @@ def _skeleton(folded: SpikingNetwork, model: ModelConfig, counts: bool) -> Spiki
     """Return an int8 network with the layers and shapes of a folded one, whose weights are still to be filled in."""
     if folded.stem.neuron.signed:
         raise ValueError("int8 has activations 0, 1, 2, ..., found signed=True, whose levels also fire -1")
-    residual, blocks = parse_model_name(model.name)
+    try:
+        residual, blocks = parse_model_name(model.name)
+    except ValueError:
+        raise ValueError(f"int8 is for ds_resnetD networks with depth D = 6n+2, found {model.name}") from None
     if residual != "ds":
         raise ValueError(f"{model.name} adds before firing, so sums are not integers; int8 is for ds_resnet networks")
     if largest_activation(model) > LARGEST_ACTIVATION:

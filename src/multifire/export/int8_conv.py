@@ -95,9 +95,9 @@ class CountConv2d(Int8Conv2d):
 
     def forward(self, x_NIHW: Tensor) -> Tensor:
         quotient = x_NIHW.round()
-        largest = int(quotient.max()) if quotient.numel() else 0
-        if not torch.equal(quotient, x_NIHW) or (quotient.numel() and quotient.min() < 0):
+        if not (torch.equal(quotient, x_NIHW) and x_NIHW.isfinite().all() and (x_NIHW >= 0).all()):
             raise ValueError("found values that are not integers >= 0, expected event counts")
+        largest = int(quotient.max()) if quotient.numel() else 0
         self.check_sums(largest, f"event counts of up to {largest:,}")
         sums, power = super().forward(_to_uint8(quotient % self.BASE)), 1
         while largest >= self.BASE:

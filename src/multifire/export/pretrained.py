@@ -72,11 +72,12 @@ def from_pretrained(source: str | Path, backend: str = "auto", *, revision: str 
     path = folder / "config.json"
     cfg, _ = _read_config(path)
     weights = folder / "model.safetensors"
-    _, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
+    header, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
     numbers = sum(tensor.numel() for tensor in tensors.values())
     if count_parameters(cfg) > numbers:  # checked before memory is allocated
         expected = f"{path.name} describes a network of {count_parameters(cfg):,} or more"
         raise ValueError(f"{weights}: contains {numbers:,} numbers, {expected}")
+    _check_digest(path, header)
     model = model_from_config(cfg, backend)
     check_keys(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, str(weights))
     model.to(tensors["voting.weight"].dtype).load_state_dict(tensors)
@@ -96,11 +97,17 @@ def inspect_folder(folder: Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"{folder}: a folder without {weights.name}, expected {expected}")
     cfg, provenance = _read_config(path)
     header, tensors = read_tensors(weights, {KIND: PRETRAINED_VERSION})
-    if header.get("config.json") != hashlib.sha256(path.read_bytes()).hexdigest():
-        raise ValueError(f"{path}: altered: {weights.name} contains no digest, or another one; save the network again")
+    _check_digest(path, header)
     if provenance is None:
         raise ValueError(f"{folder}: intact, but saved without provenance: the origin of this {cfg.name} is unknown")
     return f"{KIND}, {len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} numbers", provenance
+
+
+def _check_digest(config: Path, header: dict[str, str]) -> None:
+    if header.get("config.json") != hashlib.sha256(config.read_bytes()).hexdigest():
+        raise ValueError(
+            f"{config}: altered: model.safetensors contains no digest, or another one; save the network again"
+        )
 
 
 def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any] | None]:

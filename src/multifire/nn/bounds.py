@@ -7,6 +7,7 @@ from torch import nn
 from multifire.nn.block import ConvFire, DSBlock, PlainBlock
 from multifire.nn.conv import SpikeConv2d
 from multifire.nn.network import SpikePool
+from multifire.nn.neuron import MLF
 
 
 def bound_inputs(stem: ConvFire, layers: Iterable[nn.Module]) -> None:
@@ -15,8 +16,9 @@ def bound_inputs(stem: ConvFire, layers: Iterable[nn.Module]) -> None:
     A plain block gives 0..K too. A dormant-suppressed block adds its shortcut after firing: K more than its input may
     be, or 2K if the shortcut fires.
     """
-    if stem.neuron.signed:  # values -K..K are kept unpacked
-        return
+    layers = list(layers)
+    if any(neuron.signed for layer in (stem, *layers) for neuron in layer.modules() if isinstance(neuron, MLF)):
+        return  # values -K..K are kept unpacked
     largest = _levels(stem)
     for block in layers:
         if isinstance(block, SpikePool):
@@ -25,8 +27,9 @@ def bound_inputs(stem: ConvFire, layers: Iterable[nn.Module]) -> None:
             _set_max_input(block.conv, largest)
             largest = _levels(block)
             continue
-        if not isinstance(block, DSBlock | PlainBlock):  # unknown from here on
+        if not is_ds_or_plain(block):  # unknown from here on
             return
+        assert isinstance(block, DSBlock | PlainBlock)
         _set_max_input(block.fire1.conv, largest)
         _set_max_input(block.fire2.conv, _levels(block.fire1))
         if block.shortcut is not None:
@@ -35,6 +38,11 @@ def bound_inputs(stem: ConvFire, layers: Iterable[nn.Module]) -> None:
         if isinstance(block, DSBlock):
             added = largest if block.shortcut is None else _levels(block.shortcut)
         largest = _levels(block.fire2) + added
+
+
+def is_ds_or_plain(block: nn.Module) -> bool:
+    """Return True for blocks that compute what `DSBlock` or `PlainBlock` does; a block of the user may not."""
+    return isinstance(block, DSBlock | PlainBlock) and type(block).forward in (DSBlock.forward, PlainBlock.forward)
 
 
 def _levels(layer: ConvFire) -> int:

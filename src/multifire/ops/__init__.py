@@ -399,7 +399,13 @@ def pack_spikes(x: Tensor, bits: int = 2, max_value: int | None = None) -> Packe
 
 
 def unpack_spikes(packed: PackedSpikes, dtype: torch.dtype) -> Tensor:
-    """Return the spikes that `pack_spikes` packed, as a tensor of type `dtype`."""
+    """Return the spikes that `pack_spikes` packed, as a tensor of type `dtype`.
+
+    Raises:
+        ValueError: on a CPU, a type other than float32 and bfloat16.
+    """
+    if packed.backend == "cpu" and dtype not in cpu.DTYPES:
+        raise ValueError(f"dtype is {dtype}, expected one of {', '.join(map(str, cpu.DTYPES))}")
     x = torch.empty(packed.shape, dtype=dtype, memory_format=packed.order, device=packed.bytes.device)
     (cpu if packed.backend == "cpu" else triton).unpack(packed.bytes, packed.bits, x)
     return x

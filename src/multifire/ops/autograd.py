@@ -318,7 +318,7 @@ def _register(name: str, backend: Backend, device_types: str | None) -> tuple[An
         need_state, need_thresholds, need_decay, *rest = others
         needs = [need_weight, need_bias, need_before, need_state, need_thresholds, need_decay]
         if _can_skip_dispatcher(saved[0], grad_out, grad_state):
-            timesteps, thresholds, membranes = ctx.options[0], ctx.options[5], ctx.options[-2]
+            timesteps, _, _, _, _, thresholds, _, _, _, _, _, membranes, _ = ctx.options
             grads = _gradients(saved[0], timesteps, len(thresholds), _rows(thresholds, membranes), needs)
             fill(grads, needs, grad_out, grad_state, saved, ctx.options)
         else:

@@ -150,7 +150,7 @@ class _Kept:
 def _measure(call: Call) -> tuple[_Kept, Args]:
     assert _LIBRARY is not None
     kept, args = _args(call)
-    if call.x.shape[1] > 0:  # a process may have no samples in this batch
+    if call.x.numel() > 0:  # a process may have no samples in this batch
         _LIBRARY.multifire_stats(ctypes.byref(args))
     return kept, args
 

@@ -107,7 +107,7 @@ def _forward_pass(call: Call, out: Tensor, state: Tensor | None, _left: None) ->
 
 def _measure(call: Call) -> None:
     """Fill the call's mean and variance with those of x; sums are taken relative to each channel's first value."""
-    if call.x.shape[1] == 0:  # a process without samples in this batch
+    if call.x.numel() == 0:  # a process without samples in this batch
         return
     layout = _Layout(call)
     x, choice = to_layout(call.x, layout.channels_last), _choice("measure", call.x.device)

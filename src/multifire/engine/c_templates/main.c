@@ -30,15 +30,17 @@ static void print_prediction(int sample, int frame, const float* logits) {
   fflush(stdout);
 }
 
-/* Reads the events of a frame; returns their number, -1 at the end of the input, -2 for a line that is no event. */
+/* Reads the events of a frame; returns their number, -1 at the end of the input, -2 for a line that is no event, -3 for
+   too many events. */
 static long read_events(multifire_event* events) {
   char line[128];
   long count = 0;
   while (fgets(line, sizeof line, stdin)) {
     if (line[0] == '\n' || line[0] == '\r') return count;
+    if (count == MAX_EVENTS) return -3;
     multifire_event* event = &events[count];
     event->count = 1;
-    if (count == MAX_EVENTS || sscanf(line, "%d %d %d %d", &event->x, &event->y, &event->p, &event->count) < 3) return -2;
+    if (sscanf(line, "%d %d %d %d", &event->x, &event->y, &event->p, &event->count) < 3) return -2;
     ++count;
   }
   return count ? count : -1;
@@ -49,6 +51,7 @@ static int next_frame(multifire_engine* engine, int as_events, float* frame, mul
   if (as_events) {
     const long count = read_events(events);
     if (count == -1) return 0;
+    if (count == -3) return -failed("a frame has more than 1048576 events; end each frame with an empty line");
     if (count < 0) return -failed("expected lines \"x y p\" or \"x y p count\"");
     if (multifire_engine_step_events(engine, events, (size_t)count, logits)) return -failed(multifire_engine_error());
     return 1;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 
 #include "kernels.h"
@@ -109,9 +110,15 @@ class FirstLayer {
 
   const char* fault_of(const multifire_event& e) {
     if (e.x < 0 || e.x >= width_ || e.y < 0 || e.y >= height_ || e.p < 0 || e.p >= stem_.in_channels)
-      return "an event lies outside of the frame";
+      return outside(e);
     if (e.count < 0) return "an event has a count below 0";
     return e.count > stem_.largest_count - cell(e) ? kTooManyEvents : nullptr;
+  }
+
+  const char* outside(const multifire_event& e) {
+    std::snprintf(fault_, sizeof fault_, "an event lies outside of the frame: x = %d, y = %d, p = %d, expected x < %d, "
+                  "y < %d, p < %d and none below 0", e.x, e.y, e.p, width_, height_, stem_.in_channels);
+    return fault_;
   }
 
   void clear_sums() { std::memset(sums_.data(), 0, static_cast<size_t>(sums_.bytes())); }
@@ -147,6 +154,7 @@ class FirstLayer {
   const Kernels& kernels_;
   bool counts_;
   int height_, width_;
+  char fault_[160] = "";
   Buffer<int32_t> cells_;  // event counts [height][width][channels]; zero between frames
   Buffer<int32_t> sums_;   // [height][width][output channels]
   Buffer<double> image_;   // channels last, with a border of one zero pixel

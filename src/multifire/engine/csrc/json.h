@@ -30,24 +30,26 @@ struct Json {
 
 inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
+inline std::string shown(const Json& json) { return json.text.empty() ? "another kind of value" : json.text; }
+
 // The value of a number; strtod is not used, because it depends on the program's locale.
-inline double number_of(const Json& json) {
+inline double number_of(const Json& json, const std::string& name = "") {
   std::istringstream stream(json.text);
   stream.imbue(std::locale::classic());
   double value = 0;
   stream >> value;
   if (json.kind != Json::kNumber || stream.fail() || !std::isfinite(value))
-    fail("found " + json.text + ", expected a finite number");
+    fail(name + "found " + shown(json) + ", expected a finite number");
   return value;
 }
 
 // An integer from 0 to `largest`.
-inline int64_t integer_of(const Json& json, int64_t largest) {
+inline int64_t integer_of(const Json& json, int64_t largest, const std::string& name = "") {
   const bool digits = json.kind == Json::kNumber && std::all_of(json.text.begin(), json.text.end(), is_digit);
-  if (!digits || json.text.size() > 18) fail("found " + json.text + ", expected an integer");
+  if (!digits || json.text.size() > 18) fail(name + "found " + shown(json) + ", expected an integer");
   int64_t value = 0;
   for (char c : json.text) value = 10 * value + (c - '0');
-  if (value > largest) fail("found " + json.text + ", expected at most " + std::to_string(largest));
+  if (value > largest) fail(name + "found " + json.text + ", expected at most " + std::to_string(largest));
   return value;
 }
 

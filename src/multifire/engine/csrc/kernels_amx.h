@@ -22,7 +22,7 @@ constexpr int kRows = 16;                               // pixels of a tile
 constexpr int kGroupsOfTile = 16;                       // 64 input channels
 constexpr int kTileBytes = kGroupsOfTile * kItemBytes;  // the weights of a tile: one kilobyte, as they lie in memory
 
-// Tiles 0 to 3 hold the sums of four runs of pixels, 4 and 5 pixels, 6 and 7 weights.
+// Tiles 0 to 3 hold the sums of four runs of pixels, 4 and 5 pixels, 6 weights.
 struct alignas(64) Shape {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64};

@@ -122,7 +122,6 @@ inline void sparse_sums(const SparseArgs& a) {
 }
 
 // Fires eight neurons; returns how many levels fire, in eight int32.
-template <int Levels>
 MULTIFIRE_AVX2_INLINE __m256i fire_eight(const FireArgs& a, int levels, const char* sums, __m256 scale, __m256 bias,
                                          __m256 decay, const __m256* thresholds, float* membranes) {
   const __m256 sum = a.has_floats ? _mm256_loadu_ps(reinterpret_cast<const float*>(sums)) : _mm256_cvtepi32_ps(load(sums));
@@ -148,8 +147,8 @@ MULTIFIRE_AVX2 void fire_mlf(const FireArgs& a) {
   for (int pixel = 0; pixel < a.pixels; ++pixel) {
     const auto* sums = static_cast<const char*>(a.sums) + pixel * kBlock * 4;
     float* membranes = a.membranes + pixel * levels * kBlock;
-    const __m256i low = fire_eight<Levels>(a, levels, sums, scale[0], bias[0], decay, thresholds, membranes);
-    const __m256i high = fire_eight<Levels>(a, levels, sums + 32, scale[1], bias[1], decay, thresholds, membranes + 8);
+    const __m256i low = fire_eight(a, levels, sums, scale[0], bias[0], decay, thresholds, membranes);
+    const __m256i high = fire_eight(a, levels, sums + 32, scale[1], bias[1], decay, thresholds, membranes + 8);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
     __m128i spikes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     auto* out = reinterpret_cast<__m128i*>(a.out + pixel * a.out_stride);

@@ -51,7 +51,7 @@ typedef struct multifire_info {
 } multifire_info;
 
 typedef struct multifire_layer_info {
-  const char* name;                           /* as in the file, such as "stages.0.1.fire2" */
+  const char* name; /* as in the file, such as "stages.0.1.fire2"; valid until the engine and its clones are freed */
   int64_t membranes, channels, height, width; /* shape of the layer's state */
   int64_t frames;                             /* frames since the engine was prepared */
   int64_t sparse_frames;                      /* those that were computed from the list of non-zero inputs */

@@ -106,13 +106,13 @@ class ModelReader {
   }
   int integer(const char* name, int otherwise, int64_t largest) const {
     const Json* json = model_->find(name);
-    const int64_t value = json ? integer_of(*json, largest) : otherwise;
+    const int64_t value = json ? integer_of(*json, largest, std::string("its ") + name + ": ") : otherwise;
     if (value < 1) fail(std::string("its ") + name + " is 0, expected at least 1");
     return static_cast<int>(value);
   }
   double number(const char* name, double otherwise) const {
     const Json* json = model_->find(name);
-    return json ? number_of(*json) : otherwise;
+    return json ? number_of(*json, std::string("its ") + name + ": ") : otherwise;
   }
   std::string text(const char* name, const char* otherwise) const {
     const Json* json = model_->find(name);
@@ -159,7 +159,7 @@ class ModelReader {
       require(given->kind == Json::kArray && static_cast<int>(given->items.size()) == neuron.levels,
               "its thresholds are not one for each level");
     for (int k = 0; k < neuron.levels; ++k) {
-      const double threshold = is_given ? number_of(given->items[static_cast<size_t>(k)]) : 0.6 + k * gap;
+      const double threshold = is_given ? number_of(given->items[static_cast<size_t>(k)], "its thresholds: ") : 0.6 + k * gap;
       neuron.thresholds[k] = static_cast<float>(threshold);
       require(std::isfinite(neuron.thresholds[k]), "its thresholds are not finite in float32");
       const bool ascends = k == 0 || neuron.thresholds[k - 1] <= neuron.thresholds[k];

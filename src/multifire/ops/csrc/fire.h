@@ -103,6 +103,7 @@ constexpr int64_t kFireJob = 1 << 12;  // a multiple of kTile
 // Calls f(scales, biases, position, values) for all tiles, in parallel.
 template <class F>
 void each_fire_tile(const FireArgs& a, F f) {
+  if (a.values == 0) return;
   const auto repeated = [](const float* values, int64_t period) {  // repeated, so that a tile may start anywhere in the period
     std::vector<float> table(period + kTile);
     for (size_t i = 0; i < table.size(); ++i) table[i] = values[i % period];
