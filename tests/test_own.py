@@ -255,6 +255,8 @@ def test_a_recipe_file_trains_and_its_run_needs_the_code(code, tmp_path):
     code.write_text(CODE + "\n# changed\n")
     changed = run_command("eval", str(out), "--code", str(code)).stdout
     assert "has changed since it trained" in " ".join(changed.split())
+    reported = run_command("report", str(out), "--no-measure", "--code", str(code)).stdout
+    assert "has changed since it trained" in " ".join(reported.split())
     resumed = run_command("train", str(code), "--out", str(out), "--optim.lr", "0.05", "--resume")
     assert resumed.returncode == 2
     assert "code_sha256" in resumed.stderr

@@ -238,6 +238,10 @@ BROKEN = [
         r"dog/0.png: is RGB, but .*cat/0.png is grey.*channels 3",
     ),
     (
+        {"Train/cat/0.png": (8, 8), "Train/dog/0.png": (8, 8), "Test/cat/0.png": (8, 8)},
+        "holds the folder Test, expected the folders train and test, or only folders of classes; rename it",
+    ),
+    (
         {"cat/0.png": (8, 8), "dog/0.png": (8, 8), "dog/1.png": (8, 8)},
         "class 'cat' has 1 sample, expected at least two",
     ),
@@ -563,7 +567,7 @@ def test_data_that_differ_from_the_run_are_refused(digits_folder, tmp_path):
         datasets.load("folder", digits_folder, cfg)
     with pytest.raises(ValueError, match=r"data.mean has 3 numbers, but folder has 1 channels; give one for each"):
         datasets.load("folder", digits_folder, replace(cfg, shape=None, mean=(0.0, 0.0, 0.0)))
-    with pytest.raises(ValueError, match=r"data.classes is given, but digits is known to have its own; leave it out"):
+    with pytest.raises(ValueError, match=r"data.classes is given, but has no effect for digits; leave it out"):
         datasets.load("digits", cfg=DataConfig(classes=("a", "b")))
 
 

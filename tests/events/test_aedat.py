@@ -133,6 +133,12 @@ def test_sensor_size_may_be_given():
         list(opened.chunks())
 
 
+def test_size_in_the_header_goes_before_a_given_one():
+    content = b"#!AER-DAT3.1\n#Source 1: DVS128\n#!END-HEADER\n" + packet([(1, 30, 20, 1)])
+    with open_recording(NamedBytes(content), sensor_size=(260, 346)) as opened:
+        assert opened.sensor_size == (128, 128)
+
+
 # Invalid input
 
 

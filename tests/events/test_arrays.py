@@ -262,6 +262,11 @@ def spoil(kind: str, file, h5py) -> None:
     elif kind == "chunks":
         for key in "txyp":
             file.create_dataset(f"events/{key}", (100,), "i8", chunks=(1 << 24,), maxshape=(None,))
+    elif kind == "texts":
+        for key in "txyp":
+            file.create_dataset(f"events/{key}", (100,), "S100000")
+    elif kind == "records":
+        file.create_dataset("events", (5000,), [*((key, "i8") for key in "txyp"), ("pad", "V30000")])
     else:
         write_dsec(file, -5)
 
@@ -276,6 +281,8 @@ def spoil(kind: str, file, h5py) -> None:
         ("too many", "says that it holds 1,099,511,627,776 events in .* the file is damaged"),
         ("external", "lies in another file, which is not read"),
         ("chunks", "in chunks of 16,777,216 events, expected at most 16 MB a chunk"),
+        ("texts", r"is of type \|S100000, expected numbers"),
+        ("records", "lies in records of .*, expected at most 4096 bytes of numbers"),
         ("offset", "its t_offset is -5 µs, expected 0 to"),
     ],
 )

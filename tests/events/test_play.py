@@ -49,6 +49,14 @@ def test_recording_of_one_moment():
     assert found.rates.sum() > 0
 
 
+def test_film_of_decades(tmp_path):
+    """One event before the camera's clock was set."""
+    content = b"t,x,y,p\n0,1,1,1\n1600000000000000,2,2,0\n"
+    shown = film(opener(content, sensor_size=(4, 4)), look_over(opener(content, sensor_size=(4, 4))), fps=30)
+    for ending in (".png", ".gif", ".html"):
+        write_film(tmp_path / f"film{ending}", shown, "decades")
+
+
 def test_film_shows_every_slice():
     overview = look_over(opener())
     shown = film(opener(), overview, fps=20)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from event_files import NamedBytes, encode_text, events_of, sensor_events
 
-from multifire.events import open_recording, read_events, text
+from multifire.events import FrameOptions, frames_of_windows, open_recording, read_events, text
+from multifire.events.hot_pixels import count_pixels
+from multifire.events.overview import look_over
 
 
 def read(content: bytes, **options) -> np.ndarray:
@@ -53,6 +55,9 @@ def test_orders_of_columns_are_told(line, first):
         ("{t} {x} {y} {p}", "", 1, "microseconds"),
         ("{t},{x},{y},{p}", "t_s,x,y,p\n", 1e6, "takes its times as seconds: its column says so"),
         ("{t},{x},{y},{p}", "time (us),x,y,p\n", 1, "takes its times as microseconds: its column says so"),
+        ("{t},{x},{y},{p}", "t [\N{GREEK SMALL LETTER MU}s],x,y,p\n", 1, "takes its times as microseconds"),
+        ("{t:.3f},{x},{y},{p}", "t_ms,x,y,p\n", 1e3, "takes its times as milliseconds: its column says so"),
+        ("{t:.3f},{x},{y},{p}", "time [ms],x,y,p\n", 1e3, "takes its times as milliseconds: its column says so"),
     ],
 )
 def test_unit_of_time_is_told_and_said(caplog, line, first, scale, said):
@@ -60,6 +65,32 @@ def test_unit_of_time_is_told_and_said(caplog, line, first, scale, said):
     events = sensor_events(128, 128, start_us=51_000_000_000)
     assert np.array_equal(read(encode_text(events, line, first, scale)), events)
     assert said in caplog.text
+
+
+@pytest.mark.parametrize("column", ["t (ns)", "t_ns", "time [minutes]"])
+def test_other_units_are_refused(column):
+    with pytest.raises(ValueError, match=r"is in (ns|minutes), expected us, ms or s; write it anew"):
+        read(f"{column},x,y,p\n1000,1,1,1\n".encode())
+
+
+def test_a_late_event_does_not_change_the_columns():
+    events = sensor_events(346, 260)
+    late = events.copy()
+    late["t"][100] = events["t"][100] - 25_000
+    in_order = late[np.argsort(late["t"], kind="stable")]
+    assert np.array_equal(read(encode_text(late, "{x} {y} {t} {p}")), in_order)
+
+
+def test_a_huge_sensor_is_read_but_not_counted():
+    content = b"32768 32768\n0 1 1 1\n"
+    assert len(read(content)) == 1
+    for count in (
+        lambda: look_over(lambda: open_recording(NamedBytes(content))),
+        lambda: count_pixels(open_recording(NamedBytes(content))),
+        lambda: frames_of_windows(lambda: open_recording(NamedBytes(content)), [(None, None)], FrameOptions((4, 4), 1)),
+    ):
+        with pytest.raises(ValueError, match="sensor has 32768 × 32768 pixels, expected 1 to 4096 a side"):
+            count()
 
 
 def test_microseconds_with_fractions_are_rounded():

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from multifire import __version__
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         args = _parser().parse_args(argv)
         if getattr(args, "code", None):
-            run_code(args.code, getattr(args, "folder", None))
+            for run in _runs_of(args) or [None]:
+                run_code(args.code, run)
         return args.run(args)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has ended; this keeps Python from printing a warning at exit
@@ -75,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("multifire: stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _runs_of(args: argparse.Namespace) -> list[Path]:
+    """Return the folders of runs that a command is given, or what may be one."""
+    named = getattr(args, "folders", None) or [getattr(args, "folder", None) or getattr(args, "what", None)]
+    return [Path(name) for name in named if name is not None]
 
 
 def _parser() -> "_Parser":

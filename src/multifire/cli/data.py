@@ -144,6 +144,10 @@ def prepare_with_bar(cfg: DataConfig, **options: Any) -> Path:
 def show_info(args: argparse.Namespace) -> int:
     """Print counts and event rates of prepared frames, or what a recording holds."""
     if Path(args.name).is_file():
+        for name in FRAME_FIELDS:
+            if name not in ("sensor", "stray") and getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option} has no effect for a recording, which is described as it is; leave it out")
         return recordings.describe(args)
     from multifire.datasets.cache import cache_folder
 

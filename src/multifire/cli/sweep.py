@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -71,12 +72,12 @@ def main(argv: Sequence[str]) -> int:
     if kind not in KINDS:
         raise unknown("sweep", kind, KINDS)
     recipe = recipe_of(args, f"sweep {kind}")
-    cfg, options = parse_overrides(recipe, args[1:], "sweep", SweepArguments)
+    cfg, options = parse_overrides(recipe, args[1:], f"sweep {kind}", SweepArguments)
     if options.jobs < 1:
         raise ValueError(f"jobs is {options.jobs}, expected at least 1")
     out = options.out or Path("runs") / f"{kind}-{cfg.recipe}"
     fields = variations(kind, cfg, options.vary)
-    cells = make_cells(recipe, cfg, fields, parse_seeds(options.seeds), out, _override)
+    cells = make_cells(recipe, cfg, fields, parse_seeds(options.seeds), out, partial(_override, kind))
     if options.dry_run:
         for cell in cells:
             print(cell.name)
@@ -87,8 +88,8 @@ def main(argv: Sequence[str]) -> int:
     return _print_outcomes(outcomes, stopped, out)
 
 
-def _override(cfg: RunConfig, args: Sequence[str]) -> RunConfig:
-    return parse_overrides(cfg, args, "sweep", SweepArguments)[0]
+def _override(kind: str, cfg: RunConfig, args: Sequence[str]) -> RunConfig:
+    return parse_overrides(cfg, args, f"sweep {kind}", SweepArguments)[0]
 
 
 def _prepare_data(cells: Sequence) -> None:

@@ -105,8 +105,8 @@ def tar_members(path: Path, most: int) -> Iterator[TarMember]:
                 yield member
             member.skip()
             stream.read(-size % TAR_BLOCK)
-        while stream.read(CHUNK):  # gzip's checksum lies at the end
-            pass
+        while block := stream.read(CHUNK):  # gzip's checksum lies at the end
+            total = check_total(total + len(block), path)
 
 
 def zip_members(path: Path, most: int) -> list[str]:

@@ -19,6 +19,8 @@ CACHE_FOLDER = ".multifire"
 """Folder beside the classes that holds what was made of them."""
 TEST_NAMES = ("test", "val")
 """Folders of the test; ImageNet's copies call it val."""
+SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation"}
+"""Names in small letters that folders of classes do not have, but parts of a data set."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ def list_classes(home: Path, suffixes: tuple[str, ...] | None, cfg: DataConfig, 
 
     Raises:
         FileNotFoundError: no class has a file.
-        ValueError: one class, an empty class, a class of the test that is not trained, or other classes than expected.
+        ValueError: one class, an empty class, a class of the test that is not trained, other classes than expected, or
+            a class that is called like a part of a data set.
     """
     train = home / TRAIN if (home / TRAIN).is_dir() else home
+    if train == home:
+        _refuse_splits(home)
     tests = [home / name for name in TEST_NAMES if train != home and (home / name).is_dir()]
     for unused in tests[1:]:
         log.info("%s is not read: the test is %s", unused, tests[0])
@@ -79,6 +84,15 @@ def list_classes(home: Path, suffixes: tuple[str, ...] | None, cfg: DataConfig, 
         files = _divided(files, names, cfg, train)
     files.sort(key=lambda file: (file.split != TRAIN, natural(file.path.stem), file.label, natural(str(file.path))))
     return Listing(home, names, tuple(files))
+
+
+def _refuse_splits(home: Path) -> None:
+    for folder in _folders(home):
+        if folder.name.lower() in SPLIT_NAMES:
+            raise ValueError(
+                f"{home}: holds the folder {folder.name}, expected the folders train and test, or only folders of "
+                "classes; rename it"
+            )
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:

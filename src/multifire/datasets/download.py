@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from multifire.datasets.registry import Download, get_info
+from multifire.utils.files import hold_lock
+from multifire.utils.log import log
 
 Progress = Callable[[str, int, int], None]
 """Called with a file's name, the bytes downloaded so far and its size."""
@@ -36,12 +38,17 @@ def download(name: str, root: str | Path, on_progress: Progress | None = None) -
         raise ValueError(f"{name} cannot be downloaded by a program: {info.fetch}, and put it into {folder}")
     if not items:
         raise ValueError(f"{name} is embedded; nothing to download")
-    missing = [item for item in items if not _is_complete(item, folder)]
     folder.mkdir(parents=True, exist_ok=True)
-    _check_space(folder, sum(max(item.size - _size(_part(item, folder)), 0) for item in missing))
-    for item in missing:
-        _fetch(item, folder, on_progress or (lambda filename, done, total: None))
+    with hold_lock(folder.with_name(f"{folder.name}.lock"), _say_busy):
+        missing = [item for item in items if not _is_complete(item, folder)]
+        _check_space(folder, sum(max(item.size - _size(_part(item, folder)), 0) for item in missing))
+        for item in missing:
+            _fetch(item, folder, on_progress or (lambda filename, done, total: None))
     return folder
+
+
+def _say_busy() -> None:
+    log.info("another process downloads the same; waiting for it")
 
 
 def _part(item: Download, folder: Path) -> Path:

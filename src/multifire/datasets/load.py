@@ -69,7 +69,7 @@ def load(name: str, root: str | Path = "data", cfg: DataConfig | None = None) ->
 def _refuse_options(cfg: DataConfig, *names: str) -> None:
     for name in names:
         if getattr(cfg, name) is not None:
-            raise ValueError(f"data.{name} is given, but {cfg.name} is known to have its own; leave it out")
+            raise ValueError(f"data.{name} is given, but has no effect for {cfg.name}; leave it out")
 
 
 def _load_own(name: str, root: Path, cfg: DataConfig) -> Dataset:
@@ -78,16 +78,19 @@ def _load_own(name: str, root: Path, cfg: DataConfig) -> Dataset:
     elif name == "recordings":
         from multifire.datasets import cache, own_recordings
 
+        _refuse_options(cfg, "size", "channels")
         info, splits = own_recordings.describe(root, cfg), cache.load(name, root, cfg)
         data = Dataset(name, *own_recordings.in_order(cfg.classes, info, *splits))
     elif name == "npz":
         from multifire.datasets import npz
 
+        _refuse_options(cfg, "size", "channels", "sensor")
         train, test, classes, where = npz.read(root, cfg)
         data = make_dataset(name, train, test, classes=cfg.classes or classes, about=OWN_DATA[name], where=where)
     else:
         from multifire.datasets import pictures
 
+        _refuse_options(cfg, "sensor")
         train, test, info = pictures.read(root, cfg)
         data = Dataset(name, info, train, test)
     return _as_expected(data, cfg)

@@ -10,6 +10,7 @@ again. pictures.json is written last: a cache with one is complete.
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
@@ -40,8 +41,8 @@ GREY_MODES, COLOUR_MODES = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "RGBX", 
 CACHE_VERSION = 1
 MAX_PIXELS = 1 << 26
 """Pixels of a picture; larger ones are refused before they are decoded."""
-BLOCK = 256
-"""Pictures that are decoded at a time."""
+BLOCK, MAX_DECODED = 256, 256 << 20  # pictures, bytes
+"""Maximum number and size of the pictures that are decoded at a time."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _images(listing: Listing, split: str, options: Options) -> Iterator[np.ndarr
     """Decode the pictures of a split in order, and check that they are like the first training picture."""
     shape = _first(listing, options).shape
     files = [file for file in listing.files if file.split == split]
-    for file, image in zip(files, _decoded(files, options), strict=True):
+    for file, image in zip(files, _decoded(files, options, math.prod(shape)), strict=True):
         if image.shape != shape:
             raise _unlike(file.path, image.shape, listing.files[0].path, shape)
         yield image
@@ -203,11 +204,12 @@ def _check_room(folder: Path, needed: int) -> None:
         )
 
 
-def _decoded(files: list[File], options: Options) -> Iterator[np.ndarray]:
-    """Decode files on all cores, in order, a block at a time."""
+def _decoded(files: list[File], options: Options, bytes_each: int) -> Iterator[np.ndarray]:
+    """Decode files on all cores, in order, a block of at most MAX_DECODED at a time."""
+    count = max(min(BLOCK, MAX_DECODED // max(bytes_each, 1)), os.cpu_count() or 1)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for start in range(0, len(files), BLOCK):
-            block: Iterable[File] = files[start : start + BLOCK]
+        for start in range(0, len(files), count):
+            block: Iterable[File] = files[start : start + count]
             yield from pool.map(lambda file: decode(file.path, options), block)
 
 

@@ -80,11 +80,9 @@ def _open(
     if head.startswith(b"#!AER-DAT2.0"):
         return open_aedat2(stream, sensor_size, stray, own)
     if head.startswith(b"#!AER-DAT3.1"):
-        header_size = aedat.sensor_of(aedat.read_header(stream))
-        packer = Packer(name, sensor_size or header_size, stray)
-        return Recording(
-            name, "aedat3.1", sensor_size or header_size, aedat.read_aedat31(stream, packer), own, packer=packer
-        )
+        size = aedat.sensor_of(aedat.read_header(stream)) or sensor_size
+        packer = Packer(name, size, stray)
+        return Recording(name, "aedat3.1", size, aedat.read_aedat31(stream, packer), own, packer=packer)
     if head.startswith(aedat4.MAGIC):
         if not own:
             raise ValueError(f"{name}: AEDAT4 is read from a file of its own only; unpack it first")

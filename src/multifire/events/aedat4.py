@@ -26,15 +26,13 @@ import numpy as np
 from multifire.events import aedat4_process
 from multifire.events.aedat4_process import CUT, EVENT, EVENTS, HEAD, MB, WRONG
 from multifire.events.columns import LATEST
-from multifire.events.recording import Packed, Packer, Recording, Stray
+from multifire.events.recording import Packed, Packer, Recording, Stray, check_side
 from multifire.utils.log import log
 
 INSTALL = "pip install 'multifire[cameras]'"
 
 SILENCE_S = 60
 """Maximum time without a message from the process; its limits of computing time end it long before."""
-MAX_PIXELS = 4096
-"""Maximum side of a sensor; frames need a table of all pixels."""
 MAGIC = b"#!AER-DAT4."
 EVENTS_PER_BYTE = 2
 """Maximum events for a byte of the file; regular rows compress to 1.2."""
@@ -55,11 +53,7 @@ def open_aedat4(path: Path, stray: Stray = "refuse") -> Recording:
     try:
         found = json.loads(decoder.message()[1])
         width, height = found["width_height"]
-        if not (0 < width <= MAX_PIXELS and 0 < height <= MAX_PIXELS):
-            raise ValueError(
-                f"{path}: says that its sensor has {width} × {height} pixels, expected 1 to {MAX_PIXELS} a side; "
-                "the file is damaged"
-            )
+        check_side(str(path), (height, width))
     except BaseException:
         decoder.close()
         raise

@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 from multifire.events.columns import Columns, choose_unit, find_columns, guess_columns
 from multifire.events.recording import (
     CHUNK_BYTES,
+    MAX_RECORD,
     ByteStream,
     Closable,
     Packed,
@@ -27,7 +28,6 @@ from multifire.events.recording import (
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
 MAX_HEADER = 1 << 13  # NumPy writes 128 bytes, and does not read more than 10,000
-MAX_RECORD = 1 << 12  # bytes of an event; a time and three numbers need 32
 GUESS_EVENTS = 4096
 AT_A_TIME = 1 << 15  # events of an NPZ
 MAX_PIXELS = 1 << 15
@@ -94,7 +94,11 @@ def _sensor(archive: zipfile.ZipFile, members: list[str], name: str) -> tuple[in
     for member in ("height", "width"):
         if member in members:
             with archive.open(f"{member}.npy") as file:
-                array = npy.read_array(io.BytesIO(file.read(MAX_HEADER)), allow_pickle=False)
+                content = file.read(MAX_HEADER)
+            try:
+                array = npy.read_array(io.BytesIO(content), allow_pickle=False)
+            except MemoryError:
+                raise ValueError(f"{name}: its {member} claims to be larger than the file; write it anew") from None
             if array.size != 1 or array.dtype.kind not in "iu" or not 0 < array.item() <= MAX_PIXELS:
                 raise ValueError(f"{name}: its {member} is {array}, expected 1 to {MAX_PIXELS:,} pixels; write it anew")
             sides.append(array.item())
@@ -195,8 +199,9 @@ def _of_columns(
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{length:,} of {key}" for key, length in lengths.items())
         raise ValueError(f"{name}: holds {found}, expected equally many; the file is damaged")
-    if any(array.dtype.names for array in arrays.values()):
-        raise ValueError(f"{name}: its arrays are structured, expected a number for each event")
+    for key, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name}: its {key} is of type {array.dtype}, expected a number for each event")
     packer = Packer(name, given, stray)
     columns = Columns(packer, unit_us or choose_unit(name, time, arrays["t"].first(GUESS_EVENTS)))
     return Recording(name, "npz", given, _rows(name, arrays, columns), own, packer=packer)

@@ -15,8 +15,13 @@ NAMES = {
     "p": ("p", "ps", "pol", "polarity", "polarities", "on"),
 }
 """Names of the columns in lower case, without their unit."""
-UNITS = {"us": 1, "µs": 1, "microseconds": 1, "s": 1_000_000, "sec": 1_000_000, "seconds": 1_000_000}
+UNITS = {
+    **dict.fromkeys(("us", "\N{MICRO SIGN}s", "\N{GREEK SMALL LETTER MU}s", "usec", "microseconds"), 1),
+    **dict.fromkeys(("ms", "msec", "milliseconds"), 1_000),
+    **dict.fromkeys(("s", "sec", "seconds"), 1_000_000),
+}
 """µs of a unit."""
+UNIT_NAMES = {1: "microseconds", 1_000: "milliseconds", 1_000_000: "seconds"}
 EARLY_S = 1000  # simulators write many events at the time 0.0
 MANY = 100  # among so many times, events of which each comes a second after the one before it are not a recording
 LATEST = 1 << 62
@@ -36,16 +41,22 @@ def find_columns(names: Iterable[str]) -> dict[str, str] | None:
 
 def _split_unit(name: str) -> tuple[str, str]:
     plain = re.sub(r"@\d+$", "", name.strip().strip("\"'").lower())  # faery writes the sensor's size behind x and y
-    match = re.fullmatch(r"(\w+?)\s*[\[(]\s*(\w+)\s*[\])]|([a-z]+)_(us|µs|s|sec)", plain)
+    units = "|".join([*UNITS, "ns"])
+    match = re.fullmatch(rf"(\w+?)\s*[\[(]\s*(\w+)\s*[\])]|([a-z]+)_({units})", plain)
     return (match[1] or match[3], match[2] or match[4]) if match else (plain, "")
 
 
 def choose_unit(name: str, column: str, first: np.ndarray) -> int:
-    """Return the µs of the unit of a column of times, from its name, else from its first values; log it."""
-    unit, why = UNITS.get(_split_unit(column)[1]), "its column says so"
-    if unit is None:
-        unit, why = _guess_unit(first)
-    log.info("%s: takes its times as %s: %s", name, "microseconds" if unit == 1 else "seconds", why)
+    """Return the µs of the unit of a column of times, from its name, else from its first values; log it.
+
+    Raises:
+        ValueError: the name states another unit than µs, ms and s.
+    """
+    stated = _split_unit(column)[1]
+    if stated and stated not in UNITS:
+        raise ValueError(f"{name}: its column {column} is in {stated}, expected us, ms or s; write it anew")
+    unit, why = (UNITS[stated], "its column says so") if stated else _guess_unit(first)
+    log.info("%s: takes its times as %s: %s", name, UNIT_NAMES[unit], why)
     return unit
 
 
@@ -72,7 +83,9 @@ def guess_columns(table: np.ndarray, name: str) -> tuple[int, int, int, int]:
         raise ValueError(f"{name}: no column holds only 0 and 1, or -1 and 1, expected one of polarities; name them")
     p = signs[0]
     others = [column for column in range(4) if column != p]
-    growing = [column for column in others if (np.diff(table[:, column]) >= 0).all()] or others
+    growing = [column for column in others if (np.diff(table[:, column]) >= 0).all()]
+    if not growing:  # some events are late
+        growing = [max(others, key=lambda column: np.count_nonzero(np.diff(table[:, column]) >= 0))]
     t = max(growing, key=lambda column: (np.ptp(table[:, column]) > 0, -others.index(column)))
     if len(table) == 1 or np.ptp(table[:, t]) == 0:
         t = 0 if p == 3 else max(others)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from multifire.events.hot_pixels import find_hot_pixels
-from multifire.events.recording import EVENT_DTYPE, Packed, Recording, pack
+from multifire.events.recording import EVENT_DTYPE, Packed, Recording, check_side, pack
 from multifire.utils.log import log
 
 Slicing = Literal["duration", "time", "count"]
@@ -239,6 +239,7 @@ def _fill(
     with factory() as recording:
         if recording.sensor_size is None:
             raise ValueError(f"{recording.name}: does not say its sensor's size; open it with sensor_size=(H, W)")
+        check_side(recording.name, recording.sensor_size)
         cells = cells_of(recording.sensor_size, options)
         for t, pixel in recording.packed():
             for window in windows:

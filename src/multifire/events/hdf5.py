@@ -16,11 +16,19 @@ import numpy as np
 
 from multifire.events.aedat4 import INSTALL
 from multifire.events.columns import LATEST, Columns, choose_unit, find_columns
-from multifire.events.recording import Packed, Packer, Recording, Stray, check_count, damage_reported
+from multifire.events.recording import (
+    MAX_RECORD,
+    Packed,
+    Packer,
+    Recording,
+    Stray,
+    check_count,
+    damage_reported,
+)
 from multifire.utils.hdf5_texts import Texts
 
 if TYPE_CHECKING:
-    import h5py
+    pass
 
 AT_A_TIME = 1 << 15  # events
 GUESS_EVENTS = 4096
@@ -62,8 +70,8 @@ def _open(file: Any, source: Path | BinaryIO, name: str, given: tuple[int, int] 
         places = ": " + ", ".join(table[0] for table in found)[:200] if found else ""
         raise ValueError(f"{name}: holds the events of {len(found)} cameras{places}, expected those of one")
     place, columns, time_name = found[0]
-    for key, (dataset, _) in columns.items():
-        _check_dataset(dataset, f"{name}: its {key} in {place}")
+    for key, column in columns.items():
+        _check_column(column, f"{name}: its {key} in {place}")
     count = len(columns["t"][0])
     if any(len(dataset) != count for dataset, _ in columns.values()):
         raise ValueError(f"{name}: its columns in {place} differ in length; the file is damaged")
@@ -107,11 +115,15 @@ def _event_tables(
             yield from _event_tables(entry, left, f"{path}/{key}", depth + 1)
 
 
-def _check_dataset(dataset: "h5py.Dataset", what: str) -> None:
+def _check_column(column: Column, what: str) -> None:
+    dataset, field = column
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{what} lies in another file, which is not read; copy it into this one")
-    if dataset.dtype.hasobject:
-        raise ValueError(f"{what} is of type {dataset.dtype}, expected numbers")
+    dtype = dataset.dtype if field is None else dataset.dtype[field]
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{what} is of type {dtype}, expected numbers")
+    if dataset.dtype.hasobject or dataset.dtype.itemsize > MAX_RECORD:
+        raise ValueError(f"{what} lies in records of {dataset.dtype}, expected at most {MAX_RECORD} bytes of numbers")
     if dataset.chunks and dataset.chunks[0] * dataset.dtype.itemsize > MAX_CHUNK:
         raise ValueError(
             f"{what} is compressed in chunks of {dataset.chunks[0]:,} events, expected at most "

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from multifire.events.recording import Recording
+from multifire.events.recording import Recording, check_side
 
 TIMES = 10
 """Events of a hot pixel are more than this many times those of the second busiest of its eight neighbours."""
@@ -25,6 +25,7 @@ def count_pixels(recording: Recording) -> np.ndarray:
     """
     if recording.sensor_size is None:
         raise ValueError(f"{recording.name}: does not state its sensor's size; give it with --sensor, such as 346x260")
+    check_side(recording.name, recording.sensor_size)
     height, width = recording.sensor_size
     counts = np.zeros(height * width, np.int64)
     for _, pixel in recording.packed():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from multifire.events.hot_pixels import hot_pixels
-from multifire.events.recording import Recording
+from multifire.events.recording import Recording, check_side
 
 RATE_STEPS = 512
 """Maximum number of equal parts of time for which events are counted."""
@@ -52,6 +52,8 @@ def look_over(factory: Callable[[], Recording], parts: int = 60) -> Overview:
     events = on_events = 0
     first, last = 1 << 62, -(1 << 62)
     with factory() as recording:
+        if recording.sensor_size:
+            check_side(recording.name, recording.sensor_size)
         height, width = recording.sensor_size or (0, 0)
         counts = np.zeros(height * width, np.int64)
         for t, pixel in recording.packed():

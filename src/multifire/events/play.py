@@ -23,6 +23,10 @@ MAX_SIZE = (256, 320)
 """Maximum height and width of a picture; together with the number of pictures they bound the memory."""
 MIN_WIDTH = 320
 """Minimum width of an animation in pixels."""
+SLOWEST_S = 60.0
+"""Maximum time for a picture: a clock that was set meanwhile makes a recording last decades."""
+SLOWEST_MS = 655_350 // MAX_PICTURES
+"""The same in an animation: a GIF shows equal pictures as one, for at most 655 s."""
 BRIGHT_SHARE = 0.98
 """Share of the cells with events that are not shown in the strongest colour."""
 PAGE = Path(__file__).with_name("play.html")
@@ -42,8 +46,8 @@ class Film(NamedTuple):
 
     @property
     def seconds_each(self) -> float:
-        """Time for which a picture is shown."""
-        return self.slice_us / 1e6 / self.speed
+        """Time for which a picture is shown, at most SLOWEST_S."""
+        return min(self.slice_us / 1e6 / self.speed, SLOWEST_S)
 
     def say(self) -> str:
         return f"{len(self.pictures):,} pictures of {self.slice_us / 1000:,.1f} ms; blue: ON, red: OFF"
@@ -103,7 +107,9 @@ def write_film(out: Path, shown: Film, name: str) -> None:
         FileNotFoundError: the folder of the file does not exist.
     """
     if out.suffix.lower() in (".png", ".gif"):
-        images.save(out, images.enlarge(shown.pictures, MIN_WIDTH), max(round(1000 * shown.seconds_each), 20))
+        images.save(
+            out, images.enlarge(shown.pictures, MIN_WIDTH), min(max(round(1000 * shown.seconds_each), 20), SLOWEST_MS)
+        )
         return
     if out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{out}: ends in {out.suffix or 'nothing'!r}, expected .html, .png or .gif")

@@ -17,10 +17,28 @@ MAX_HEADER = 16 << 20  # jAER writes 5 KB
 EVENTS_PER_BYTE = 16
 """Maximum events for a byte of a compressed file of arrays; real ones take a byte or more for each."""
 SMALL_FILE = 1 << 15  # smaller files count as this many bytes
+MAX_RECORD = 1 << 12  # bytes of an event; a time and three numbers need 32
 ANY_SENSOR = (1 << 15, 1 << 15)  # EVENT_DTYPE and AEDAT 3.1 have 15 bits for a coordinate
+
+MAX_SIDE = 4096
+"""Maximum side of a sensor whose pixels are counted: frames need a table of all."""
 
 Stray = Literal["refuse", "drop"]
 """What happens to events beside the sensor: an error with their number, or they are left out and counted."""
+
+
+def check_side(name: str, sensor_size: tuple[int, int]) -> None:
+    """Refuse a sensor (H, W) so large that a table of its pixels would fill the memory.
+
+    Raises:
+        ValueError: a side is 0 or above MAX_SIDE.
+    """
+    height, width = sensor_size
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise ValueError(
+            f"{name}: says that its sensor has {width} × {height} pixels, expected 1 to {MAX_SIDE} a side; "
+            "the file is damaged"
+        )
 
 
 class Chunk(NamedTuple):

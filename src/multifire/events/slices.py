@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from multifire.events.frames import FrameOptions, cells_of
-from multifire.events.recording import Recording
+from multifire.events.recording import Recording, check_side
 
 
 def slices_of(recording: Recording, options: FrameOptions, first_us: int, slice_us: float) -> Iterator[np.ndarray]:
@@ -19,6 +19,7 @@ def slices_of(recording: Recording, options: FrameOptions, first_us: int, slice_
     """
     if recording.sensor_size is None:
         raise ValueError(f"{recording.name}: does not state its sensor's size; give it with --sensor, such as 346x260")
+    check_side(recording.name, recording.sensor_size)
     cells = cells_of(recording.sensor_size, options)
     height, width = options.size
     counts = np.zeros(2 * height * width + 1, np.int64)

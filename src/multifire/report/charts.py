@@ -169,7 +169,8 @@ def accuracy(runs: Sequence[RunFiles]) -> list[Chart]:
 
 def loss(runs: Sequence[RunFiles]) -> list[Chart]:
     about = (
-        "Cross entropy of the time-averaged logits, after each epoch: dashed on training samples, solid on held-out."
+        "After each epoch: dashed, the loss that was trained, with label smoothing, TET or your own loss; solid, the "
+        "cross entropy of the time-averaged logits on held-out samples."
     )
     return _curve(runs, "loss", "Loss", about, "loss")
 

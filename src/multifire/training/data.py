@@ -11,7 +11,7 @@ from multifire.datasets.loader import Batches, EventBatches, make_batches
 from multifire.training.distributed import ALONE, Processes
 
 IMAGES_ONLY = ("crop_padding", "random_erasing", "trivial_augment", "mixup")
-EVENTS_ONLY = ("roll", "rotation", "swap_polarity", "time_jitter")
+EVENTS_ONLY = ("roll", "rotation", "swap_polarity", "time_jitter", "flip_x", "flip_y")
 
 
 @dataclass(frozen=True)
