@@ -22,7 +22,7 @@ from multifire.engine import native as engine
 from multifire.engine.networks import TorchNetwork
 from multifire.engine.stream import classify, follow, frames_of
 from multifire.events import EVENT_DTYPE, FrameOptions, read_events, to_frames
-from multifire.events.live import LiveFrames, UdpRecords, packed_records
+from multifire.events.live import LiveFrames, Records, UdpRecords, packed_records
 from multifire.export import fold
 from multifire.export.int8 import export_run
 from multifire.nn import model_from_config
@@ -81,6 +81,19 @@ def test_malformed_packets_are_skipped_and_counted(data, caplog):
         assert records.malformed == 2
     assert caplog.text.count("expected") == 1
     assert "2 malformed packets" in caplog.text
+
+
+def test_strays_of_a_stream_are_dropped_as_in_training(tmp_path, caplog):
+    events = events_at([1, 2, 3])
+    events["x"][1] = 128
+    (tmp_path / "stream").write_bytes(events.tobytes())
+    with (tmp_path / "stream").open("rb") as file, Records(file, SENSOR, "a file", "drop") as records:
+        assert [list(chunk.t) for chunk in records] == [[1, 3]]
+    assert "a file: 1 events beside the sensor were left out" in caplog.text
+    with UdpRecords(0, SENSOR, "drop") as records, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(events.tobytes(), ("127.0.0.1", records.port))
+        assert list(next(iter(records)).t) == [1, 3]
+        assert (records.malformed, records.dropped) == (0, 1)
 
 
 @pytest.fixture(scope="module")

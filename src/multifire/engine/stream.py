@@ -23,7 +23,7 @@ from multifire.engine.networks import EngineChoice, StreamNetwork, open_network
 from multifire.events import Recording, frames_of_windows, open_recording
 from multifire.events.hot_pixels import find_hot_pixels
 from multifire.events.live import LiveFrame, LiveFrames, Records, UdpRecords
-from multifire.events.recording import Packed
+from multifire.events.recording import Packed, Stray
 from multifire.utils.log import log
 from multifire.utils.progress import CONSOLE
 
@@ -155,10 +155,10 @@ def _frames_of_recording(path: Path, cfg: DataConfig, info: DatasetInfo) -> Iter
         yield from follow(live, recording.packed())
 
 
-def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo) -> UdpRecords | Records:
+def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo, stray: Stray) -> UdpRecords | Records:
     """Open a stream of events from a UDP port of this machine or, if `port` is None, from an open file.
 
-    The sensor size is that of the run's data set.
+    The sensor size is that of the run's data set; events beside it are refused or dropped as in training.
 
     Raises:
         ValueError: the network was not trained on events, or there is no such port.
@@ -170,7 +170,7 @@ def open_stream(port: int | None, file: BinaryIO, info: DatasetInfo) -> UdpRecor
             "them"
         )
     size = info.height_width
-    return Records(file, size, "standard input") if port is None else UdpRecords(port, size)
+    return Records(file, size, "standard input", stray) if port is None else UdpRecords(port, size, stray)
 
 
 def follow(live: LiveFrames, chunks: Iterable[Packed]) -> Iterator[LiveFrame]:
@@ -263,7 +263,7 @@ class Player:
 
     def follow(self, file: BinaryIO, port: int | None) -> None:
         """Print the predictions for events from a UDP port or, if `port` is None, from an open file, until they end."""
-        with open_stream(port, file, self.info) as records:
+        with open_stream(port, file, self.info, self.cfg.data.stray) as records:
             live = LiveFrames(self.info.height_width, frame_options(self.cfg.data), "a stream")
             if self.cfg.data.hot_pixels == "drop":
                 log.warning("hot pixels are told from a whole recording, so those of a stream are not left out")

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, Self
 import numpy as np
 
 from multifire.events.frames import FOREVER, FrameOptions, cells_of
-from multifire.events.recording import CHUNK_BYTES, EVENT_DTYPE, Packed, pack
+from multifire.events.recording import CHUNK_BYTES, EVENT_DTYPE, Packed, Packer, Stray, pack
 from multifire.utils.log import log
 
 LOCALHOST = "127.0.0.1"
@@ -107,12 +107,12 @@ class LiveFrames:
         return np.zeros(2 * self._options.size[0] * self._options.size[1], np.int64)
 
 
-def packed_records(data: bytes, sensor_size: tuple[int, int], name: str) -> Packed:
+def packed_records(data: bytes, sensor_size: tuple[int, int], name: str, stray: Stray = "refuse") -> Packed:
     """Return the events of complete records, sorted by time.
 
     Raises:
-        ValueError: an incomplete record, an event outside the sensor, a polarity that is not 0 or 1, or a time below 0
-            or above 2⁶².
+        ValueError: an incomplete record, an event beside the sensor unless they are dropped, a polarity that is not
+            0 or 1, or a time below 0 or above 2⁶².
     """
     if not data or len(data) % EVENT_DTYPE.itemsize:
         size = EVENT_DTYPE.itemsize
@@ -122,16 +122,19 @@ def packed_records(data: bytes, sensor_size: tuple[int, int], name: str) -> Pack
     if min(x.min(), y.min(), p.min(), t.min()) < 0 or p.max() > 1 or t.max() >= FOREVER:
         wrong = int(np.argmax((x < 0) | (y < 0) | (p < 0) | (p > 1) | (t < 0) | (t >= FOREVER)))
         raise ValueError(f"{name}: record {wrong:,} is {events[wrong]}, expected t, x, y >= 0 and p 0 or 1")
-    chunk = pack(name, sensor_size, 0, t, x, y, p)
-    order = np.argsort(t, kind="stable")
+    drops = stray == "drop"
+    chunk = Packer(name, sensor_size).pack(t, x, y, p) if drops else pack(name, sensor_size, 0, t, x, y, p)
+    order = np.argsort(chunk.t, kind="stable")
     return Packed(chunk.t[order], chunk.pixel[order])
 
 
 class Records:
     """Yields chunks of events from an open stream of records as soon as they arrive."""
 
-    def __init__(self, file: BinaryIO, sensor_size: tuple[int, int], name: str):
+    def __init__(self, file: BinaryIO, sensor_size: tuple[int, int], name: str, stray: Stray = "refuse"):
         self._handle, self._sensor_size, self.name = file.fileno(), sensor_size, name
+        self._stray: Stray = stray
+        self.dropped = 0
 
     def __iter__(self) -> Iterator[Packed]:
         """Yield chunks. Raises ValueError for an invalid record, since no later record can be trusted."""
@@ -141,7 +144,9 @@ class Records:
             whole = len(data) - len(data) % EVENT_DTYPE.itemsize
             rest = data[whole:]
             if whole:
-                yield packed_records(data[:whole], self._sensor_size, self.name)
+                packed = packed_records(data[:whole], self._sensor_size, self.name, self._stray)
+                self.dropped += whole // EVENT_DTYPE.itemsize - len(packed.t)
+                yield packed
         if rest:
             log.warning("%s: ends in the middle of a record: its last %s bytes are not read", self.name, len(rest))
 
@@ -149,7 +154,13 @@ class Records:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Do nothing: the stream's owner closes it."""
+        """Say how many events were dropped; the stream's owner closes it."""
+        _log_dropped(self.name, self.dropped)
+
+
+def _log_dropped(name: str, count: int) -> None:
+    if count:
+        log.warning("%s: %s events beside the sensor were left out", name, f"{count:,}")
 
 
 class UdpRecords:
@@ -159,7 +170,7 @@ class UdpRecords:
     are read, the system drops them once its buffer is full.
     """
 
-    def __init__(self, port: int, sensor_size: tuple[int, int]):
+    def __init__(self, port: int, sensor_size: tuple[int, int], stray: Stray = "refuse"):
         """Open the port; 0 chooses a free one, stored in `port`.
 
         Raises:
@@ -167,7 +178,9 @@ class UdpRecords:
         """
         if not 0 <= port < 1 << 16:
             raise ValueError(f"UDP port is {port}, expected 0 to 65535")
-        self._sensor_size, self.malformed = sensor_size, 0
+        self._sensor_size = sensor_size
+        self._stray: Stray = stray
+        self.malformed = self.dropped = 0
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self._socket.bind((LOCALHOST, port))
@@ -181,16 +194,20 @@ class UdpRecords:
         while True:
             data = self._socket.recv(PACKET_BYTES)
             try:
-                yield packed_records(data, self._sensor_size, "UDP packet")
+                packed = packed_records(data, self._sensor_size, "UDP packet", self._stray)
             except ValueError as error:
                 self.malformed += 1
                 if self.malformed == 1:
                     log.warning("%s; it is skipped, and further ones are only counted", error)
+                continue
+            self.dropped += len(data) // EVENT_DTYPE.itemsize - len(packed.t)
+            yield packed
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
+        _log_dropped(self.name, self.dropped)
         if self.malformed:
             log.warning("%s malformed packets were skipped", f"{self.malformed:,}")
