@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = parser.add_mutually_exclusive_group(required=True)
     wanted.add_argument("--minutes", type=float, help="stop after this time")
     wanted.add_argument("--list", action="store_true", help="print the trainings, in order")
-    parser.add_argument("--state", type=Path, default=ROOT / "build" / "trainings", help="folder of the runs")
+    parser.add_argument("--state", type=Path, default=ROOT / "runs" / "trainings", help="folder of the runs")
     parser.add_argument("--root", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these trainings, in this order")
     parser.add_argument(

@@ -36,7 +36,7 @@ GREETING = """multifire: deep spiking neural networks of multi-level firing neur
 
   multifire demo --pretrained     a trained network at work: digits, dormant units, energy, a recording
   multifire demo                  train that network, a few minutes
-  multifire report digits         a page about it
+  multifire summary digits        its layers, parameters and operations
 
 `multifire --help` lists all commands, `multifire recipes` what can be trained."""
 USER_ERROR = 2

@@ -25,7 +25,7 @@ def add_parser(commands) -> None:
                         help="end a sample once its first class leads the second by this probability")  # fmt: skip
     parser.add_argument("--engine", choices=("auto", "native", "torch"), default="auto", metavar="engine",
                         help="native: int8 weights, without torch's overhead; torch: the run's own numbers "
-                        "(default: native where it can)")  # fmt: skip
+                        "(default: native for int8 files, and on a CPU for runs that int8 can hold)")  # fmt: skip
     add_checkpoint(parser)
     add_device(parser)
     parser.set_defaults(run=run)

@@ -16,7 +16,7 @@ IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 VGG_STAGES = {9: ((1,), (2, 2), (4, 4, 4, 4)), 11: ((1,), (2, 2), (4, 4), (8, 8, 8, 8))}
 """Widths of the convolutions in each stage after the first convolution, as multiples of the width, by depth."""
 KNOWN = (
-    "ds_resnetD, plain_resnetD, ms_resnetD or sew_resnetD with depth D = 6n+2: 8, 14, 20, 32, 44, ..., or for large "
+    "ds_resnetD, plain_resnetD, ms_resnetD or sew_resnetD with depth D = 6n+2: 8, 14, 20, 26, 32, ..., or for large "
     "images 18 or 34; vgg9, vgg11; or a name that the file given with --code registers"
 )
 
