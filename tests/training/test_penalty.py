@@ -31,10 +31,11 @@ def test_operations_are_those_of_the_analysis(name, signed):
     assert synops > 0
 
 
-def test_the_gradient_of_an_input_is_its_fan_out():
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_an_input_is_its_fan_out(order):
     model = mf.build_model("ds_resnet8", width=4).train()
     conv = reading_spikes(model)[0]
-    spikes = torch.ones(1, 4, 6, 6, requires_grad=True)
+    spikes = torch.ones(2, 4, 6, 6).contiguous(memory_format=order).requires_grad_()
     with count_spikes(model) as counter:
         conv(spikes)
     (grad,) = torch.autograd.grad(counter.millions(), spikes)

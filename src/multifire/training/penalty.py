@@ -45,9 +45,13 @@ class SpikeCounter:
         self._sums: list[Tensor] = []
 
     def after_conv(self, conv: nn.Conv2d, inputs: tuple[Tensor], out: Tensor) -> None:
-        x = inputs[0]
-        fan_out_HW = fan_out(conv, x.shape[2:], out.shape[2:], x.device)
-        self._sums.append((x.abs().sum((0, 1), dtype=torch.float32) * fan_out_HW).sum())
+        x_NCHW = inputs[0]
+        fan_out_CHW = fan_out(conv, x_NCHW.shape[2:], out.shape[2:], x_NCHW.device).expand(x_NCHW.shape[1:])
+        if x_NCHW.is_contiguous(memory_format=torch.channels_last):  # half the time of sums in another order
+            x_NHWC, fan_out_HWC = x_NCHW.permute(0, 2, 3, 1), fan_out_CHW.permute(1, 2, 0)
+            self._sums.append(_weighted(x_NHWC, fan_out_HWC))
+        else:
+            self._sums.append(_weighted(x_NCHW, fan_out_CHW))
 
     def after_identity(self, _block: nn.Module, inputs: tuple[Tensor], _out: Tensor) -> None:
         self._sums.append(inputs[0].abs().sum(dtype=torch.float32))
@@ -55,3 +59,8 @@ class SpikeCounter:
     def millions(self) -> Tensor:
         """Return the number of operations of all samples of the batch, in millions."""
         return torch.stack(self._sums).sum() / MILLION
+
+
+def _weighted(x: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ |x|·weights over x [N, ...] and weights [...]."""
+    return x.flatten(1).abs().sum(0, dtype=torch.float32) @ weights.reshape(-1).float()
