@@ -35,6 +35,7 @@ def with_tables(page: str, folder: Path) -> str:
         "levels": claims_page.levels_table(claims),
         "blocks": claims_page.blocks_table(claims),
         "gradients": claims_page.gradients_table(claims),
+        "fashion-mnist": claims_page.accuracy_table(read_csv(folder / "claims-fashion-mnist.csv")),
     })  # fmt: skip
 
 
