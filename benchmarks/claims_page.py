@@ -39,8 +39,13 @@ def percent(column: str) -> Callable[[Row], float]:
 
 
 def reach(moment: str) -> Callable[[Row], float]:
-    """Return log10 of the gradient's norm in the first layers over that in the last ones."""
-    return lambda row: math.log10(float(row[f"gradient_first_{moment}"]) / float(row[f"gradient_last_{moment}"]))
+    """Return log10 of the gradient's norm in the first layers over that in the last ones, -inf where none arrives."""
+
+    def decades(row: Row) -> float:
+        ratio = float(row[f"gradient_first_{moment}"]) / float(row[f"gradient_last_{moment}"])
+        return math.log10(ratio) if ratio else -math.inf
+
+    return decades
 
 
 LEVELS = (
@@ -132,6 +137,8 @@ def compare(found: Sequence[Pair], measure: Measure) -> tuple[str, ...]:
     holding = sum(measure.expected * difference > 0 for difference in differences)
     count = f"{holding} of {len(values)}"
     cells = (f"{means[0]:.2f}", f"{means[1]:.2f}")
+    if not math.isfinite(mean):
+        return (*cells, f"{mean:+.2f}", count, "no gradient")
     if len(values) < 2:
         return (*cells, f"{mean:+.2f}", count, "one pair")
     half = half_interval(differences)

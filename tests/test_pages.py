@@ -86,3 +86,16 @@ def test_events_have_a_line_for_each_style():
     table = results_page.events_table(rows)
     assert "| nmnist-own-0, -1 | 2 | 95.0 (90.0 to 100.0) | a card |" in table
     assert "| nmnist-paper-0 | 2 | 80.0 | a card |" in table
+
+
+def test_a_gradient_of_zero_has_no_interval():
+    rows = [
+        {"block": block, "depth": "44", "levels": "1", "seed": seed, "norm": "tdbn", "surrogate_width": "0.5"}
+        | {"zero_gradient_first_start": "0.5", "zero_gradient_first_end": "1"}
+        | {f"gradient_{layer}_{moment}": "1e-3" for layer in ("first", "last") for moment in ("start", "end")}
+        | ({"gradient_first_end": "0"} if block == "plain" else {})
+        for block in ("plain", "ds")
+        for seed in "01"
+    ]
+    table = claims_page.gradients_table(rows)
+    assert "| tdBN, width 0.5 | -inf | 0.00 | +inf | 2 of 2 | no gradient |" in table
