@@ -39,7 +39,10 @@ def percent(column: str) -> Callable[[Row], float]:
 
 
 def reach(moment: str) -> Callable[[Row], float]:
-    """Return log10 of the gradient's norm in the first layers over that in the last ones, -inf where none arrives."""
+    """Return how many times larger the gradient is in the first layers than in the last ones, as log10.
+
+    -inf: no gradient reaches the first layers.
+    """
 
     def decades(row: Row) -> float:
         ratio = float(row[f"gradient_first_{moment}"]) / float(row[f"gradient_last_{moment}"])

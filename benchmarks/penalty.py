@@ -1,7 +1,7 @@
 """`python -m benchmarks.penalty RECIPE`: train with growing spike penalties; measure accuracy, operations and time.
 
-Each run appends its row to penalty.csv, so a stopped benchmark continues where it was. With `--runs FOLDER` the runs
-stay in FOLDER/RECIPE-PENALTY-SEED: a stopped training continues there, and a finished one is only measured.
+Each run appends its row to penalty.csv, so a stopped benchmark continues where it was. `--runs FOLDER` keeps the runs
+in FOLDER/RECIPE-PENALTY-SEED. There a stopped training continues, and a finished one is only measured.
 """
 
 import argparse

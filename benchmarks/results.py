@@ -34,11 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, default=ROOT / "runs" / "trainings", help="folder of the runs")
     parser.add_argument("--root", default="data", help="folder of the data sets (default: data)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these trainings, in this order")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="folder of trainings.csv (default: benchmarks/results; --tiny: STATE)",
-    )
+    out_help = "folder of trainings.csv (default: benchmarks/results, with --tiny STATE)"
+    parser.add_argument("--out", type=Path, help=out_help)
     parser.add_argument("--tiny", action="store_true", help="a few images and epochs of narrow networks, to try it")
     args = parser.parse_args(argv)
     prepare_imports(ROOT / "build" / "wheels")

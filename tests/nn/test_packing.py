@@ -84,10 +84,10 @@ def test_gradients_of_a_network_are_the_same_bits_with_packed_spikes(monkeypatch
     assert all(torch.equal(got, want) for got, want in zip(*grads, strict=True))
 
 
+@pytest.mark.skipif(not ops.cpu.is_built(), reason=ops.cpu.NOT_BUILT)
 def test_spikes_are_unpacked_in_the_types_of_layers_alone():
     packed = ops.pack_spikes(torch.ones(1000))
-    if packed is None:
-        pytest.skip(ops.cpu.NOT_BUILT)
+    assert packed is not None
     for dtype in (torch.float16, torch.float64):
         with pytest.raises(ValueError, match=rf"dtype is {dtype}, expected one of torch.float32, torch.bfloat16"):
             ops.unpack_spikes(packed, dtype)

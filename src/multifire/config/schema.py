@@ -1,5 +1,6 @@
 """The configuration of a run: frozen dataclasses of plain values. Imports neither torch nor NumPy."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -357,10 +358,15 @@ def parse_duration(text: str, name: str) -> float:
 
 def _check_choices(part: Any, prefix: str) -> None:
     """Check the fields that are one of a few words."""
-    for name, hint in get_type_hints(type(part)).items():
-        if get_origin(hint) is Literal:
-            value, words = getattr(part, name), get_args(hint)
-            _require(value in words, prefix + name, repr(value), f"one of {', '.join(words)}")
+    for name, words in _choices(type(part)).items():
+        value = getattr(part, name)
+        _require(value in words, prefix + name, repr(value), f"one of {', '.join(words)}")
+
+
+@functools.cache
+def _choices(part: type) -> dict[str, tuple[str, ...]]:
+    """Return the words that each field of type Literal may be."""
+    return {name: get_args(hint) for name, hint in get_type_hints(part).items() if get_origin(hint) is Literal}
 
 
 def _require(holds: bool, name: str, value: Any, expected: str) -> None:

@@ -93,12 +93,12 @@ class Opened(NamedTuple):
 def open_network(source: Path, which: str | None, device: str, choice: EngineChoice) -> Opened:
     """Open a run or an exported int8 file as a network for streams.
 
-    "auto" takes the native engine, where it is built, for int8 files and, on a CPU, for runs of networks that int8 can
-    hold.
+    "auto" takes the native engine for int8 files, and on a CPU for runs that int8 can hold. Where that engine is not
+    built, it takes torch.
 
     Raises:
         FileNotFoundError: no such run, checkpoint or file.
-        ValueError: damaged, a network that the chosen engine does not compute, or "native" where it is not built.
+        ValueError: the source is damaged, the chosen engine does not compute its network, or "native" is not built.
     """
     if choice == "native" and not native.is_built():
         raise ValueError(f"{native.NOT_BUILT}; or leave out --engine native")

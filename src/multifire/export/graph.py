@@ -55,7 +55,6 @@ def _trace_block(x: Value, block: nn.Module, name: str, to: Target[Value]) -> Va
         raise ValueError(
             f"{name} is a {type(block).__name__}, which the format cannot hold; expected ds or plain blocks"
         )
-    assert isinstance(block, DSBlock | PlainBlock)
     residual = x
     if isinstance(block, DSBlock) and block.shortcut is not None:
         residual = _fire(x, block.shortcut, f"{name}.shortcut", to)

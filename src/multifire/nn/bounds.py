@@ -1,6 +1,7 @@
 """The largest activation that can reach each convolution, which decides in how many bits a GPU packs its input."""
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 from torch import nn
 
@@ -29,7 +30,6 @@ def bound_inputs(stem: ConvFire, layers: Iterable[nn.Module]) -> None:
             continue
         if not is_ds_or_plain(block):  # unknown from here on
             return
-        assert isinstance(block, DSBlock | PlainBlock)
         _set_max_input(block.fire1.conv, largest)
         _set_max_input(block.fire2.conv, _levels(block.fire1))
         if block.shortcut is not None:
@@ -40,7 +40,7 @@ def bound_inputs(stem: ConvFire, layers: Iterable[nn.Module]) -> None:
         largest = _levels(block.fire2) + added
 
 
-def is_ds_or_plain(block: nn.Module) -> bool:
+def is_ds_or_plain(block: nn.Module) -> TypeGuard[DSBlock | PlainBlock]:
     """Return True for blocks that compute what `DSBlock` or `PlainBlock` does; a block of the user may not."""
     return isinstance(block, DSBlock | PlainBlock) and type(block).forward in (DSBlock.forward, PlainBlock.forward)
 
